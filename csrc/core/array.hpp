@@ -1,0 +1,25 @@
+// What the kernels know of an array: plain data, no owner, no Python.
+#pragma once
+
+#include <cstdint>
+
+namespace fastopt {
+
+using Index = std::int64_t;
+
+// The order is the column of every kernel table.
+enum class DType : std::uint8_t { f32, f64, bf16, f16 };
+inline constexpr int kDTypes = 4;       // storage types of the elementwise and step drivers
+inline constexpr int kComputeTypes = 2; // float, double: the types formulas compute in
+
+struct ArrayView {
+  void* data;
+  const Index* shape;
+  const Index* strides;  // in bytes
+  Index size;            // number of elements
+  int ndim;
+  DType dtype;
+  bool c_contiguous, aligned, writeable;
+};
+
+}  // namespace fastopt

@@ -1,0 +1,75 @@
+#include "core/plan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/parallel.hpp"
+
+namespace fastopt {
+namespace {
+
+template <class T>
+T* at(T* base, Index element, DType dtype) {
+  constexpr Index kBytes[] = {4, 8, 2, 2};
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return base ? static_cast<Byte*>(base) + element * kBytes[int(dtype)] : nullptr;
+}
+
+// State of low-precision parameters is float32.
+DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+}  // namespace
+
+StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors) : rule_(rule), tensors_(std::move(tensors)) {
+  for (std::size_t t = 0; t < tensors_.size(); ++t) {
+    const Index n = tensors_[t].n;
+    elements_ += n;
+    for (Index begin = 0; begin < n; begin += kChunk)
+      chunks_.push_back({std::int32_t(t), begin, std::min(begin + kChunk, n)});
+  }
+  partials_.resize(chunks_.size());
+}
+
+template <class F>
+void StepPlan::for_each_chunk(const void* const* grads, F&& f) {
+  parallel_for(Index(chunks_.size()), elements_ >= kSerialElements, [&](Index i) {
+    const PlanChunk& chunk = chunks_[std::size_t(i)];
+    if (grads[chunk.tensor]) f(i, chunk, tensors_[std::size_t(chunk.tensor)]);
+  });
+}
+
+void StepPlan::step(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const StepKernels& kernel = kernels().step[rule_];
+  for_each_chunk(grads, [&](Index, const PlanChunk& chunk, const PlanTensor& tensor) {
+    const DType dtype = tensor.dtype;
+    StepChunk piece;
+    piece.p = at(tensor.p, chunk.begin, dtype);
+    piece.g = at(grads[chunk.tensor], chunk.begin, dtype);
+    for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], chunk.begin, state_dtype(dtype));
+    piece.ema = at(tensor.ema, chunk.begin, dtype);
+    piece.n = chunk.end - chunk.begin;
+    kernel.at[int(dtype)][tensor.ema != nullptr](piece, coefs + (rows ? rows[chunk.tensor] : 0) * width);
+  });
+}
+
+double StepPlan::norm(const void* const* grads, double ord) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const Monoid monoid = ord == 2.0 ? Monoid::sum_squares : ord == 1.0 ? Monoid::abs_sum : Monoid::abs_max;
+  const ReduceKernels& kernel = kernels().reduce[int(monoid)];
+  std::fill(partials_.begin(), partials_.end(), 0.0);
+  for_each_chunk(grads, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
+    partials_[std::size_t(i)] =
+        kernel.at[int(tensor.dtype)](at(grads[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
+  });
+  double total = 0.0;
+  for (const double part : partials_) {
+    // A NaN partial stays: it fails every comparison.
+    total = monoid == Monoid::abs_max ? (part <= total ? total : part) : total + part;
+    if (std::isnan(total)) break;
+  }
+  return monoid == Monoid::sum_squares ? std::sqrt(total) : total;
+}
+
+}  // namespace fastopt

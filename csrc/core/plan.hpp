@@ -1,0 +1,50 @@
+// A step plan: many tensors cut into chunks once. A chunk is the unit of a CPU task and of a CUDA block.
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "core/dispatch.hpp"
+
+namespace fastopt {
+
+struct PlanTensor {
+  void* p;
+  void* states[4];
+  void* ema;  // null: no average is kept
+  Index n;
+  DType dtype;
+};
+
+struct PlanChunk {
+  std::int32_t tensor;
+  Index begin, end;
+};
+
+class StepPlan {
+ public:
+  StepPlan(int rule, std::vector<PlanTensor> tensors);
+
+  const std::vector<PlanTensor>& tensors() const { return tensors_; }
+
+  // One optimizer step of every tensor with a gradient (null: skipped). Row rows[t] of coefs, `width` wide,
+  // holds the coefficients of tensor t; without rows all use the first.
+  void step(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows);
+
+  // The norm of all gradients together: ord 1, 2 or infinity. Chunks and merge order are fixed, so the
+  // result does not depend on the number of threads.
+  double norm(const void* const* grads, double ord);
+
+ private:
+  template <class F>
+  void for_each_chunk(const void* const* grads, F&& f);
+
+  int rule_;
+  std::vector<PlanTensor> tensors_;
+  std::vector<PlanChunk> chunks_;
+  std::vector<double> partials_;  // of norm, one per chunk
+  Index elements_ = 0;
+  std::mutex mutex_;  // two Python threads may step the same optimizer; the second waits
+};
+
+}  // namespace fastopt

@@ -1,0 +1,13 @@
+// The drivers' parts of one instruction set's KernelTable; table.cpp puts them together.
+#pragma once
+
+#include "core/dispatch.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+
+const StepKernels* step_table();
+const MathKernels* math_table();
+
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt

@@ -1,0 +1,20 @@
+// The one place of registration: a formula's position here is its row in every kernel table.
+#pragma once
+
+#include "formulas/rules/adadelta.hpp"
+#include "formulas/rules/adagrad.hpp"
+#include "formulas/rules/adam.hpp"
+#include "formulas/rules/amsgrad.hpp"
+#include "formulas/rules/momentum.hpp"
+#include "formulas/rules/nadam.hpp"
+#include "formulas/rules/rmsprop.hpp"
+#include "formulas/rules/sgd.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+
+using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
+                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam>;
+
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt

@@ -1,0 +1,47 @@
+// RMSprop, with optional centring and momentum; each combination has its own state and so is its own rule.
+// Tieleman and Hinton, Lecture 6.5, 2012; centred form: Graves, Generating Sequences, 2013.
+#pragma once
+
+#include "formulas/names.hpp"
+#include "math.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+
+template <class T, bool WithMomentum, bool Centered>
+struct RmspropRule {
+  static constexpr const char* name = WithMomentum ? (Centered ? "rmsprop_centered_momentum" : "rmsprop_momentum")
+                                                   : (Centered ? "rmsprop_centered" : "rmsprop");
+  static constexpr Names states = WithMomentum
+                                      ? (Centered ? Names("square_avg", "momentum_buffer", "grad_avg")
+                                                  : Names("square_avg", "momentum_buffer"))
+                                      : (Centered ? Names("square_avg", "grad_avg") : Names("square_avg"));
+  static constexpr Names coefs = WithMomentum ? Names("alpha", "eps", "mu") : Names("alpha", "eps");
+  T alpha, rest, eps, mu;
+  FO_HD explicit RmspropRule(const double* c)
+      : alpha(T(c[0])), rest(T(1.0 - c[0])), eps(T(c[1])), mu(WithMomentum ? T(c[2]) : T(0)) {}
+  FO_HD T operator()(T g, T, T* s) const {
+    s[0] = fma(alpha, s[0], rest * g * g);
+    T variance = s[0];
+    if constexpr (Centered) {
+      T& mean = s[WithMomentum ? 2 : 1];
+      mean = fma(alpha, mean, rest * g);
+      variance = fma(-mean, mean, variance);
+    }
+    const T u = g / (sqrt(variance) + eps);
+    if constexpr (WithMomentum) return s[1] = fma(mu, s[1], u);
+    return u;
+  }
+};
+
+template <class T>
+using Rmsprop = RmspropRule<T, false, false>;
+template <class T>
+using RmspropMomentum = RmspropRule<T, true, false>;
+template <class T>
+using RmspropCentered = RmspropRule<T, false, true>;
+template <class T>
+using RmspropCenteredMomentum = RmspropRule<T, true, true>;
+
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt

@@ -1,0 +1,121 @@
+"""Arrays of other libraries as NumPy views of the same memory, and views as the kernels want them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_DLPACK_CPU = 1
+
+
+def as_view(x: Any, name: str) -> Array:
+    """Return `x` as an ndarray that shares its memory.
+
+    Parameters
+    ----------
+    x : array
+        A NumPy array, a CPU torch tensor, or any object with DLPack's protocol on the CPU.
+    name : str
+        How messages call it, e.g. ``"params[3]"``.
+
+    Raises
+    ------
+    TypeError
+        `x` is no such array.
+    ValueError
+        `x` is on another device than the CPU.
+    """
+    if type(x) is np.ndarray:
+        return x
+    if isinstance(x, np.ndarray):
+        if isinstance(x, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array, expected a plain array")
+        return x.view(np.ndarray)
+    module = type(x).__module__.partition(".")[0]
+    if module == "torch" and hasattr(x, "detach"):
+        return _torch_view(x, name)
+    if hasattr(x, "__cuda_array_interface__"):
+        raise ValueError(f"{name} is on a CUDA device, this build of fastopt has CPU kernels only")
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        kind, index = x.__dlpack_device__()
+        if kind != _DLPACK_CPU:
+            raise ValueError(f"{name} is on DLPack device ({int(kind)}, {index}), expected the CPU ({_DLPACK_CPU}, 0)")
+        view: Array = np.from_dlpack(x)
+        return view
+    raise TypeError(f"{name} is {type(x).__name__}, expected an array (NumPy, torch on the CPU, or DLPack)")
+
+
+def _torch_view(x: Any, name: str) -> Array:
+    if x.device.type != "cpu":
+        raise ValueError(f"{name} is on device {x.device}, expected cpu")
+    torch = sys.modules["torch"]
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        bits: Array = x.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    view: Array = x.numpy()
+    return view
+
+
+def dense_order(a: Array) -> tuple[int, ...] | None:
+    """Return the order of axes in which `a` is C-contiguous and aligned, None when there is none."""
+    if not a.flags.aligned:
+        return None
+    order = tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+    return order if a.transpose(order).flags.c_contiguous else None
+
+
+class Dense:
+    """The C-contiguous, aligned form in which the kernels update one array.
+
+    It is the array itself where that is C-contiguous, a transposed view where the axes are merely permuted,
+    and otherwise a copy that `load` fills before and `store` writes back after an update.
+
+    Attributes
+    ----------
+    source : ndarray
+        The array as it was given.
+    array : ndarray
+        Its dense form.
+    plain : bool
+        `array` is `source`: gradients need no rearrangement.
+    copied : bool
+        `array` has memory of its own, so `load` and `store` have work to do.
+    """
+
+    __slots__ = ("_order", "array", "copied", "plain", "source")
+
+    def __init__(self, source: Array) -> None:
+        self.source = source
+        self.plain = bool(source.flags.c_contiguous and source.flags.aligned)
+        self._order = None if self.plain else dense_order(source)
+        self.copied = not self.plain and self._order is None
+        if self.plain:
+            self.array = source
+        elif self._order is not None:
+            self.array = source.transpose(self._order)
+        else:
+            self.array = np.array(source, order="C")
+
+    def load(self) -> None:
+        """Bring the copy up to date with the source."""
+        if self.copied:
+            np.copyto(self.array, self.source)
+
+    def store(self) -> None:
+        """Write the copy back to the source."""
+        if self.copied:
+            np.copyto(self.source, self.array)
+
+    def arrange(self, g: Array) -> Array:
+        """Return `g`, of the source's shape, in the layout of `array`; a copy only where its own differs."""
+        if self._order is not None:
+            g = g.transpose(self._order)
+        return g if g.flags.c_contiguous and g.flags.aligned else np.array(g, order="C")
