@@ -1,0 +1,132 @@
+"""Timing that survives a shared machine: providers take turns within one run, and quantiles are reported."""
+
+from __future__ import annotations
+
+import csv
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+import fastopt as fo
+from fastopt import _core
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One figure: times in microseconds, rate in GB/s or GFLOP/s, share = rate / the ceiling measured beside it."""
+
+    op: str
+    provider: str
+    mode: str
+    dtype: str
+    size: str
+    p50: float
+    p20: float
+    p80: float
+    rate: float
+    unit: str
+    share: float
+    isa: str
+    threads: int
+    device: str
+    version: str
+
+
+def interleave(
+    providers: Mapping[str, Callable[[], object]], rounds: int = 25, sample_seconds: float = 2e-3
+) -> dict[str, np.ndarray]:
+    """Time each provider once a round, in turns, and return its seconds per call for every round.
+
+    A sample repeats a short call until it lasts `sample_seconds`. Each round starts with another provider, so
+    that none always runs behind the same neighbour.
+    """
+    repeats = {}
+    for name, call in providers.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, round(sample_seconds / max(time.perf_counter() - start, 1e-9)))
+    names = list(providers)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for k in range(len(names)):
+            name = names[(turn + k) % len(names)]
+            call, count = providers[name], repeats[name]
+            call()  # its own data back into the caches, as in a loop of its own
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            samples[name].append((time.perf_counter() - start) / count)
+    return {name: np.array(values) for name, values in samples.items()}
+
+
+def copy_bandwidth(threads: int, megabytes: int = 512) -> float:
+    """Bytes read plus bytes written per second by memcpy on `threads` threads: the ceiling of streaming work."""
+    parts = [np.ones(megabytes * 2**20 // threads, np.uint8) for _ in range(threads)]
+    targets = [np.empty_like(part) for part in parts]
+
+    def copy() -> None:
+        workers = [threading.Thread(target=np.copyto, args=pair) for pair in zip(targets, parts, strict=True)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    best = min(_seconds(copy) for _ in range(9))
+    return 2 * megabytes * 2**20 / best
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def rows(
+    op: str,
+    mode: str,
+    dtype: str,
+    size: str,
+    samples: Mapping[str, np.ndarray],
+    *,
+    work: float,
+    unit: str,
+    ceiling: float,
+    versions: Mapping[str, str],
+) -> list[Row]:
+    """Turn samples into rows; `work` is the bytes or operations of one call, `ceiling` the machine's per second."""
+    made = []
+    for provider, seconds in samples.items():
+        p20, p50, p80 = np.quantile(seconds, [0.2, 0.5, 0.8])
+        made.append(
+            Row(
+                op, provider, mode, dtype, size,
+                round(p50 * 1e6, 2), round(p20 * 1e6, 2), round(p80 * 1e6, 2),
+                round(work / p50 / 1e9, 2), unit, round(work / p50 / ceiling, 3),
+                _core.isa(), fo.get_num_threads(), "cpu", versions.get(provider.split("-")[0], ""),
+            )
+        )  # fmt: skip
+    return made
+
+
+def write(name: str, table: list[Row]) -> Path:
+    """Write the rows to results/`name`.csv, replacing an older run's."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in table)
+    return path
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """Read back what `write` wrote."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,177 @@
+"""Guards of the house: what the compiler made of the kernels, who imports whom, what is registered."""
+
+from __future__ import annotations
+
+import ast
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "fastopt"
+CPU_SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+ISA_CMAKE = (ROOT / "cmake" / "isa.cmake").read_text()
+X86_LEVELS = ["v2", "v3", "v4"]
+
+#: What an object of csrc/cpu may call: no libm, no C++ runtime.
+ALLOWED_CALLS = {"memcpy", "memset", "memmove"}
+
+
+def _cmake_list(name: str) -> list[str]:
+    match = re.search(rf"set\({name} ([^)]*)\)", ISA_CMAKE)
+    assert match, f"cmake/isa.cmake has no {name}"
+    return match.group(1).split()
+
+
+@pytest.fixture(scope="module", params=X86_LEVELS)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, tuple[Path, str]]]:
+    """Compile csrc/cpu for one level with the build's own flags: {file: (object, vectoriser's report)}."""
+    gxx = shutil.which("g++")
+    if gxx is None or platform.machine() != "x86_64":
+        pytest.skip("needs g++ on x86-64")
+    if "Free Software Foundation" not in subprocess.run([gxx, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("g++ is not GCC: its vectoriser's report has another form")
+    level = request.param
+    folder = tmp_path_factory.mktemp(level)
+    flags = [*_cmake_list("FASTOPT_CPU_FLAGS"), *_cmake_list(f"FASTOPT_FLAGS_{level}")]
+    jobs = {}
+    for source in CPU_SOURCES:
+        command = [gxx, "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *flags]
+        command += [f"-DFASTOPT_ISA={level}", f"-I{ROOT / 'csrc'}", "-fopt-info-vec-optimized-missed"]
+        command += ["-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+        jobs[source.name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    results = {}
+    for name, job in jobs.items():
+        report = job.communicate()[1]
+        assert job.returncode == 0, report
+        results[name] = (folder / Path(name).with_suffix(".o"), report)
+    return level, results
+
+
+def test_every_driver_loop_vectorises(compiled: tuple[str, dict[str, tuple[Path, str]]]) -> None:
+    _, results = compiled
+    marked = 0
+    for source in CPU_SOURCES:
+        report = results[source.name][1]
+        done = {int(line) for line in re.findall(rf"{source.name}:(\d+):\d+: optimized: loop vectorized", report)}
+        missed = {int(line) for line in re.findall(rf"{source.name}:(\d+):\d+: missed: couldn't vectorize loop", report)}
+        for number, text in enumerate(source.read_text().splitlines(), start=1):
+            if text.strip() == "FO_INDEPENDENT":
+                marked += 1
+                assert number + 1 in done, f"{source.name}:{number + 1}: the loop is not vectorised"
+                assert number + 1 not in missed, f"{source.name}:{number + 1}: not vectorised for some formula"
+    assert marked > 0
+
+
+def _symbols(obj: Path) -> list[tuple[str, str]]:
+    out = subprocess.run(["nm", "-C", str(obj)], capture_output=True, text=True, check=True).stdout
+    found = [re.match(r"\s*(?:[0-9a-f]+)?\s+(\w) (.*)", line) for line in out.splitlines()]
+    return [(m.group(1), m.group(2)) for m in found if m]
+
+
+def test_objects_keep_to_their_namespace_and_call_no_libm(compiled: tuple[str, dict[str, tuple[Path, str]]]) -> None:
+    level, results = compiled
+    home = f"fastopt::{level}::"
+    for name, (obj, _) in results.items():
+        for kind, symbol in _symbols(obj):
+            if kind in "WVuTDBR":
+                assert home in symbol, f"{name} at {level} exports {kind} {symbol} outside {home}"
+            if kind == "U":
+                assert symbol in ALLOWED_CALLS or home in symbol or symbol == "_GLOBAL_OFFSET_TABLE_", (
+                    f"{name} at {level} calls {symbol}"
+                )
+
+
+#: Floors of the package: a module imports only from floors below its own, or from its own package.
+FLOORS = [
+    {"_core"},
+    {"_arrays", "_dtypes", "_threads"},
+    {"_ops", "_random"},
+    {"_tape"},
+    {"tensor", "optim"},
+    {"functional"},
+    {"nn"},
+    {"data", "checkpoint", "_safetensors", "plot", "info"},
+    {"_train", "program", "sklearn"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+
+
+def _floor(module: str) -> int:
+    part = module.split(".")[0]
+    for height, floor in enumerate(FLOORS):
+        if part in floor:
+            return height
+    raise AssertionError(f"module fastopt.{module} has no floor in FLOORS")
+
+
+def _imports(tree: ast.AST) -> list[tuple[str, int]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "fastopt":
+                names = [f"fastopt.{alias.name}" for alias in node.names]
+            found += [(name, node.lineno) for name in names]
+    return found
+
+
+def _module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=_module_name)
+def test_imports_run_one_way(path: Path) -> None:
+    module = _module_name(path)
+    own = module.split(".")[0]
+    for name, line in _imports(ast.parse(path.read_text())):
+        if not name.startswith("fastopt."):
+            continue
+        target = name.removeprefix("fastopt.")
+        if target.split(".")[0] != own:
+            assert _floor(target) < _floor(module), f"{path.name}:{line} imports {name}, which is not below it"
+
+
+OPTIONAL = {"torch", "ml_dtypes", "safetensors", "tqdm", "sklearn", "matplotlib", "threadpoolctl"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=_module_name)
+def test_only_optional_extras_are_imported_inside_functions(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    inside = [
+        item
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for item in _imports(node)
+    ]
+    for name, line in inside:
+        assert name.split(".")[0] in OPTIONAL, f"{path.name}:{line} imports {name} inside a function"
+    at_top = {name.split(".")[0] for name, _ in _imports(tree)} - {name.split(".")[0] for name, _ in inside}
+    assert not at_top & OPTIONAL, f"{path.name} needs an optional extra to import"
+
+
+def test_every_rule_file_is_registered() -> None:
+    registry = (ROOT / "csrc" / "formulas" / "registry.hpp").read_text()
+    for header in sorted((ROOT / "csrc" / "formulas" / "rules").glob("*.hpp")):
+        assert f'#include "formulas/rules/{header.name}"' in registry, f"{header.name} is not in registry.hpp"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "csrc").rglob("*.?pp"), ROOT / "CMakeLists.txt"]
+    for path in sources:
+        assert f'"{version.group(1)}"' not in path.read_text(), f"{path} repeats the version"
+
+
+def test_no_source_file_is_longer_than_600_lines() -> None:
+    tracked = [*ROOT.glob("python/**/*.py"), *ROOT.glob("csrc/**/*.?pp"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    long = {str(p.relative_to(ROOT)): n for p in tracked if (n := len(p.read_text().splitlines())) > 600}
+    assert not long
