@@ -7,9 +7,9 @@
 namespace fastopt {
 
 // Each level's table, defined by its own copy of cpu/table.cpp.
-#define FASTOPT_DECLARE(isa)            \
-  namespace isa {                       \
-  const KernelTable& kernel_table();    \
+#define FASTOPT_DECLARE(isa)   \
+  namespace isa {              \
+  KernelTable kernel_table();  \
   }
 #ifdef FASTOPT_HAVE_v2
 FASTOPT_DECLARE(v2)
@@ -29,13 +29,13 @@ namespace {
 constexpr int kMaxLevels = 4;
 
 struct Levels {
-  const KernelTable* tables[kMaxLevels] = {};
+  KernelTable tables[kMaxLevels] = {};
   const char* names[kMaxLevels + 1] = {};
   int size = 0;
 
   void add(bool supported, const KernelTable& table) {
     if (!supported) return;
-    tables[size] = &table;
+    tables[size] = table;
     names[size++] = table.isa;
   }
 
@@ -59,7 +59,7 @@ struct Levels {
 
   const KernelTable* find(const char* name) const {
     for (int i = 0; i < size; ++i)
-      if (std::strcmp(names[i], name) == 0) return tables[i];
+      if (std::strcmp(names[i], name) == 0) return &tables[i];
     return nullptr;
   }
 };
@@ -76,7 +76,7 @@ const KernelTable* initial_table() {
     if (const KernelTable* table = levels().find(asked)) return table;
     rejected = asked;
   }
-  return levels().tables[0];
+  return &levels().tables[0];
 }
 
 std::atomic<const KernelTable*> current{initial_table()};

@@ -30,6 +30,88 @@ struct ReduceKernels {
   ReduceKernel at[kDTypes];
 };
 
+// The kernels below take whole arrays and a range [begin, end) of their elements or rows. params are the
+// formula's own, in its order. Where not said otherwise an output may be the same array as an input.
+struct ActivationArgs {
+  int formula;  // negative: none, y = x + bias; then there is a bias
+  const double* params;
+  const void* x;
+  const void* bias;  // null, or one value for each of the `columns` of x, added first
+  Index columns;
+  void* y;
+};
+struct ActivationGradArgs {
+  int formula;
+  const double* params;
+  const void *dy, *x, *y;  // x, y: null where the formula's gradient does not read them
+  void* dx;
+};
+struct DropoutArgs {
+  const void* x;
+  void* y;
+  std::uint64_t seed, offset;
+  std::uint32_t last_kept;  // an element stays where its random word is at most this
+  double scale;             // of those that stay
+};
+struct ElementwiseKernels {
+  void (*activation)(const ActivationArgs& args, Index begin, Index end);
+  void (*activation_grad)(const ActivationGradArgs& args, Index begin, Index end);
+  void (*dropout)(const DropoutArgs& args, Index begin, Index end);
+  void (*axpy)(double a, const void* x, void* y, Index begin, Index end);  // y += a x
+};
+
+struct LossArgs {
+  int formula;
+  const double* params;
+  const void *x, *t;
+  const void* weight;  // null, or one factor for each element
+  const void* param;   // null, or the formula's one parameter for each element
+  void* value;         // null, or the loss of each element
+  void* grad;          // null, or grad_scale times its derivative
+  double grad_scale;
+};
+struct ColumnSumArgs {
+  const void* x;
+  Index columns;      // of x
+  Index first, last;  // those to sum
+  double* sums;       // sums[first], ..., sums[last - 1] are written
+};
+struct SumKernels {
+  double (*loss)(const LossArgs& args, Index begin, Index end);  // returns the sum
+  double (*dot)(const void* x, const void* y, Index n);
+  void (*column_sums)(const ColumnSumArgs& args, Index begin_row, Index end_row);
+};
+
+struct SoftmaxArgs {
+  const void* x;
+  void* y;
+  Index columns;
+};
+struct SoftmaxGradArgs {
+  const void *dy, *y;
+  void* dx;
+  Index columns;
+};
+struct CrossEntropyArgs {
+  const void* x;              // logits; of nll: log-probabilities
+  const Index* target;        // the class of each row; null: probabilities are given
+  const void* probabilities;  // of each class of each row; may not be grad
+  const void* weight;         // null, or a factor for each class; may not be grad
+  void* value;                // null, or the loss of each row
+  void* grad;                 // null, or grad_scale times its derivative
+  Index columns;
+  Index ignore_index;  // a row of this class counts nothing
+  double label_smoothing, grad_scale;
+};
+struct RowKernels {
+  void (*softmax)(const SoftmaxArgs& args, Index begin_row, Index end_row);
+  void (*log_softmax)(const SoftmaxArgs& args, Index begin_row, Index end_row);
+  void (*softmax_grad)(const SoftmaxGradArgs& args, Index begin_row, Index end_row);
+  void (*log_softmax_grad)(const SoftmaxGradArgs& args, Index begin_row, Index end_row);
+  double (*cross_entropy)(const CrossEntropyArgs& args, Index begin_row, Index end_row);  // returns the sum
+  double (*nll)(const CrossEntropyArgs& args, Index begin_row, Index end_row);
+};
+
 using MathKernel = void (*)(const void* x, void* y, Index n);
 struct MathKernels {
   MathKernel at[kComputeTypes];
@@ -39,6 +121,9 @@ struct KernelTable {
   const char* isa;
   const StepKernels* step;  // [rule]
   const ReduceKernels* reduce;  // [Monoid]
+  const SumKernels* sums;                 // [compute type]
+  const RowKernels* rows;                 // [compute type]
+  const ElementwiseKernels* elementwise;  // [storage type]
   const MathKernels* math;  // [function of math.hpp], for the accuracy tests
 };
 

@@ -6,14 +6,16 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-const KernelTable& kernel_table() {
-  static const KernelTable table{
+KernelTable kernel_table() {
+  return {
       .isa = FASTOPT_QUOTE(FASTOPT_ISA),
       .step = step_table(),
-      .reduce = nullptr,
+      .reduce = reduce_table(),
+      .sums = sum_table(),
+      .rows = row_table(),
+      .elementwise = elementwise_table(),
       .math = math_table(),
   };
-  return table;
 }
 
 }  // namespace FASTOPT_ISA

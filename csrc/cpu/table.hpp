@@ -7,6 +7,10 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 const StepKernels* step_table();
+const ReduceKernels* reduce_table();
+const SumKernels* sum_table();
+const RowKernels* row_table();
+const ElementwiseKernels* elementwise_table();
 const MathKernels* math_table();
 
 }  // namespace FASTOPT_ISA
