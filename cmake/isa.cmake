@@ -15,7 +15,7 @@ endif()
 
 # IEEE values are kept: no -ffast-math, no contraction (fma is spelt out in math.hpp). The two -fno- flags
 # give up errno and exception flags only; without them GCC vectorises neither sqrt nor selects.
-set(FASTOPT_CPU_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-lto)
+set(FASTOPT_CPU_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fno-lto)
 
 function(fastopt_add_isa_objects target)
   foreach(isa IN LISTS FASTOPT_ISAS)

@@ -1,9 +1,10 @@
 // The only words a formula may use, for float and double, on the CPU and on CUDA devices.
 //
-// Everything is branch-free, so that the compiler vectorises a loop over it, and built from IEEE operations alone, so that
-// every instruction set with a fused multiply-add gives the same bits. That needs -ffp-contract=off (nvcc: -fmad=false).
-// tools/fit_math.py derives the coefficients. "max a / b ULP" above a function: its largest error with / without fused
-// multiply-adds, and tests/test_math.py holds it to that. float: over all 2^32 inputs; double: over a sample of 10^9.
+// Everything is branch-free, so that the compiler vectorises a loop over it, and built from IEEE operations
+// alone, so that every instruction set with a fused multiply-add gives the same bits. That needs
+// -ffp-contract=off (nvcc: -fmad=false). tools/fit_math.py derives the coefficients. "max a / b ULP" above a
+// function: its largest error with / without fused multiply-adds, and tests/test_math.py holds it to that.
+// float: over all 2^32 inputs; double: over a sample of 10^9.
 #pragma once
 
 #include <stdint.h>
@@ -21,57 +22,85 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-// The format of T, and the constants that depend on it.
-template <class T> struct Real;
+// The format of T, and the constants that depend on it. n * ln2_hi is exact for every exponent n. Beyond
+// exp_min, exp_max, expm1_min, tanh_max and erf_max a function has its limit: 0, inf, -1, 1 and 1.
+template <class T>
+struct Real;
 
-template <> struct Real<float> {
+template <>
+struct Real<float> {
   using Bits = uint32_t;
   static constexpr int mantissa = 23;
   static constexpr Bits bias = 127, one = 0x3f800000, sign = 0x80000000, inf = 0x7f800000, nan = 0x7fc00000;
   static constexpr Bits sqrt_half = 0x3f3504f3;
   static constexpr float smallest_normal = 0x1p-126f, two_mantissa = 0x1p23f;
   static constexpr float log2e = 0x1.715476p0f;
-  static constexpr float ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;  // n * ln2_hi is exact for |n| < 2^9
-  static constexpr float exp_min = -104.0f, exp_max = 89.0f;               // below: 0, above: inf
-  static constexpr float expm1_min = -20.0f;                               // below: -1
-  static constexpr float tanh_max = 10.0f, erf_max = 4.0f;                 // above: 1
+  static constexpr float ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
+  static constexpr float exp_min = -104.0f, exp_max = 89.0f, expm1_min = -20.0f;
+  static constexpr float tanh_max = 10.0f, erf_max = 4.0f;
 };
 
-template <> struct Real<double> {
+template <>
+struct Real<double> {
   using Bits = uint64_t;
   static constexpr int mantissa = 52;
-  static constexpr Bits bias = 1023, one = 0x3ff0000000000000, sign = 0x8000000000000000, inf = 0x7ff0000000000000,
-                        nan = 0x7ff8000000000000;
+  static constexpr Bits bias = 1023, one = 0x3ff0000000000000, sign = 0x8000000000000000,
+                        inf = 0x7ff0000000000000, nan = 0x7ff8000000000000;
   static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
   static constexpr double smallest_normal = 0x1p-1022, two_mantissa = 0x1p52;
   static constexpr double log2e = 0x1.71547652b82fep0;
-  static constexpr double ln2_hi = 0x1.62e42fefa2p-1, ln2_lo = 0x1.9ef35793c7673p-41;  // exact for |n| < 2^12
-  static constexpr double exp_min = -746.0, exp_max = 710.0;
-  static constexpr double expm1_min = -40.0;
+  static constexpr double ln2_hi = 0x1.62e42fefa2p-1, ln2_lo = 0x1.9ef35793c7673p-41;
+  static constexpr double exp_min = -746.0, exp_max = 710.0, expm1_min = -40.0;
   static constexpr double tanh_max = 20.0, erf_max = 6.0;
 };
 
-template <class T> using Bits = typename Real<T>::Bits;
+template <class T>
+using Bits = typename Real<T>::Bits;
 
-template <class T> FO_HD Bits<T> to_bits(T x) { return __builtin_bit_cast(Bits<T>, x); }
-template <class T> FO_HD T from_bits(Bits<T> b) { return __builtin_bit_cast(T, b); }
+template <class T>
+FO_HD Bits<T> to_bits(T x) {
+  return __builtin_bit_cast(Bits<T>, x);
+}
+template <class T>
+FO_HD T from_bits(Bits<T> b) {
+  return __builtin_bit_cast(T, b);
+}
 
-template <class T> FO_HD T select(bool c, T yes, T no) { return c ? yes : no; }
+template <class T>
+FO_HD T select(bool c, T yes, T no) {
+  return c ? yes : no;
+}
 
 // min and max give a where a is NaN, and where b is NaN; of two equal values (+0, -0) they give a.
-template <class T> FO_HD T min(T a, T b) { return b < a ? b : a; }
-template <class T> FO_HD T max(T a, T b) { return b > a ? b : a; }
+template <class T>
+FO_HD T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+FO_HD T max(T a, T b) {
+  return b > a ? b : a;
+}
 
-template <class T> FO_HD T abs(T x) { return from_bits<T>(to_bits(x) & ~Real<T>::sign); }
+template <class T>
+FO_HD T abs(T x) {
+  return from_bits<T>(to_bits(x) & ~Real<T>::sign);
+}
 
-template <class T> FO_HD T copysign(T magnitude, T sign) {
+template <class T>
+FO_HD T copysign(T magnitude, T sign) {
   return from_bits<T>((to_bits(magnitude) & ~Real<T>::sign) | (to_bits(sign) & Real<T>::sign));
 }
 
 // -1, 0 or 1; 0 for both zeros and for NaN.
-template <class T> FO_HD T sign(T x) { return select(x > T(0), T(1), select(x < T(0), T(-1), T(0))); }
+template <class T>
+FO_HD T sign(T x) {
+  return select(x > T(0), T(1), select(x < T(0), T(-1), T(0)));
+}
 
-template <class T> FO_HD bool is_finite(T x) { return abs(x) < from_bits<T>(Real<T>::inf); }
+template <class T>
+FO_HD bool is_finite(T x) {
+  return abs(x) < from_bits<T>(Real<T>::inf);
+}
 
 // a * b + c, with one rounding where the hardware has it and with two elsewhere.
 FO_HD float fma(float a, float b, float c) {
@@ -111,8 +140,14 @@ FO_HD double sqrt(double x) {
 }
 
 // c0 + c1 x + c2 x^2 + ...
-template <class T> FO_HD T poly(T, T c0) { return c0; }
-template <class T, class... C> FO_HD T poly(T x, T c0, C... rest) { return fma(poly(x, rest...), x, c0); }
+template <class T>
+FO_HD T poly(T, T c0) {
+  return c0;
+}
+template <class T, class... C>
+FO_HD T poly(T x, T c0, C... rest) {
+  return fma(poly(x, rest...), x, c0);
+}
 
 // (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2
 FO_HD float exp_tail(float r) {
@@ -120,9 +155,9 @@ FO_HD float exp_tail(float r) {
 }
 
 FO_HD double exp_tail(double r) {
-  return poly(r, 0x1p-1, 0x1.5555555555559p-3, 0x1.555555555554cp-5, 0x1.111111110f648p-7, 0x1.6c16c16c1b32cp-10,
-              0x1.a01a01b00c7b3p-13, 0x1.a01a018b46dd3p-16, 0x1.71ddf7f0971ddp-19, 0x1.27e519692a814p-22,
-              0x1.af5f6e7e7e8fdp-26, 0x1.1f10866323229p-29);
+  return poly(r, 0x1p-1, 0x1.5555555555559p-3, 0x1.555555555554cp-5, 0x1.111111110f648p-7,
+              0x1.6c16c16c1b32cp-10, 0x1.a01a01b00c7b3p-13, 0x1.a01a018b46dd3p-16, 0x1.71ddf7f0971ddp-19,
+              0x1.27e519692a814p-22, 0x1.af5f6e7e7e8fdp-26, 0x1.1f10866323229p-29);
 }
 
 // log(1 + f) - f for sqrt(1/2) <= 1 + f <= sqrt(2)
@@ -141,8 +176,8 @@ FO_HD double log_tail(double f) {
 
 // erf(a) / a - 1 for a = sqrt(z) <= 1
 FO_HD float erf_small(float z) {
-  return poly(z, 0x1.06eba8p-3f, -0x1.81274p-2f, 0x1.ce2d5p-4f, -0x1.b7fe8ep-6f, 0x1.542deep-8f, -0x1.a5099ep-11f,
-              0x1.4c2f4cp-14f);
+  return poly(z, 0x1.06eba8p-3f, -0x1.81274p-2f, 0x1.ce2d5p-4f, -0x1.b7fe8ep-6f, 0x1.542deep-8f,
+              -0x1.a5099ep-11f, 0x1.4c2f4cp-14f);
 }
 
 FO_HD double erf_small(double z) {
@@ -154,16 +189,23 @@ FO_HD double erf_small(double z) {
 
 // log(1 - erf(1 + v)) for 0 <= v <= erf_max - 1
 FO_HD float log_erfc(float v) {
-  return poly(v, -0x1.d97fcp0f, -0x1.51c99ep1f, -0x1.afaec8p-1f, -0x1.53a786p-5f, 0x1.423d3cp-7f, -0x1.d4edap-10f, 0x1.7290eap-13f);
+  return poly(v, -0x1.d97fcp0f, -0x1.51c99ep1f, -0x1.afaec8p-1f, -0x1.53a786p-5f, 0x1.423d3cp-7f,
+              -0x1.d4edap-10f, 0x1.7290eap-13f);
 }
 
 FO_HD double log_erfc(double v) {
-  return poly(v, -0x1.d97fbf27aa2a1p0, -0x1.51c9b0006c23bp1, -0x1.afabc11a29379p-1, -0x1.5477f09c29a4ep-5, 0x1.48c9d3f047d46p-7, -0x1.033f661fa51f2p-9, 0x1.f1b3a2b5195ap-13, 0x1.b8dc9e69bfbe3p-16, -0x1.c7a3d9ee0d426p-16, 0x1.4261fe0fb3904p-17, -0x1.144d9ca5f92c1p-19, 0x1.30f24ace64a53p-23, 0x1.a51a073b84f79p-24, -0x1.c0d2bbbd0eb23p-25, 0x1.0150d32fea26ap-26, -0x1.8ba8d68893f28p-29, 0x1.9753a1ba45791p-32, -0x1.fe7332141dc4cp-36, 0x1.26ccecb094dcp-40);
+  return poly(v, -0x1.d97fbf27aa2a1p0, -0x1.51c9b0006c23bp1, -0x1.afabc11a29379p-1, -0x1.5477f09c29a4ep-5,
+              0x1.48c9d3f047d46p-7, -0x1.033f661fa51f2p-9, 0x1.f1b3a2b5195ap-13, 0x1.b8dc9e69bfbe3p-16,
+              -0x1.c7a3d9ee0d426p-16, 0x1.4261fe0fb3904p-17, -0x1.144d9ca5f92c1p-19, 0x1.30f24ace64a53p-23,
+              0x1.a51a073b84f79p-24, -0x1.c0d2bbbd0eb23p-25, 0x1.0150d32fea26ap-26, -0x1.8ba8d68893f28p-29,
+              0x1.9753a1ba45791p-32, -0x1.fe7332141dc4cp-36, 0x1.26ccecb094dcp-40);
 }
 
-// x = n ln(2) + r + lo with n an integer, |r| <= ln(2) / 2. n is rounded by adding a number so large that no fraction is
-// left of the sum; the low bits of that sum are then n + 2 bias, a positive integer, as `field`.
-template <class T> struct ExpArgument {
+// x = n ln(2) + r + lo with n an integer and |r| <= ln(2) / 2. n is rounded by adding a number so large that
+// no fraction is left of the sum; the low bits of that sum are then n + 2 bias, a positive integer, as
+// `field`.
+template <class T>
+struct ExpArgument {
   T n, r, lo;
   Bits<T> field;
   FO_HD explicit ExpArgument(T x) {
@@ -177,17 +219,26 @@ template <class T> struct ExpArgument {
   }
 };
 
-// e^x. Overflows to inf and underflows through the denormals to 0.
-template <class T> FO_HD T exp(T x) {
-  ExpArgument<T> arg(max(min(x, Real<T>::exp_max), Real<T>::exp_min));
+// e^x for exp_min <= x <= exp_max.
+template <class T>
+FO_HD T exp_in_range(T x) {
+  ExpArgument<T> arg(x);
   T p = T(1) + fma(arg.r * arg.r, exp_tail(arg.r), arg.r);
   // 2^n as a product of two normal numbers: p 2^n is then rounded once, denormal or not
   Bits<T> half = arg.field >> 1;
   return p * from_bits<T>(half << Real<T>::mantissa) * from_bits<T>((arg.field - half) << Real<T>::mantissa);
 }
 
+// e^x. Overflows to inf and underflows through the denormals to 0.
+template <class T>
+FO_HD T exp(T x) {
+  T y = select(x < Real<T>::exp_min, T(0), exp_in_range(x));
+  return select(x > Real<T>::exp_max, from_bits<T>(Real<T>::inf), y);
+}
+
 // e^x - 1 for expm1_min <= x <= exp_max, with the sign of zero lost.
-template <class T> FO_HD T expm1_in_range(T x) {
+template <class T>
+FO_HD T expm1_in_range(T x) {
   ExpArgument<T> arg(x);
   T tail = fma(arg.r * arg.r, exp_tail(arg.r), arg.lo);
   // 2^(n-1): 2^n itself would overflow too early
@@ -197,12 +248,15 @@ template <class T> FO_HD T expm1_in_range(T x) {
 }
 
 // e^x - 1. Keeps the sign of zero.
-template <class T> FO_HD T expm1(T x) {
-  return copysign(expm1_in_range(max(min(x, Real<T>::exp_max), Real<T>::expm1_min)), x);
+template <class T>
+FO_HD T expm1(T x) {
+  T y = select(x < Real<T>::expm1_min, T(-1), copysign(expm1_in_range(x), x));
+  return select(x > Real<T>::exp_max, from_bits<T>(Real<T>::inf), y);
 }
 
 // The positive number with these bits as 2^k m with sqrt(1/2) <= m < sqrt(2).
-template <class T> struct LogArgument {
+template <class T>
+struct LogArgument {
   T k, m;
   FO_HD LogArgument(Bits<T> b, T k_extra) {
     constexpr Bits<T> fraction = (Bits<T>(1) << Real<T>::mantissa) - 1;
@@ -214,56 +268,63 @@ template <class T> struct LogArgument {
   }
 };
 
-// k ln(2) + log(1 + f)
-template <class T> FO_HD T log_sum(T k, T f) {
+// k ln(2) + log(1 + f) - c for a tiny c
+template <class T>
+FO_HD T log_sum(T k, T f, T c) {
   T a = k * Real<T>::ln2_hi, hi = a + f, lo = (a - hi) + f;
-  return hi + (lo + fma(k, Real<T>::ln2_lo, log_tail(f)));
+  return hi + (lo - c + fma(k, Real<T>::ln2_lo, log_tail(f)));
 }
 
 // y where x, shifted by `pole`, is positive and finite; -inf at the pole, NaN below it, inf at inf.
-template <class T> FO_HD T log_ends(T x, T pole, T y) {
+template <class T>
+FO_HD T log_ends(T x, T pole, T y) {
   constexpr Bits<T> inf = Real<T>::inf, nan = Real<T>::nan, sign = Real<T>::sign;
   T outside = select(x == pole, from_bits<T>(inf | sign), from_bits<T>(nan));
   return select(x > pole, select(x < from_bits<T>(inf), y, x), outside);
 }
 
 // Natural logarithm, denormals included.
-template <class T> FO_HD T log(T x) {
+template <class T>
+FO_HD T log(T x) {
   bool tiny = x < Real<T>::smallest_normal;
   T scaled = select(tiny, x * Real<T>::two_mantissa, x);
   LogArgument<T> arg(to_bits(scaled), select(tiny, T(Real<T>::mantissa), T(0)));
-  return log_ends(x, T(0), log_sum(arg.k, arg.m - T(1)));
+  return log_ends(x, T(0), log_sum(arg.k, arg.m - T(1), T(0)));
 }
 
 // log(1 + x). Keeps the sign of zero.
-template <class T> FO_HD T log1p(T x) {
+template <class T>
+FO_HD T log1p(T x) {
   T u = T(1) + x, v = u - T(1);
   T lost = (T(1) - (u - v)) + (x - v);  // 1 + x = u + lost, exactly
   LogArgument<T> arg(to_bits(u), T(0));
   // lost 2^-k, by way of 2^(1-k), which exists for every k
   T scale = from_bits<T>(to_bits(arg.m) - to_bits(u) + to_bits(T(2)));
-  T f = (arg.m - T(1)) + lost * scale * T(0.5);
-  return log_ends(x, T(-1), copysign(log_sum(arg.k, f), x));
+  T f0 = arg.m - T(1), rest = lost * scale * T(0.5);
+  T f = f0 + rest, excess = (f - f0) - rest;
+  return log_ends(x, T(-1), copysign(log_sum(arg.k, f, excess - excess * f), x));
 }
 
 // tanh x. Keeps the sign of zero.
-template <class T> FO_HD T tanh(T x) {
-  T e = expm1_in_range(T(2) * min(abs(x), Real<T>::tanh_max));
-  return copysign(e / (e + T(2)), x);
+template <class T>
+FO_HD T tanh(T x) {
+  T a = abs(x), e = expm1_in_range(T(2) * a);
+  return copysign(select(a > Real<T>::tanh_max, T(1), e / (e + T(2))), x);
 }
 
 // 1 / (1 + e^-x), down to the denormals.
-template <class T> FO_HD T sigmoid(T x) {
-  T e = exp(-abs(x));
+template <class T>
+FO_HD T sigmoid(T x) {
+  T a = abs(x), e = select(a > -Real<T>::exp_min, T(0), exp_in_range(-a));
   return select(x < T(0), e, T(1)) / (T(1) + e);
 }
 
 // erf x. Keeps the sign of zero.
-template <class T> FO_HD T erf(T x) {
-  T a = min(abs(x), Real<T>::erf_max);
-  T small = fma(x, erf_small(x * x), x);
-  T large = copysign(T(1) - exp(log_erfc(a - T(1))), x);
-  return select(a < T(1), small, large);
+template <class T>
+FO_HD T erf(T x) {
+  T a = abs(x), small = fma(a, erf_small(a * a), a);
+  T large = select(a > Real<T>::erf_max, T(1), T(1) - exp_in_range(log_erfc(a - T(1))));
+  return copysign(select(a < T(1), small, large), x);
 }
 
 }  // namespace FASTOPT_ISA

@@ -6,14 +6,378 @@ from __future__ import annotations
 # ACTIVATIONS
 # ---------------------------------------------------------------------------------------------------
 
+#: name -> rows of parameters. The first row is torch's defaults.
+ACTIVATIONS: dict[str, list[tuple[float, ...]]] = {
+    "relu": [()],
+    "leaky_relu": [(0.01,), (0.0,), (0.3,), (-0.5,)],
+    "sigmoid": [()],
+    "tanh": [()],
+    "gelu": [()],
+    "gelu_tanh": [()],
+    "silu": [()],
+    "elu": [(1.0,), (0.5,), (-1.5,)],
+    "softplus": [(1.0, 20.0), (2.0, 5.0), (-0.7, 20.0), (1.0, float("inf"))],
+}
+
+#: Refused parameters: name, params, error, pattern of its message.
+ACTIVATION_ERRORS: list[tuple[str, tuple[float, ...], type[Exception], str]] = [
+    ("swish", (), ValueError, r"activation: name is 'swish', expected one of relu, leaky_relu, "),
+    ("relu", (1.0,), TypeError, r"relu: params has 1 entries, expected 0"),
+    ("leaky_relu", (0.1, 0.2), TypeError, r"leaky_relu: params has 2 entries, expected 1"),
+    ("leaky_relu", (float("nan"),), ValueError, r"leaky_relu: negative_slope must be finite, got nan"),
+    ("elu", (float("inf"),), ValueError, r"elu: alpha must be finite, got inf"),
+    ("softplus", (0.0, 20.0), ValueError, r"softplus: beta must not be 0, got 0\.0"),
+    ("softplus", (1.0, float("nan")), ValueError, r"softplus: threshold must be finite, got nan"),
+]
+
 # ---------------------------------------------------------------------------------------------------
 # LOSSES
 # ---------------------------------------------------------------------------------------------------
 
+#: name -> rows of parameters, and what the targets are: any number, a probability, or its logarithm.
+LOSSES: dict[str, tuple[list[tuple[float, ...]], str]] = {
+    "mse": ([()], "number"),
+    "l1": ([()], "number"),
+    "smooth_l1": ([(1.0,), (0.25,), (0.0,)], "number"),
+    "huber": ([(1.0,), (0.25,), (3.0,)], "number"),
+    "bce": ([()], "probability"),
+    "bce_with_logits": ([(1.0,), (2.5,), (0.0,)], "probability"),
+    "kl_div": ([()], "probability"),
+    "kl_div_log": ([()], "log_probability"),
+}
+
+#: Options of cross_entropy that are tried together with each kind of target and each reduction.
+CROSS_ENTROPY: list[dict[str, object]] = [
+    {},
+    {"weight": True},
+    {"label_smoothing": 0.1},
+    {"weight": True, "label_smoothing": 0.3},
+    {"label_smoothing": 1.0},
+    {"ignore_index": 0},
+    {"weight": True, "ignore_index": 2, "label_smoothing": 0.2},
+]
+
+#: Refused arguments of `loss` on inputs of shape (2, 3): overridden arguments, error, pattern of its message.
+LOSS_ERRORS: list[tuple[str, dict[str, object], type[Exception], str]] = [
+    ("hinge", {}, ValueError, r"loss: name is 'hinge', expected one of mse, l1, "),
+    ("mse", {"params": (1.0,)}, TypeError, r"mse: params has 1 entries, expected 0"),
+    (
+        "mse",
+        {"reduction": "batchmean"},
+        ValueError,
+        r"mse: reduction must be one of none, mean, sum, got 'batchmean'",
+    ),
+    ("kl_div", {"reduction": "max"}, ValueError, r"kl_div: reduction must be .*batchmean, got 'max'"),
+    ("huber", {"params": (0.0,)}, ValueError, r"huber: delta must be above 0, got 0\.0"),
+    ("huber", {"params": (float("nan"),)}, ValueError, r"huber: delta must be finite, got nan"),
+    ("smooth_l1", {"params": (-1.0,)}, ValueError, r"smooth_l1: beta must be at least 0, got -1\.0"),
+    (
+        "bce_with_logits",
+        {"params": (float("inf"),)},
+        ValueError,
+        r"bce_with_logits: pos_weight must be finite",
+    ),
+]
+
 # ---------------------------------------------------------------------------------------------------
 # OPTIMIZERS
 # ---------------------------------------------------------------------------------------------------
+# By class: "options" are rows of settings (each is run against the reference, torch, and itself with other
+# threads and instruction sets), "errors" are settings that are refused, with the message.
+
+_COUPLED = {"maximize": True, "weight_decay": 0.05173}
+_REGULARISED = {"l1": 0.01, "max_norm": 20.0, "clip_value": 0.5}
+_AVERAGED = {"ema_decay": 0.9, "weight_decay": 0.1, "decoupled_weight_decay": True}
+_COMMON_ERRORS = [
+    ({"lr": -0.1}, r"lr must be in \[0, inf\), got -0.1"),
+    ({"lr": float("nan")}, r"lr must be in \[0, inf\), got nan"),
+    ({"lr": float("inf")}, r"lr must be in \[0, inf\), got inf"),
+    ({"lr": "fast"}, r"lr must be a number, got 'fast'"),
+    ({"weight_decay": -1e-3}, r"weight_decay must be in \[0, inf\), got -0.001"),
+    ({"l1": float("nan")}, r"l1 must be in \[0, inf\), got nan"),
+    ({"max_norm": 0.0}, r"max_norm must be in \(0, inf\), got 0.0"),
+    ({"max_norm": float("nan")}, r"max_norm must be in \(0, inf\), got nan"),
+    ({"clip_value": -1.0}, r"clip_value must be in \(0, inf\), got -1.0"),
+    ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+]
+_BETAS_ERRORS = [
+    ({"betas": (1.2, 0.999)}, r"beta1 must be in \[0, 1\), got 1.2"),
+    ({"betas": (0.9, 1.0)}, r"beta2 must be in \[0, 1\), got 1.0"),
+    ({"betas": (0.9, float("nan"))}, r"beta2 must be in \[0, 1\), got nan"),
+    ({"betas": 0.9}, r"betas must be a pair of numbers, got 0.9"),
+    ({"eps": -1e-8}, r"eps must be in \[0, inf\), got -1e-08"),
+]
+
+OPTIMIZERS = {
+    "SGD": {
+        "options": [
+            {"lr": 0.1},
+            {"lr": 0.1, "momentum": 0.9},
+            {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.02},
+            {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+            {"lr": 0.1, "momentum": 0.9, "momentum_form": "velocity"},
+            {"lr": 0.1, "momentum": 0.9, "momentum_form": "velocity", "nesterov": True},
+            {"lr": 0.1, "momentum": 0.9, "momentum_form": "ewma"},
+            {"lr": 0.1, "momentum": 0.9, "momentum_form": "ewma", "nesterov": True},
+            {"lr": 0.05, "momentum": 0.9, **_COUPLED},
+            {"lr": 0.05, "momentum": 0.9, **_REGULARISED},
+            {"lr": 0.05, "momentum": 0.9, "nesterov": True, **_AVERAGED},
+        ],
+        "errors": [
+            *_COMMON_ERRORS,
+            ({"momentum": -0.9}, r"momentum must be in \[0, inf\), got -0.9"),
+            ({"momentum": 0.9, "dampening": float("nan")}, r"dampening must be in \(-inf, inf\), got nan"),
+            ({"nesterov": True}, r"nesterov needs momentum and no dampening, got momentum 0"),
+            ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, r"no dampening, .* and dampening 0.1"),
+            ({"momentum_form": "heavy"}, r"momentum_form must be one of .*, got 'heavy'"),
+            (
+                {"momentum": 0.9, "momentum_form": "ewma", "dampening": 0.5},
+                r"dampening belongs to momentum_form 'torch', got 0.5 with 'ewma'",
+            ),
+        ],
+    },
+    "Adagrad": {
+        "options": [
+            {"lr": 0.1},
+            {"lr": 0.1, "lr_decay": 0.1, "initial_accumulator_value": 0.3, "eps": 1e-4},
+            {"lr": 0.1, **_COUPLED},
+            {"lr": 0.1, **_REGULARISED},
+            {"lr": 0.1, **_AVERAGED},
+        ],
+        "errors": [
+            *_COMMON_ERRORS,
+            ({"lr_decay": -0.1}, r"lr_decay must be in \[0, inf\), got -0.1"),
+            (
+                {"initial_accumulator_value": -1.0},
+                r"initial_accumulator_value must be in \[0, inf\), got -1.0",
+            ),
+            ({"eps": float("nan")}, r"eps must be in \[0, inf\), got nan"),
+        ],
+    },
+    "Adadelta": {
+        "options": [
+            {},
+            {"lr": 0.5, "rho": 0.8, "eps": 1e-3},
+            {"lr": 0.5, **_COUPLED},
+            {"lr": 0.5, **_REGULARISED},
+            {"lr": 0.5, **_AVERAGED},
+        ],
+        "errors": [
+            *_COMMON_ERRORS,
+            ({"rho": 1.5}, r"rho must be in \[0, 1\], got 1.5"),
+            ({"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        ],
+    },
+    "RMSprop": {
+        "options": [
+            {"lr": 0.02},
+            {"lr": 0.02, "alpha": 0.8, "eps": 1e-3},
+            {"lr": 0.02, "momentum": 0.9},
+            {"lr": 0.02, "centered": True, "alpha": 0.9},
+            {"lr": 0.02, "centered": True, "momentum": 0.9},
+            {"lr": 0.02, "momentum": 0.5, **_COUPLED},
+            {"lr": 0.02, **_REGULARISED},
+            {"lr": 0.02, "centered": True, "momentum": 0.5, **_AVERAGED},
+        ],
+        "errors": [
+            *_COMMON_ERRORS,
+            ({"alpha": -0.1}, r"alpha must be in \[0, 1\], got -0.1"),
+            ({"momentum": float("inf")}, r"momentum must be in \[0, inf\), got inf"),
+            ({"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+        ],
+    },
+    "Adam": {
+        "options": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3},
+            {"lr": 0.02, "amsgrad": True, "betas": (0.9, 0.6)},
+            {"lr": 0.02, **_COUPLED},
+            {"lr": 0.02, **_REGULARISED},
+            {"lr": 0.02, "amsgrad": True, **_AVERAGED},
+        ],
+        "errors": [*_COMMON_ERRORS, *_BETAS_ERRORS],
+    },
+    "AdamW": {
+        "options": [
+            {},
+            {"lr": 0.02, "weight_decay": 0.3, "betas": (0.8, 0.95), "eps": 1e-3, "maximize": True},
+            {"lr": 0.02, "weight_decay": 0.3, "amsgrad": True, "ema_decay": 0.9},
+            {"lr": 0.02, **_REGULARISED},
+        ],
+        "errors": [*_COMMON_ERRORS, *_BETAS_ERRORS],
+    },
+    "NAdam": {
+        "options": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "momentum_decay": 0.1},
+            {"lr": 0.02, **_COUPLED},
+            {"lr": 0.02, **_REGULARISED},
+            {"lr": 0.02, **_AVERAGED},
+        ],
+        "errors": [
+            *_COMMON_ERRORS,
+            *_BETAS_ERRORS,
+            ({"momentum_decay": -0.1}, r"momentum_decay must be in \[0, inf\), got -0.1"),
+        ],
+    },
+    "LBFGS": {
+        "options": [
+            {"lr": 0.1},
+            {"line_search_fn": "strong_wolfe"},
+            {"max_iter": 7, "max_eval": 12, "history_size": 2, "lr": 0.5, "line_search_fn": "strong_wolfe"},
+            {"max_iter": 4, "tolerance_grad": 1e-3, "tolerance_change": 1e-4, "lr": 0.2},
+        ],
+        "errors": [
+            ({"lr": float("nan")}, r"lr must be in \[0, inf\), got nan"),
+            ({"max_iter": 0}, r"max_iter must be in \[1, inf\), got 0"),
+            ({"max_eval": -3}, r"max_eval must be in \[1, inf\), got -3"),
+            ({"tolerance_grad": -1.0}, r"tolerance_grad must be in \[0, inf\), got -1.0"),
+            ({"tolerance_change": float("nan")}, r"tolerance_change must be in \[0, inf\), got nan"),
+            ({"history_size": 0}, r"history_size must be in \[1, inf\), got 0"),
+            ({"line_search_fn": "armijo"}, r"line_search_fn must be None or 'strong_wolfe', got 'armijo'"),
+        ],
+    },
+}
 
 # ---------------------------------------------------------------------------------------------------
 # SCHEDULERS
 # ---------------------------------------------------------------------------------------------------
+# By class, as above. A row's "optimizer" is the class that is scheduled, SGD with momentum where it is not given.
+
+SCHEDULERS = {
+    "LambdaLR": {
+        "options": [{"lr_lambda": lambda t: 0.95**t}, {"lr_lambda": lambda t: 1 / (1 + t)}],
+        "errors": [({"lr_lambda": [abs, abs]}, r"lr_lambda has 2 entries, the optimizer has 1 groups")],
+    },
+    "StepLR": {
+        "options": [{"step_size": 7}, {"step_size": 1, "gamma": 0.5}],
+        "errors": [
+            ({"step_size": 0}, r"step_size must be an integer of at least 1, got 0"),
+            ({"step_size": 3, "gamma": float("nan")}, r"gamma must be finite, got nan"),
+        ],
+    },
+    "MultiStepLR": {
+        "options": [{"milestones": [3, 10, 11]}, {"milestones": [20, 5, 5], "gamma": 0.7}],
+        "errors": [({"milestones": [1], "gamma": float("inf")}, r"gamma must be finite, got inf")],
+    },
+    "ConstantLR": {
+        "options": [{}, {"factor": 0.25, "total_iters": 12}],
+        "errors": [({"factor": 1.5}, r"factor must be in \[0, 1\], got 1.5")],
+    },
+    "LinearLR": {
+        "options": [{}, {"start_factor": 0.9, "end_factor": 0.1, "total_iters": 31}],
+        "errors": [
+            ({"start_factor": 0.0}, r"start_factor must be in \(0, 1\], got 0.0"),
+            ({"end_factor": -0.1}, r"end_factor must be in \[0, 1\], got -0.1"),
+            ({"total_iters": 0}, r"total_iters must be an integer of at least 1, got 0"),
+        ],
+    },
+    "ExponentialLR": {
+        "options": [{"gamma": 0.9}, {"gamma": 1.01}],
+        "errors": [({"gamma": float("nan")}, r"gamma must be finite, got nan")],
+    },
+    "PolynomialLR": {
+        "options": [{}, {"total_iters": 40, "power": 2.5}],
+        "errors": [({"total_iters": -4}, r"total_iters must be an integer of at least 1, got -4")],
+    },
+    "CosineAnnealingLR": {
+        "options": [{"T_max": 13}, {"T_max": 60, "eta_min": 0.01}],
+        "errors": [
+            ({"T_max": 0}, r"T_max must be an integer of at least 1, got 0"),
+            ({"T_max": 5, "eta_min": float("nan")}, r"eta_min must be finite, got nan"),
+        ],
+    },
+    "CosineAnnealingWarmRestarts": {
+        "options": [{"T_0": 7}, {"T_0": 4, "T_mult": 2, "eta_min": 0.01}, {"T_0": 1, "T_mult": 3}],
+        "errors": [
+            ({"T_0": 0}, r"T_0 must be an integer of at least 1, got 0"),
+            ({"T_0": 5, "T_mult": 0.5}, r"T_mult must be an integer of at least 1, got 0.5"),
+        ],
+    },
+    "WarmupCosineLR": {
+        "options": [
+            {"warmup_steps": 5, "total_steps": 50},
+            {"warmup_steps": 0, "total_steps": 70, "eta_min": 0.01},
+            {"warmup_steps": 9, "total_steps": 40, "eta_min": 0.02, "start_factor": 0.1},
+            {"warmup_steps": 20, "total_steps": 20},
+        ],
+        "errors": [
+            ({"warmup_steps": 9, "total_steps": 4}, r"warmup_steps must be in \[0, 4\], got 9"),
+            ({"warmup_steps": 0, "total_steps": 0}, r"total_steps must be an integer of at least 1, got 0"),
+        ],
+    },
+    "CyclicLR": {
+        "options": [
+            {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 5},
+            {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 4, "step_size_down": 9, "mode": "triangular2"},
+            {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": 6, "mode": "exp_range", "gamma": 0.97},
+            {
+                "base_lr": 0.01,
+                "max_lr": 0.3,
+                "step_size_up": 6,
+                "scale_fn": lambda k: 1 / k,
+                "cycle_momentum": False,
+            },
+            {
+                "base_lr": 0.01,
+                "max_lr": 0.3,
+                "step_size_up": 6,
+                "scale_fn": lambda k: 0.9**k,
+                "scale_mode": "iterations",
+                "base_momentum": 0.5,
+                "max_momentum": 0.95,
+                "optimizer": "Adam",
+            },
+        ],
+        "errors": [
+            ({"base_lr": 0.1, "max_lr": 1.0, "mode": "saw"}, r"mode must be triangular, .*, got 'saw'"),
+            ({"base_lr": 0.1, "max_lr": [1.0, 2.0]}, r"max_lr has 2 entries, the optimizer has 1 groups"),
+            (
+                {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 0},
+                r"step_size_up must be an integer of at least 1",
+            ),
+            (
+                {"base_lr": 0.1, "max_lr": 1.0, "optimizer": "Adagrad"},
+                r"cycle_momentum needs momentum or betas, Adagrad has none",
+            ),
+        ],
+    },
+    "OneCycleLR": {
+        "options": [
+            {"max_lr": 0.5, "total_steps": 61},
+            {"max_lr": 0.5, "epochs": 7, "steps_per_epoch": 9, "anneal_strategy": "linear", "pct_start": 0.4},
+            {"max_lr": 0.5, "total_steps": 70, "three_phase": True, "div_factor": 10.0, "optimizer": "AdamW"},
+            {"max_lr": 0.5, "total_steps": 64, "final_div_factor": 50.0, "cycle_momentum": False},
+            {
+                "max_lr": 0.5,
+                "total_steps": 64,
+                "base_momentum": 0.6,
+                "max_momentum": 0.9,
+                "optimizer": "NAdam",
+            },
+        ],
+        "errors": [
+            ({"max_lr": 0.5}, r"give total_steps, or epochs and steps_per_epoch"),
+            ({"max_lr": 0.5, "total_steps": -1}, r"total_steps must be an integer of at least 1, got -1"),
+            ({"max_lr": 0.5, "total_steps": 9, "pct_start": 1.5}, r"pct_start must be in \[0, 1\], got 1.5"),
+            (
+                {"max_lr": 0.5, "total_steps": 9, "anneal_strategy": "exp"},
+                r"must be cos or linear, got 'exp'",
+            ),
+        ],
+    },
+    "ReduceLROnPlateau": {
+        "options": [
+            {"patience": 2},
+            {"patience": 1, "factor": 0.5, "cooldown": 3, "threshold": 0.05, "threshold_mode": "abs"},
+            {"mode": "max", "patience": 0, "factor": 0.3, "min_lr": 0.01, "eps": 1e-3},
+            {"mode": "max", "patience": 3, "threshold": 0.01, "threshold_mode": "abs"},
+        ],
+        "errors": [
+            ({"factor": 1.0}, r"factor must be in \[0, 1\), got 1.0"),
+            ({"mode": "least"}, r"mode must be min or max, got 'least'"),
+            ({"threshold_mode": "half"}, r"threshold_mode must be rel or abs, got 'half'"),
+            ({"min_lr": [0.1, 0.1]}, r"min_lr has 2 entries, the optimizer has 1 groups"),
+        ],
+    },
+}

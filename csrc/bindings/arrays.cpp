@@ -84,7 +84,8 @@ ArrayView array_view(py::handle object, const ArgName& name) {
 
 void require_dense(const ArrayView& view, const ArgName& name, bool written) {
   if (!view.c_contiguous) value_error(name.prefix() + " is not C-contiguous");
-  if (!view.aligned) value_error(name.prefix() + " is not aligned to its " + dtype_name(view.dtype) + " items");
+  if (!view.aligned)
+    value_error(name.prefix() + " is not aligned to its " + dtype_name(view.dtype) + " items");
   if (written && !view.writeable) value_error(name.prefix() + " is read-only");
 }
 
@@ -100,13 +101,15 @@ ArrayView dense_output(py::handle object, const ArgName& name) {
   return view;
 }
 
-void require_same_dtype(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name) {
+void require_same_dtype(const ArrayView& a, const ArgName& a_name, const ArrayView& b,
+                        const ArgName& b_name) {
   if (a.dtype != b.dtype)
     type_error(a_name.prefix() + " is " + dtype_name(a.dtype) + ", " + b_name.text() + " is " +
                dtype_name(b.dtype));
 }
 
-void require_same_shape(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name) {
+void require_same_shape(const ArrayView& a, const ArgName& a_name, const ArrayView& b,
+                        const ArgName& b_name) {
   if (a.ndim != b.ndim || !std::equal(a.shape, a.shape + a.ndim, b.shape))
     value_error(a_name.prefix() + " has shape " + shape_text(a) + ", " + b_name.text() + " has shape " +
                 shape_text(b));
@@ -117,9 +120,19 @@ Extent extent(const ArrayView& view, const ArgName& name) {
   return {begin, begin + view.size * item_bytes(view.dtype), name};
 }
 
+void require_apart(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name,
+                   bool same_allowed) {
+  const Extent x = extent(a, a_name), y = extent(b, b_name);
+  if (x.begin == x.end || y.begin == y.end || x.end <= y.begin || y.end <= x.begin) return;
+  if (same_allowed && x.begin == y.begin && x.end == y.end) return;
+  value_error(a_name.prefix() + " overlaps " + b_name.text() + " in memory" +
+              (same_allowed ? " but is not the same array" : "") + "; pass a copy");
+}
+
 Extents::Extents(std::vector<Extent> extents, const char* call) : sorted_(std::move(extents)) {
   std::erase_if(sorted_, [](const Extent& e) { return e.begin == e.end; });
-  std::sort(sorted_.begin(), sorted_.end(), [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
+  std::sort(sorted_.begin(), sorted_.end(),
+            [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   for (std::size_t i = 1; i < sorted_.size(); ++i)
     if (sorted_[i].begin < sorted_[i - 1].end)
       value_error(std::string(call) + ": " + sorted_[i].name.text() + " overlaps " +

@@ -21,8 +21,8 @@ struct ArgName {
   const char* argument;
   Index index = -1;
 
-  std::string text() const;      // grads[3]
-  std::string prefix() const;    // step: grads[3]
+  std::string text() const;    // grads[3]
+  std::string prefix() const;  // step: grads[3]
 };
 
 // The views point into the object, which must outlive them. TypeError for anything but an ndarray of
@@ -46,6 +46,10 @@ struct Extent {
   ArgName name;
 };
 Extent extent(const ArrayView& view, const ArgName& name);
+
+// ValueError where the two share memory, unless they begin and end together and may be the same array.
+void require_apart(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name,
+                   bool same_allowed);
 
 // Extents in address order. Construction throws ValueError when two of them overlap.
 class Extents {

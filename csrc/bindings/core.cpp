@@ -8,6 +8,7 @@
 #include "bindings/modules.hpp"
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
+#include "formulas/philox.hpp"
 
 namespace fastopt {
 namespace {
@@ -61,6 +62,15 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       },
       py::arg("n"));
   m.def("math", &math, py::arg("name"), py::arg("x"), "A function of math.hpp on an array, for its accuracy tests.");
+  m.def(
+      "philox",
+      [](std::uint64_t seed, std::uint64_t offset, py::ssize_t n) {
+        py::array_t<std::uint32_t> words(n);
+        for (py::ssize_t i = 0; i < n; ++i)
+          words.mutable_data()[i] = philox_word(seed, offset, std::uint64_t(i));
+        return words;
+      },
+      py::arg("seed"), py::arg("offset"), py::arg("n"), "The first n words of the counter-based generator.");
   bind_step(m);
   bind_kernels(m);
 }

@@ -1,8 +1,460 @@
-// The drivers elementwise, reduce and rows for Python.
+// The drivers elementwise, reduce and rows for Python: checks, then chunks on the pool without the GIL.
+// Arrays are dense here; python/fastopt/_ops.py copies what is not.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <iterator>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.hpp"
 #include "bindings/modules.hpp"
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
+#include "formulas/monoids.hpp"
+#include "formulas/registry.hpp"
 
 namespace fastopt {
+namespace {
 
-void bind_kernels(pybind11::module_&) {}
+struct FormulaInfo {
+  const char* name;
+  Names params;
+  bool grad_needs_x = true, grad_needs_y = false;
+};
+
+template <class List>
+struct Infos;
+template <template <class> class... F>
+struct Infos<Formulas<F...>> {
+  template <template <class> class G>
+  static constexpr FormulaInfo info() {
+    if constexpr (requires { G<double>::grad_needs_x; }) {
+      return {G<double>::name, G<double>::params, G<double>::grad_needs_x, G<double>::grad_needs_y};
+    } else {
+      return {G<double>::name, G<double>::params};
+    }
+  }
+  static constexpr FormulaInfo at[] = {info<F>()...};
+};
+constexpr auto& kActivations = Infos<Activations>::at;
+constexpr auto& kLosses = Infos<Losses>::at;
+
+// One formula chosen by name, with its parameters.
+struct Chosen {
+  int index;
+  const FormulaInfo& info;
+  double params[Names::kMax] = {};
+};
+
+template <class InfoList>
+Chosen choose(const char* kind, const InfoList& infos, const std::string& name, const py::tuple& params) {
+  std::string known;
+  for (int f = 0; f < int(std::size(infos)); ++f) {
+    const FormulaInfo& info = infos[f];
+    if (name != info.name) {
+      known += std::string(f ? ", " : "") + info.name;
+      continue;
+    }
+    if (int(params.size()) != info.params.size)
+      throw py::type_error(name + ": params has " + std::to_string(params.size()) + " entries, expected " +
+                           std::to_string(info.params.size));
+    Chosen chosen{f, info};
+    for (int i = 0; i < info.params.size; ++i) chosen.params[i] = params[std::size_t(i)].cast<double>();
+    return chosen;
+  }
+  throw py::value_error(std::string(kind) + ": name is '" + name + "', expected one of " + known);
+}
+
+template <class InfoList>
+py::dict describe(const InfoList& infos) {
+  py::dict result;
+  for (const FormulaInfo& info : infos) {
+    py::tuple params(info.params.size);
+    for (int i = 0; i < info.params.size; ++i) params[std::size_t(i)] = py::str(info.params.at[i]);
+    result[info.name] = py::make_tuple(params, info.grad_needs_x, info.grad_needs_y);
+  }
+  return result;
+}
+
+// An array that goes with `x`: same dtype and shape.
+ArrayView like(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name) {
+  const ArrayView view = dense_input(object, name);
+  require_same_dtype(view, name, x, x_name);
+  require_same_shape(view, name, x, x_name);
+  return view;
+}
+
+// An output that goes with `x`, and is x itself or apart from it.
+ArrayView output_like(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name) {
+  const ArrayView view = like(object, name, x, x_name);
+  require_dense(view, name, true);
+  require_apart(view, name, x, x_name, true);
+  return view;
+}
+
+void require_computed(const ArrayView& x, const ArgName& name) {
+  if (int(x.dtype) >= kComputeTypes)
+    throw py::type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");
+}
+
+Index pieces(Index n, Index chunk) { return (n + chunk - 1) / chunk; }
+
+// f(begin, end) over [0, n) in chunks, which depend on nothing but n; `elements` tells how much work it is.
+template <class F>
+void for_chunks(Index n, Index chunk, Index elements, F f) {
+  const py::gil_scoped_release release;
+  parallel_for(pieces(n, chunk), elements >= kSerialElements,
+               [&](Index i) { f(i * chunk, std::min(n, (i + 1) * chunk)); });
+}
+
+// Merges parts pairwise, so that rounding errors grow with the logarithm of their number.
+template <class M>
+double merge_parts(const double* parts, std::size_t n) {
+  if (n == 1) return parts[0];
+  return M::merge(merge_parts<M>(parts, n / 2), merge_parts<M>(parts + n / 2, n - n / 2));
+}
+
+// The same for an f that returns its part of a reduction.
+template <class M = Sum<double>, class F>
+double reduce_chunks(Index n, Index chunk, Index elements, F f) {
+  std::vector<double> parts(std::size_t(pieces(n, chunk)), 0.0);
+  for_chunks(n, chunk, elements,
+             [&](Index begin, Index end) { parts[std::size_t(begin / chunk)] = f(begin, end); });
+  return parts.empty() ? M::identity : merge_parts<M>(parts.data(), parts.size());
+}
+
+// Rows of a chunk: a multiple of the 16 that the rows driver handles together.
+Index row_chunk(Index columns) { return (std::max<Index>(kChunk / columns, 1) + 15) / 16 * 16; }
+
+const void* offset(const ArrayView& x, Index element) {
+  return static_cast<const char*>(x.data) + element * item_bytes(x.dtype);
+}
+
+void activation(const std::string& name, const py::object& x_, const py::object& bias_,
+                const py::tuple& params, const py::object& y_) {
+  const bool plain = name.empty();
+  const Chosen chosen =
+      plain ? Chosen{-1, kActivations[0]} : choose("activation", kActivations, name, params);
+  const char* call = plain ? "bias_activation" : chosen.info.name;
+  const ArgName x_name{call, "x"}, bias_name{call, "bias"}, out_name{call, "out"};
+  const ArrayView x = dense_input(x_, x_name);
+  const ArrayView y = output_like(y_, out_name, x, x_name);
+  ActivationArgs args{chosen.index, chosen.params, x.data, nullptr, 1, y.data};
+  if (!bias_.is_none()) {
+    const ArrayView bias = dense_input(bias_, bias_name);
+    require_same_dtype(bias, bias_name, x, x_name);
+    if (bias.ndim != 1 || x.ndim < 1 || bias.size != x.shape[x.ndim - 1])
+      throw py::value_error(bias_name.prefix() + " has shape " + shape_text(bias) + ", x has shape " +
+                            shape_text(x));
+    args.bias = bias.data;
+    args.columns = bias.size;
+    require_apart(y, out_name, bias, bias_name, false);
+  }
+  const auto kernel = kernels().elementwise[int(x.dtype)].activation;
+  for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+}
+
+void activation_grad(const std::string& name, const py::object& dy_, const py::object& x_,
+                     const py::object& y_, const py::tuple& params, const py::object& dx_) {
+  const Chosen chosen = choose("activation_grad", kActivations, name, params);
+  const char* call = chosen.info.name;
+  const ArgName dy_name{call, "dy"}, x_name{call, "x"}, y_name{call, "y"}, out_name{call, "out"};
+  const ArrayView dy = dense_input(dy_, dy_name);
+  ActivationGradArgs args{chosen.index, chosen.params, dy.data, nullptr, nullptr, nullptr};
+  const ArrayView dx = output_like(dx_, out_name, dy, dy_name);
+  args.dx = dx.data;
+  const auto operand = [&](bool needed, const py::object& object,
+                           const ArgName& operand_name) -> const void* {
+    if (!needed) return nullptr;
+    if (object.is_none())
+      throw py::type_error(std::string(call) + ": the gradient needs " + operand_name.argument +
+                           ", got None");
+    const ArrayView view = like(object, operand_name, dy, dy_name);
+    require_apart(dx, out_name, view, operand_name, true);
+    return view.data;
+  };
+  args.x = operand(chosen.info.grad_needs_x, x_, x_name);
+  args.y = operand(chosen.info.grad_needs_y, y_, y_name);
+  const auto kernel = kernels().elementwise[int(dy.dtype)].activation_grad;
+  for_chunks(dy.size, kChunk, dy.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+}
+
+// 0 <= p <= 1.
+void dropout(const py::object& x_, double p, std::uint64_t seed, std::uint64_t first, const py::object& y_) {
+  const ArgName x_name{"dropout", "x"};
+  const ArrayView x = dense_input(x_, x_name);
+  const ArrayView y = output_like(y_, {"dropout", "out"}, x, x_name);
+  if (p == 1.0) {
+    std::memset(y.data, 0, std::size_t(y.size * item_bytes(y.dtype)));
+    return;
+  }
+  const double keep = 1.0 - p, kept_words = std::max(std::floor(keep * 0x1p32), 1.0);
+  const DropoutArgs args{x.data, y.data, seed, first, std::uint32_t(kept_words - 1.0), 1.0 / keep};
+  const auto kernel = kernels().elementwise[int(x.dtype)].dropout;
+  for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+}
+
+void axpy(double a, const py::object& x_, const py::object& y_) {
+  const ArgName x_name{"axpy", "x"}, y_name{"axpy", "y"};
+  const ArrayView x = dense_input(x_, x_name), y = output_like(y_, y_name, x, x_name);
+  const auto kernel = kernels().elementwise[int(x.dtype)].axpy;
+  for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(a, x.data, y.data, begin, end); });
+}
+
+template <Monoid kind, class M = Sum<double>>
+double reduce(const py::object& x_) {
+  constexpr const char* kNames[] = {"sum", "abs_sum", "sum_squares", "abs_max"};
+  const ArrayView x = dense_input(x_, {kNames[int(kind)], "x"});
+  const auto kernel = kernels().reduce[int(kind)].at[int(x.dtype)];
+  return reduce_chunks<M>(x.size, kChunk, x.size,
+                          [&](Index begin, Index end) { return kernel(offset(x, begin), end - begin); });
+}
+
+double dot(const py::object& x_, const py::object& y_) {
+  const ArgName x_name{"dot", "x"};
+  const ArrayView x = dense_input(x_, x_name), y = like(y_, {"dot", "y"}, x, x_name);
+  require_computed(x, x_name);
+  const auto kernel = kernels().sums[int(x.dtype)].dot;
+  return reduce_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) {
+    return kernel(offset(x, begin), offset(y, begin), end - begin);
+  });
+}
+
+void store(const ArrayView& out, Index element, double value) {
+  if (out.dtype == DType::f32) {
+    static_cast<float*>(out.data)[element] = float(value);
+  } else {
+    static_cast<double*>(out.data)[element] = value;
+  }
+}
+
+// A task sums some rows of some columns; the sums of the row blocks are then added in order.
+void bias_grad(const py::object& dy_, const py::object& out_) {
+  constexpr Index kColumns = 512;
+  const ArgName dy_name{"bias_grad", "dy"}, out_name{"bias_grad", "out"};
+  const ArrayView dy = dense_input(dy_, dy_name), out = dense_output(out_, out_name);
+  require_computed(dy, dy_name);
+  require_same_dtype(out, out_name, dy, dy_name);
+  if (dy.ndim < 1 || out.ndim != 1 || out.size != dy.shape[dy.ndim - 1])
+    throw py::value_error(out_name.prefix() + " has shape " + shape_text(out) + ", dy has shape " +
+                          shape_text(dy));
+  require_apart(out, out_name, dy, dy_name, false);
+  const Index columns = out.size, rows = columns ? dy.size / columns : 0;
+  if (columns == 0) return;
+  const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
+  const Index height = std::max<Index>(2 * kChunk / width, 1),
+              blocks = std::max<Index>(pieces(rows, height), 1);
+  std::vector<double> sums(std::size_t(blocks * columns));
+  const auto kernel = kernels().sums[int(dy.dtype)].column_sums;
+  for_chunks(blocks * tiles, 1, dy.size, [&](Index task, Index) {
+    const Index block = task / tiles, first = task % tiles * width;
+    const ColumnSumArgs args{dy.data, columns, first, std::min(columns, first + width),
+                             sums.data() + block * columns};
+    kernel(args, block * height, std::min(rows, (block + 1) * height));
+  });
+  for (Index c = 0; c < columns; ++c) {
+    double total = 0.0;
+    for (Index block = 0; block < blocks; ++block) total += sums[std::size_t(block * columns + c)];
+    store(out, c, total);
+  }
+}
+
+// The output of a loss, made by the caller for it: one entry, or one for each element or row.
+ArrayView reduced_output(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name,
+                         Index size) {
+  const ArrayView view = dense_output(object, name);
+  require_same_dtype(view, name, x, x_name);
+  if (view.size != size)
+    throw py::value_error(name.prefix() + " has " + std::to_string(view.size) + " entries, expected " +
+                          std::to_string(size));
+  return view;
+}
+
+// out receives the loss of each element, or the sum divided by the divisor.
+void loss(const std::string& name, const py::object& input_, const py::object& target_,
+          const py::tuple& params, const py::object& weight_, const py::object& param_,
+          const py::object& out_, const py::object& grad_, double divisor, bool each) {
+  const Chosen chosen = choose("loss", kLosses, name, params);
+  const char* call = chosen.info.name;
+  const ArgName input_name{call, "input"}, target_name{call, "target"}, weight_name{call, "weight"};
+  const ArrayView input = dense_input(input_, input_name);
+  require_computed(input, input_name);
+  const ArrayView target = like(target_, target_name, input, input_name);
+  LossArgs args{chosen.index, chosen.params, input.data, target.data,  nullptr,
+                nullptr,      nullptr,       nullptr,    1.0 / divisor};
+  std::vector<std::pair<ArrayView, ArgName>> inputs{{target, target_name}};
+  const auto factor = [&](const py::object& object, const ArgName& factor_name) -> const void* {
+    if (object.is_none()) return nullptr;
+    inputs.emplace_back(like(object, factor_name, input, input_name), factor_name);
+    return inputs.back().first.data;
+  };
+  args.weight = factor(weight_, weight_name);
+  args.param = factor(param_, {call, chosen.info.params.size ? chosen.info.params.at[0] : "param"});
+  const auto output = [&](const py::object& object, const ArgName& output_name) -> void* {
+    if (object.is_none()) return nullptr;
+    const ArrayView view = output_like(object, output_name, input, input_name);
+    for (const auto& [other, other_name] : inputs) require_apart(view, output_name, other, other_name, true);
+    return view.data;
+  };
+  const ArrayView out = reduced_output(out_, {call, "out"}, input, input_name, each ? input.size : 1);
+  if (each) args.value = out.data;
+  args.grad = output(grad_, {call, "grad_out"});
+  const auto kernel = kernels().sums[int(input.dtype)].loss;
+  const double total = reduce_chunks(input.size, kChunk, input.size,
+                                     [&](Index begin, Index end) { return kernel(args, begin, end); });
+  if (!each) store(out, 0, total / divisor);
+}
+
+// Rows and columns of an array whose last axis is a row.
+std::pair<Index, Index> rows_of(const ArrayView& x, const ArgName& name) {
+  if (x.ndim < 1) throw py::value_error(name.prefix() + " has shape (), expected at least one axis");
+  const Index columns = x.shape[x.ndim - 1];
+  return {columns ? x.size / columns : 0, std::max<Index>(columns, 1)};
+}
+
+void softmax(const py::object& x_, const py::object& y_, bool log) {
+  const char* call = log ? "log_softmax" : "softmax";
+  const ArgName x_name{call, "x"};
+  const ArrayView x = dense_input(x_, x_name);
+  require_computed(x, x_name);
+  const auto [rows, columns] = rows_of(x, x_name);
+  const SoftmaxArgs args{x.data, output_like(y_, {call, "out"}, x, x_name).data, columns};
+  const RowKernels& row = kernels().rows[int(x.dtype)];
+  const auto kernel = log ? row.log_softmax : row.softmax;
+  for_chunks(rows, row_chunk(columns), x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+}
+
+void softmax_grad(const py::object& dy_, const py::object& y_, const py::object& dx_, bool log) {
+  const char* call = log ? "log_softmax_grad" : "softmax_grad";
+  const ArgName dy_name{call, "dy"}, y_name{call, "y"}, out_name{call, "out"};
+  const ArrayView dy = dense_input(dy_, dy_name), y = like(y_, y_name, dy, dy_name);
+  require_computed(dy, dy_name);
+  const ArrayView dx = output_like(dx_, out_name, dy, dy_name);
+  require_apart(dx, out_name, y, y_name, true);
+  const auto [rows, columns] = rows_of(dy, dy_name);
+  const SoftmaxGradArgs args{dy.data, y.data, dx.data, columns};
+  const RowKernels& row = kernels().rows[int(dy.dtype)];
+  const auto kernel = log ? row.log_softmax_grad : row.softmax_grad;
+  for_chunks(rows, row_chunk(columns), dy.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+}
+
+using Classes = py::array_t<Index, py::array::c_style>;
+
+// "target[1, 3]" for an element of an array of any shape.
+std::string element_text(const char* argument, const Classes& array, Index element) {
+  std::string text;
+  for (py::ssize_t d = array.ndim() - 1; d >= 0; --d) {
+    const Index size = std::max<Index>(array.shape(d), 1);
+    text = std::to_string(element % size) + (text.empty() ? "" : ", ") + text;
+    element /= size;
+  }
+  return array.ndim() ? std::string(argument) + "[" + text + "]" : argument;
+}
+
+// ValueError for a class that is neither ignored nor in [0, columns); else the summed weights of those used.
+template <class T>
+double used_weight(const char* call, const Classes& target, const T* weight, Index columns,
+                   Index ignore_index) {
+  double used = 0.0;
+  const Index* label = target.data();
+  for (Index i = 0; i < target.size(); ++i) {
+    if (label[i] == ignore_index) continue;
+    if (label[i] < 0 || label[i] >= columns)
+      throw py::value_error(std::string(call) + ": " + element_text("target", target, i) + " is " +
+                            std::to_string(label[i]) + ", input has " + std::to_string(columns) + " classes");
+    used += weight ? double(weight[label[i]]) : 1.0;
+  }
+  return used;
+}
+
+// input: (rows, classes); target: a class for each row, or probabilities shaped as input. out receives the
+// loss of each row, their sum, or their mean, which divides by the weights that the classes use or by the
+// rows.
+void cross_entropy(const py::object& input_, const py::object& target_, const py::object& weight_,
+                   const py::object& out_, const py::object& grad_, Index ignore_index,
+                   double label_smoothing, const std::string& reduction, bool log_probabilities) {
+  const char* call = log_probabilities ? "nll" : "cross_entropy";
+  const ArgName input_name{call, "input"}, target_name{call, "target"}, weight_name{call, "weight"};
+  const ArgName grad_name{call, "grad_out"};
+  const ArrayView input = dense_input(input_, input_name);
+  require_computed(input, input_name);
+  const auto [rows, columns] = rows_of(input, input_name);
+  CrossEntropyArgs args{input.data, nullptr, nullptr,      nullptr,         nullptr,
+                        nullptr,    columns, ignore_index, label_smoothing, 1.0};
+  const bool each = reduction == "none";
+  const ArrayView out = reduced_output(out_, {call, "out"}, input, input_name, each ? rows : 1);
+  if (each) args.value = out.data;
+  ArrayView grad{}, weight{};
+  if (!grad_.is_none()) {
+    grad = output_like(grad_, grad_name, input, input_name);
+    args.grad = grad.data;
+  }
+  if (!weight_.is_none()) {
+    weight = dense_input(weight_, weight_name);
+    require_same_dtype(weight, weight_name, input, input_name);
+    if (weight.ndim != 1 || weight.size != columns)
+      throw py::value_error(weight_name.prefix() + " has shape " + shape_text(weight) + ", input has " +
+                            std::to_string(columns) + " classes");
+    if (args.grad) require_apart(grad, grad_name, weight, weight_name, false);
+    args.weight = weight.data;
+  }
+  Classes classes;
+  double divisor = double(rows);
+  if (py::isinstance<Classes>(target_)) {
+    classes = py::reinterpret_borrow<Classes>(target_);
+    if (classes.size() != rows)
+      throw py::value_error(target_name.prefix() + " has " + std::to_string(classes.size()) +
+                            " entries, input has " + std::to_string(rows) + " rows");
+    divisor =
+        input.dtype == DType::f32
+            ? used_weight(call, classes, static_cast<const float*>(args.weight), columns, ignore_index)
+            : used_weight(call, classes, static_cast<const double*>(args.weight), columns, ignore_index);
+    args.target = classes.data();
+  } else {
+    const ArrayView probabilities = like(target_, target_name, input, input_name);
+    if (args.grad) require_apart(grad, grad_name, probabilities, target_name, false);
+    args.probabilities = probabilities.data;
+  }
+  if (reduction != "mean") divisor = 1.0;
+  args.grad_scale = 1.0 / divisor;
+  const RowKernels& row = kernels().rows[int(input.dtype)];
+  const auto kernel = log_probabilities ? row.nll : row.cross_entropy;
+  const double total = reduce_chunks(rows, row_chunk(columns), input.size,
+                                     [&](Index begin, Index end) { return kernel(args, begin, end); });
+  if (!each) store(out, 0, total / divisor);
+}
+
+}  // namespace
+
+void bind_kernels(py::module_& m) {
+  using py::arg;
+  m.def(
+      "activations", [] { return describe(kActivations); },
+      "The activations by name: parameter names, and whether the gradient reads x and y.");
+  m.def("losses", [] { return describe(kLosses); }, "The losses by name: parameter names first.");
+  m.def("activation", &activation, arg("name"), arg("x"), arg("bias"), arg("params"), arg("out"),
+        "out = act(x + bias); an empty name leaves act out.");
+  m.def("activation_grad", &activation_grad, arg("name"), arg("dy"), arg("x"), arg("y"), arg("params"),
+        arg("out"));
+  m.def("dropout", &dropout, arg("x"), arg("p"), arg("seed"), arg("offset"), arg("out"));
+  m.def("axpy", &axpy, arg("a"), arg("x"), arg("y"));
+  m.def("sum", &reduce<Monoid::sum>, arg("x"));
+  m.def("abs_sum", &reduce<Monoid::abs_sum>, arg("x"));
+  m.def("sum_squares", &reduce<Monoid::sum_squares>, arg("x"));
+  m.def("abs_max", &reduce<Monoid::abs_max, AbsMax<double>>, arg("x"));
+  m.def("dot", &dot, arg("x"), arg("y"));
+  m.def("bias_grad", &bias_grad, arg("dy"), arg("out"));
+  m.def("loss", &loss, arg("name"), arg("input"), arg("target"), arg("params"), arg("weight"), arg("param"),
+        arg("out"), arg("grad_out"), arg("divisor"), arg("each"));
+  m.def("softmax", &softmax, arg("x"), arg("out"), arg("log"));
+  m.def("softmax_grad", &softmax_grad, arg("dy"), arg("y"), arg("out"), arg("log"));
+  m.def("cross_entropy", &cross_entropy, arg("input"), arg("target"), arg("weight"), arg("out"),
+        arg("grad_out"), arg("ignore_index"), arg("label_smoothing"), arg("reduction"),
+        arg("log_probabilities"));
+}
 
 }  // namespace fastopt

@@ -119,12 +119,12 @@ struct MathKernels {
 
 struct KernelTable {
   const char* isa;
-  const StepKernels* step;  // [rule]
-  const ReduceKernels* reduce;  // [Monoid]
+  const StepKernels* step;                // [rule]
+  const ReduceKernels* reduce;            // [Monoid]
   const SumKernels* sums;                 // [compute type]
   const RowKernels* rows;                 // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
-  const MathKernels* math;  // [function of math.hpp], for the accuracy tests
+  const MathKernels* math;                // [function of math.hpp], for the accuracy tests
 };
 
 // The table in use. set_isa returns false when the level is not built in or this CPU lacks it.

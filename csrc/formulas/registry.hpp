@@ -1,6 +1,8 @@
 // The one place of registration: a formula's position here is its row in every kernel table.
 #pragma once
 
+#include "formulas/activations.hpp"
+#include "formulas/losses.hpp"
 #include "formulas/rules/adadelta.hpp"
 #include "formulas/rules/adagrad.hpp"
 #include "formulas/rules/adam.hpp"
@@ -12,6 +14,10 @@
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
+
+using Activations = Formulas<Relu, LeakyRelu, Sigmoid, Tanh, Gelu, GeluTanh, Silu, Elu, Softplus>;
+
+using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlDivLog>;
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam>;

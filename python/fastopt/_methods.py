@@ -1,0 +1,250 @@
+"""Tensor's methods that are words for other methods; nothing here touches the tape."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+
+from fastopt._dtypes import DType, bool_, float16, float32, float64, int32, int64
+from fastopt._rules import Dim
+
+# The class has methods of these names.
+Bool: TypeAlias = bool
+Float: TypeAlias = float
+Int: TypeAlias = int
+
+
+class Methods:
+    """Mixin of `tensor.Tensor`."""
+
+    __slots__ = ()
+
+    # ------------------------------------------------------------------------------------- the array
+
+    @property
+    def shape(self: Any) -> tuple[Int, ...]:
+        """The lengths of the dimensions."""
+        return self._data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self: Any) -> DType:
+        """The array's dtype."""
+        return self._data.dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self: Any) -> Int:
+        """The number of dimensions."""
+        return self._data.ndim  # type: ignore[no-any-return]
+
+    def dim(self: Any) -> Int:
+        """The number of dimensions."""
+        return self._data.ndim  # type: ignore[no-any-return]
+
+    def size(self: Any, dim: Int | None = None) -> Any:
+        """The shape, or the length of one dimension."""
+        return self._data.shape if dim is None else self._data.shape[dim]
+
+    def numel(self: Any) -> Int:
+        """The number of elements."""
+        return self._data.size  # type: ignore[no-any-return]
+
+    def item(self: Any) -> Any:
+        """The only element as a Python number."""
+        return self._data.item()
+
+    def tolist(self: Any) -> Any:
+        """The elements as nested lists of Python numbers."""
+        return self._data.tolist()
+
+    def __len__(self: Any) -> Int:
+        if not self._data.ndim:
+            raise TypeError("len() of a 0-d Tensor")
+        return len(self._data)
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __reversed__(self: Any) -> Iterator[Any]:
+        return (self[i] for i in reversed(range(len(self))))
+
+    def __contains__(self: Any, value: Any) -> Bool:
+        return (self == value)._data.any().item()  # type: ignore[no-any-return]
+
+    def __bool__(self: Any) -> Bool:
+        if self._data.size != 1:
+            raise RuntimeError(f"the truth value of a Tensor of shape {self.shape} is ambiguous")
+        return builtins.bool(self._data.item())
+
+    def __float__(self: Any) -> Float:
+        return builtins.float(self._data.item())
+
+    def __int__(self: Any) -> Int:
+        return builtins.int(self._data.item())
+
+    def __index__(self: Any) -> Int:
+        return operator.index(self._data.item())
+
+    def __format__(self: Any, spec: str) -> str:
+        return format(self._data.item() if self._data.ndim == 0 else repr(self), spec)
+
+    # ----------------------------------------------------------------------------------------- dtype
+
+    def half(self: Any) -> Any:
+        """The Tensor in float16."""
+        return self.to(float16)
+
+    def float(self: Any) -> Any:
+        """The Tensor in float32."""
+        return self.to(float32)
+
+    def double(self: Any) -> Any:
+        """The Tensor in float64."""
+        return self.to(float64)
+
+    def int(self: Any) -> Any:
+        """The Tensor in int32."""
+        return self.to(int32)
+
+    def long(self: Any) -> Any:
+        """The Tensor in int64."""
+        return self.to(int64)
+
+    def bool(self: Any) -> Any:
+        """The Tensor in bool."""
+        return self.to(bool_)
+
+    def type(self: Any, dtype: Any) -> Any:
+        """The Tensor in `dtype`."""
+        return self.to(dtype)
+
+    def cpu(self) -> Self:
+        """The Tensor itself: it is on the CPU."""
+        return self
+
+    # ----------------------------------------------------------------------------------------- shape
+
+    def view(self: Any, *shape: Any) -> Any:
+        """The same as `reshape`."""
+        return self.reshape(*shape)
+
+    def flatten(self: Any, start_dim: Any = 0, end_dim: Any = -1) -> Any:
+        """Join the dimensions from `start_dim` to `end_dim`, both included, to one."""
+        shape = self.shape or (1,)
+        first, last = range(len(shape))[start_dim], range(len(shape))[end_dim]
+        return self.reshape(*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+
+    def squeeze(self: Any, dim: Any = None) -> Any:
+        """Drop the dimensions of length 1, or `dim` if it is of length 1."""
+        shape = self.shape
+        drop = range(len(shape)) if dim is None else (range(len(shape))[dim],)
+        return self.reshape(tuple([n for i, n in enumerate(shape) if i not in drop or n != 1]))
+
+    def unsqueeze(self: Any, dim: Any) -> Any:
+        """Insert a dimension of length 1 before `dim`."""
+        at = range(self.ndim + 1)[dim]
+        return self.reshape((*self.shape[:at], 1, *self.shape[at:]))
+
+    def transpose(self: Any, dim0: Any, dim1: Any) -> Any:
+        """Swap two dimensions."""
+        axes = list(range(self.ndim))
+        axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+        return self.permute(axes)
+
+    def t(self: Any) -> Any:
+        """The transpose of a matrix; a vector is returned as it is."""
+        if self.ndim > 2:
+            raise ValueError(f"t: expected at most 2 dimensions, got shape {self.shape}")
+        return self.permute(tuple(reversed(range(self.ndim))))
+
+    @property
+    def T(self: Any) -> Any:
+        """The Tensor with its dimensions in reverse order."""
+        return self.permute(tuple(reversed(range(self.ndim))))
+
+    # ------------------------------------------------------------------------------------- functions
+
+    def add(self: Any, other: Any) -> Any:
+        """The same as ``self + other``."""
+        return self + other
+
+    def sub(self: Any, other: Any) -> Any:
+        """The same as ``self - other``."""
+        return self - other
+
+    def mul(self: Any, other: Any) -> Any:
+        """The same as ``self * other``."""
+        return self * other
+
+    def div(self: Any, other: Any) -> Any:
+        """The same as ``self / other``."""
+        return self / other
+
+    def matmul(self: Any, other: Any) -> Any:
+        """The same as ``self @ other``."""
+        return self @ other
+
+    mm = matmul
+
+    def pow(self: Any, exponent: Any) -> Any:
+        """The same as ``self ** exponent``."""
+        return self**exponent
+
+    def square(self: Any) -> Any:
+        """The same as ``self ** 2``."""
+        return self**2
+
+    def neg(self: Any) -> Any:
+        """The same as ``-self``."""
+        return -self
+
+    def eq(self: Any, other: Any) -> Any:
+        """The same as ``self == other``."""
+        return self == other
+
+    def var(self: Any, dim: Dim = None, keepdim: Any = False, *, correction: Any = 1) -> Any:
+        """The variance of all elements, or along `dim`, over n - `correction`."""
+        d = self - self.mean(dim, True)
+        n = d.numel() // max((self.sum(dim)).numel(), 1)
+        return (d * d).sum(dim, keepdim) / max(n - correction, 0)
+
+    def std(self: Any, dim: Dim = None, keepdim: Any = False, *, correction: Any = 1) -> Any:
+        """The standard deviation: the square root of `var`."""
+        return self.var(dim, keepdim, correction=correction).sqrt()
+
+    # -------------------------------------------------------------------------------------- in place
+
+    def copy_(self: Any, source: Any) -> Any:
+        """Write the elements of `source` (broadcast, converted) into this Tensor."""
+        self[...] = source
+        return self
+
+    def fill_(self: Any, value: Any) -> Any:
+        """Write `value` into every element."""
+        self[...] = value
+        return self
+
+    def zero_(self: Any) -> Any:
+        """Write 0 into every element."""
+        self[...] = 0
+        return self
+
+    def add_(self: Any, other: Any, *, alpha: Any = 1) -> Any:
+        """Add ``alpha * other`` in place."""
+        return self._write(np.add, other if alpha == 1 else alpha * other)
+
+    def sub_(self: Any, other: Any, *, alpha: Any = 1) -> Any:
+        """Subtract ``alpha * other`` in place."""
+        return self._write(np.subtract, other if alpha == 1 else alpha * other)
+
+    def mul_(self: Any, other: Any) -> Any:
+        """Multiply by `other` in place."""
+        return self._write(np.multiply, other)
+
+    def div_(self: Any, other: Any) -> Any:
+        """Divide by `other` in place."""
+        return self._write(np.true_divide, other)

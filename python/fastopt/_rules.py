@@ -1,0 +1,144 @@
+"""The rules of differentiation: functions of arrays, used by the operations of `tensor`. No Tensor here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastopt._dtypes import DEFAULT_FLOAT, bool_, is_floating, promote
+from fastopt._tape import Backward, unbroadcast
+
+Array = npt.NDArray[Any]
+Dim = int | tuple[int, ...] | None
+
+#: Of two operands and the result, the function that takes the result's gradient to one operand's.
+Rule = Callable[[Any, Any, Any], Backward]
+
+
+def as_float(a: Array) -> Array:
+    """Return `a`, as float32 where it holds integers or bools."""
+    return a if is_floating(a.dtype) else a.astype(DEFAULT_FLOAT)
+
+
+def meet(a: Any, b: Any) -> tuple[Any, Any]:
+    """Bring two operands, arrays or Python numbers, to one dtype by torch's rules."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.dtype is not b.dtype and a.dtype != b.dtype:
+            dtype = promote(a, b)
+            return a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    elif isinstance(b, float):
+        return _with_float(a, b)
+    elif isinstance(a, float):
+        return _with_float(b, a)[::-1]
+    return a, b
+
+
+def _with_float(a: Array, number: float) -> tuple[Array, Any]:
+    a = as_float(a)
+    # A Python float takes the dtype of any array by itself, but for those that NumPy does not know.
+    return a, a.dtype.type(number) if a.dtype.kind == "V" else number
+
+
+def fitted(fn: Backward, source: Array, used: Array, result: Any) -> Backward:
+    """Make what `fn` returns fit `source`, which took part as `used` and may have been broadcast."""
+    if source.shape == result.shape and source is used:
+        return fn
+    shape, dtype = source.shape, source.dtype
+    return lambda dy: unbroadcast(np.asarray(fn(dy)), shape).astype(dtype, copy=False)
+
+
+def pass_on(dy: Any) -> Any:
+    return dy
+
+
+def truediv(a: Any, b: Any) -> Any:
+    a, b = (as_float(v) if isinstance(v, np.ndarray) else v for v in (a, b))
+    return a / b
+
+
+def pow_left(x: Any, y: Any, z: Any) -> Backward:
+    if isinstance(y, (int, float)):
+        if y == 0:
+            return np.zeros_like
+        return lambda dy: dy * (y * (x if y == 2 else x ** (y - 1)))
+    return lambda dy: dy * np.where(y == 0, 0, y * x ** np.where(y == 0, 1, y - 1))
+
+
+def pow_right(x: Any, y: Any, z: Any) -> Backward:
+    # Where the base is 0 the power and its gradient are 0 too: log(1) keeps the product so.
+    return lambda dy: dy * (z * np.log(np.where(np.equal(x, 0), 1, x)).astype(z.dtype, copy=False))
+
+
+def rows(a: Any) -> Any:
+    """`a` as a matrix of its last axis; a vector is one row."""
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+
+
+def matmul_left(x: Array, y: Array, z: Any) -> Backward:
+    if y.ndim == 1:
+        return lambda dy: dy[..., None] * y
+    if x.ndim == 1:
+        return lambda dy: (dy[..., None, :] @ y.swapaxes(-1, -2))[..., 0, :]
+    return lambda dy: dy @ y.swapaxes(-1, -2)
+
+
+def matmul_right(x: Array, y: Array, z: Any) -> Backward:
+    if y.ndim == 1:
+        return lambda dy: dy.reshape(-1) @ rows(x)
+    if y.ndim == 2:
+        return lambda dy: rows(x).T @ rows(dy)
+    if x.ndim == 1:
+        return lambda dy: x[:, None] * dy[..., None, :]
+    return lambda dy: x.swapaxes(-1, -2) @ dy
+
+
+def spread(dy: Any, shape: tuple[int, ...], axis: Dim, keepdim: bool) -> Array:
+    """The gradient of a sum over `axis`: `dy` repeated to `shape`."""
+    g = np.empty(shape, dy.dtype)
+    g[...] = dy if keepdim or axis is None else np.expand_dims(dy, axis)
+    return g
+
+
+def extreme(name: str, x: Array) -> tuple[Any, Backward]:
+    """The largest ("max") or smallest ("min") element of `x`; elements that tie share the gradient."""
+    y = getattr(x, name)()
+
+    def fn(dy: Any) -> Any:
+        ties = x == y
+        return dy * ties / np.count_nonzero(ties)
+
+    return y, fn
+
+
+def extreme_along(name: str, x: Array, dim: int, keepdim: bool) -> tuple[Array, Array, Backward]:
+    """The largest or smallest elements of `x` along `dim`, and where the first of each is."""
+    at = getattr(x, "arg" + name)(axis=dim, keepdims=True)
+    y = np.take_along_axis(x, at, dim)
+    shape = x.shape
+
+    def fn(dy: Any) -> Any:
+        g = np.zeros(shape, dy.dtype)
+        np.put_along_axis(g, at, dy if keepdim else np.expand_dims(dy, dim), dim)
+        return g
+
+    return (y, at, fn) if keepdim else (y.squeeze(dim), at.squeeze(dim), fn)
+
+
+def sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """Sizes or axes given one by one or as one sequence."""
+    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+
+
+def picks_once(key: Any) -> bool:
+    """Whether an index can pick no element twice."""
+    return all(
+        k is None
+        or k is Ellipsis
+        or isinstance(k, (int, slice, np.integer))
+        or getattr(k, "dtype", None) == bool_
+        for k in (key if isinstance(key, tuple) else (key,))
+    )

@@ -1,0 +1,518 @@
+"""What ``fastopt train`` does apart from its command line: data, model, training loop, checkpoint, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt import _core, _random, checkpoint, data, nn, optim
+from fastopt._tape import no_grad
+from fastopt.optim import lr_scheduler
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+}
+
+# Class, learning rate and weight decay where none is asked for, further arguments.
+OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
+    "sgd": (optim.SGD, 0.1, 0.0, {}),
+    "adagrad": (optim.Adagrad, 1e-2, 0.0, {}),
+    "adadelta": (optim.Adadelta, 1.0, 0.0, {}),
+    "rmsprop": (optim.RMSprop, 1e-3, 0.0, {}),
+    "adam": (optim.Adam, 1e-3, 0.0, {}),
+    "amsgrad": (optim.Adam, 1e-3, 0.0, {"amsgrad": True}),
+    "adamw": (optim.AdamW, 1e-3, 1e-2, {}),
+    "nadam": (optim.NAdam, 2e-3, 0.0, {}),
+}
+MOMENTUM_OPTIMIZERS = ("sgd", "rmsprop")
+
+SCHEDULERS = ("none", "cosine", "warmup_cosine", "onecycle", "linear", "step", "exponential", "plateau")
+# Those whose course is set by the planned number of epochs: a resumed run cannot change it.
+PLANNED_SCHEDULERS = ("cosine", "warmup_cosine", "onecycle", "linear", "step", "exponential")
+
+_EVALUATION_ROWS = 2048
+_BAR_STEPS = 32  # steps between two updates of the progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides the result of a run; it travels in the checkpoint."""
+
+    dataset: str
+    hidden: tuple[int, ...]
+    activation: str
+    dropout: float
+    optimizer: str
+    lr: float
+    weight_decay: float
+    momentum: float
+    scheduler: str
+    batch_size: int
+    epochs: int
+    seed: int
+    label: int | str
+    scale: str
+    test_size: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A classification problem: features float32 (n, d), labels int64 (n,) that index ``classes``."""
+
+    x_train: NDArray[np.float32]
+    y_train: NDArray[np.int64]
+    x_test: NDArray[np.float32]
+    y_test: NDArray[np.int64]
+    classes: list[str]
+    mean: NDArray[np.float32] | None = None
+    std: NDArray[np.float32] | None = None
+
+    @property
+    def features(self) -> int:
+        return int(self.x_train.shape[1])
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def load_dataset(config: Config, directory: str) -> Dataset:
+    """Load ``digits``, ``mnist`` from ``directory``, or a CSV or npz file."""
+    name = config.dataset
+    if name == "digits":
+        parts = data.load_digits()
+    elif name == "mnist":
+        parts = data.load_mnist(directory)
+    else:
+        parts = _load_file(Path(name), config)
+    x_train, y_train, x_test, y_test = parts
+    names = [str(value) for value in np.unique(np.concatenate((y_train, y_test))).tolist()]
+    if len(names) < 2:
+        raise ValueError(f"{name}: labels hold {len(names)} class, training needs at least 2")
+    mean = std = None
+    if config.scale == "standard" or (config.scale == "auto" and Path(name).suffix.lower() == ".csv"):
+        mean, std = standard_scale(x_train)
+    return Dataset(
+        apply_scale(x_train, mean, std),
+        encode_labels(y_train, names, name),
+        apply_scale(x_test, mean, std),
+        encode_labels(y_test, names, name),
+        names,
+        mean,
+        std,
+    )
+
+
+def _load_file(path: Path, config: Config) -> Any:
+    if path.suffix.lower() not in (".csv", ".npz"):
+        raise ValueError(f"dataset: {str(path)!r} is neither digits nor mnist nor a .csv or .npz file")
+    if path.suffix.lower() == ".csv":
+        table = data.read_csv(path, label=config.label)
+        arrays: tuple[Any, ...] = (table.x, named_labels(table))
+    else:
+        arrays = data.read_npz(path)
+    if len(arrays) == 1:
+        raise ValueError(f"{path}: no labels, expected y beside x")
+    arrays = tuple(as_labels(a, path) if i % 2 else as_features(a, path) for i, a in enumerate(arrays))
+    if len(arrays) == 2:
+        x, y = arrays
+        x_train, x_test, y_train, y_test = data.train_test_split(x, y, test_size=config.test_size, stratify=y)
+        return x_train, y_train, x_test, y_test
+    if arrays[0].shape[1] != arrays[2].shape[1]:
+        raise ValueError(f"{path}: x_train has {arrays[0].shape[1]} features, x_test {arrays[2].shape[1]}")
+    return arrays
+
+
+def named_labels(table: data.Table) -> NDArray[Any]:
+    """The labels of a CSV file as it has them: text or numbers."""
+    assert table.y is not None
+    return table.y if table.classes is None else np.array(table.classes)[table.y]
+
+
+def as_features(x: NDArray[Any], path: Path) -> NDArray[np.float32]:
+    """Check and flatten features to float32 (n, d); bytes become numbers in [0, 1]."""
+    if x.ndim < 2 or x.dtype.kind not in "buif":
+        raise ValueError(
+            f"{path}: features have shape {x.shape} and dtype {x.dtype}, expected (n, features) numbers"
+        )
+    flat = x.reshape(len(x), math.prod(x.shape[1:]))
+    if x.dtype == np.uint8:
+        return data.unit_interval(flat)
+    flat = flat.astype(np.float32, copy=False)
+    if not np.isfinite(flat).all():
+        row, column = np.argwhere(~np.isfinite(flat))[0]
+        raise ValueError(
+            f"{path}: row {row + 1}, feature {column + 1} is {flat[row, column]}, expected a finite number"
+        )
+    return flat
+
+
+def as_labels(y: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Check labels (n,) or (n, 1): text, or whole numbers as int64."""
+    flat = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
+    if flat.ndim != 1 or flat.dtype.kind not in "buifU":
+        raise ValueError(f"{path}: labels have shape {y.shape} and dtype {y.dtype}, expected (n,) classes")
+    if flat.dtype.kind == "U":
+        return flat
+    whole = flat.astype(np.int64) if np.isfinite(flat).all() else np.zeros(len(flat), np.int64)
+    if not np.array_equal(whole, flat):
+        row = int(np.flatnonzero(whole != flat)[0])
+        raise ValueError(
+            f"{path}: label of row {row + 1} is {flat[row]}, expected whole numbers or text for classes"
+        )
+    return whole
+
+
+def encode_labels(y: NDArray[Any], classes: Sequence[str], source: object) -> NDArray[np.int64]:
+    """Turn labels into indices of ``classes``."""
+    index = {name: i for i, name in enumerate(classes)}
+    values, inverse = np.unique(y, return_inverse=True)
+    unknown = [str(v) for v in values.tolist() if str(v) not in index]
+    if unknown:
+        raise ValueError(
+            f"{source}: label {unknown[0]!r} is none of the {len(index)} classes {_shorten(classes)}"
+        )
+    codes = np.array([index[str(v)] for v in values.tolist()], dtype=np.int64)
+    return codes[inverse]
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} ..."
+
+
+def standard_scale(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation of each feature; 1 for a feature that never changes."""
+    std = x.std(axis=0, dtype=np.float64)
+    std[std == 0] = 1
+    return x.mean(axis=0, dtype=np.float64).astype(np.float32), std.astype(np.float32)
+
+
+def apply_scale(
+    x: NDArray[np.float32], mean: NDArray[np.float32] | None, std: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    return x if mean is None or std is None else (x - mean) / std
+
+
+# --------------------------------------------------------------------------------------------- model
+
+
+def build_model(sizes: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
+    """A multilayer perceptron: ``sizes`` are input, hidden layers and classes."""
+    layers: list[nn.Module] = []
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+        if i:
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(n_in, n_out))
+    return nn.Sequential(*layers)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> Any:
+    cls, _, _, options = OPTIMIZERS[config.optimizer]
+    if config.optimizer in MOMENTUM_OPTIMIZERS:
+        options = {**options, "momentum": config.momentum}
+    return cls(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options)
+
+
+class Schedule:
+    """The learning rate's course: one scheduler, advanced after each step or after each epoch."""
+
+    def __init__(self, config: Config, optimizer: Any, steps_per_epoch: int) -> None:
+        steps = config.epochs * steps_per_epoch
+        name = config.scheduler
+        self.per_step = name in ("cosine", "warmup_cosine", "onecycle", "linear")
+        self.takes_loss = name == "plateau"
+        self.scheduler: Any = None
+        if name == "cosine":
+            self.scheduler = lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        elif name == "warmup_cosine":
+            warmup = max(1, steps // 20)
+            self.scheduler = lr_scheduler.WarmupCosineLR(optimizer, warmup_steps=warmup, total_steps=steps)
+        elif name == "onecycle":
+            self.scheduler = lr_scheduler.OneCycleLR(
+                optimizer, max_lr=config.lr, total_steps=steps, cycle_momentum=False
+            )
+        elif name == "linear":
+            self.scheduler = lr_scheduler.LinearLR(
+                optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps
+            )
+        elif name == "step":
+            self.scheduler = lr_scheduler.StepLR(
+                optimizer, step_size=max(1, -(-config.epochs // 3)), gamma=0.1
+            )
+        elif name == "exponential":
+            self.scheduler = lr_scheduler.ExponentialLR(optimizer, gamma=0.01 ** (1 / config.epochs))
+        elif name == "plateau":
+            self.scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=2)
+
+    def after_epoch(self, loss: float) -> None:
+        if self.scheduler is None or self.per_step:
+            return
+        if self.takes_loss:
+            self.scheduler.step(loss)
+        else:
+            self.scheduler.step()
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Limit NumPy's BLAS to one thread, where threadpoolctl is installed and the user set no number.
+
+    A matrix product of OpenBLAS differs in its last bits with the number of threads, and on a busy machine
+    its threads wait for each other many times longer than these small products take.
+    """
+    if "OPENBLAS_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
+        return nullcontext()
+    try:
+        import threadpoolctl
+    except ImportError:
+        return nullcontext()
+    limit: AbstractContextManager[Any] = threadpoolctl.threadpool_limits(1, user_api="blas")
+    return limit
+
+
+class Trainer:
+    """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
+
+    Attributes
+    ----------
+    history
+        Lists with one number per finished epoch: ``epoch``, ``train_loss`` (the mean over the epoch's
+        batches), ``test_loss``, ``train_accuracy``, ``test_accuracy``, ``lr``.
+    train_seconds
+        Time of the training itself, without evaluation and saving, over all finished epochs.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, save: Path | None = None) -> None:
+        self.config, self.dataset, self.save = config, dataset, save
+        _random.manual_seed(config.seed)
+        self.sizes = (dataset.features, *config.hidden, len(dataset.classes))
+        self.model = build_model(self.sizes, config.activation, config.dropout)
+        self.loss_fn = nn.CrossEntropyLoss()
+        self.optimizer = build_optimizer(config, self.model)
+        self.loader = data.DataLoader(
+            dataset.x_train, dataset.y_train, batch_size=config.batch_size, shuffle=True, seed=config.seed
+        )
+        self.schedule = Schedule(config, self.optimizer, len(self.loader))
+        self.history: dict[str, list[float]] = {
+            key: [] for key in ("epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr")
+        }
+        self.train_seconds = 0.0
+        self.saved_epoch: int | None = None
+        self.predictions = np.zeros(0, dtype=np.int64)
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history["epoch"])
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(p.shape) for p in self.model.parameters())
+
+    def resume(self, path: Path) -> None:
+        """Go on where the checkpoint stands."""
+        saved = checkpoint.read(path)["extra"]["classes"]
+        if saved != self.dataset.classes:
+            ours, theirs = _shorten(self.dataset.classes), _shorten(saved)
+            raise ValueError(f"{self.config.dataset} has the classes {ours}, {path} the classes {theirs}")
+        extra = checkpoint.load(
+            path,
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.schedule.scheduler,
+            loader=self.loader,
+        )["extra"]
+        self.history, self.train_seconds = extra["history"], extra["train_seconds"]
+        if self.save is not None and self.save.exists() and self.save.samefile(path):
+            self.saved_epoch = self.epoch
+
+    def run(self, log: Callable[[str], None], bar: Callable[..., Any] | None = None) -> None:
+        """Train to the last epoch; ``log`` gets a line for each, ``bar`` is tqdm or None."""
+        # A diverging run overflows on its way; the check of the loss says so in words.
+        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+            while self.epoch < self.config.epochs:
+                log(self._run_epoch(bar))
+
+    def _run_epoch(self, bar: Callable[..., Any] | None) -> str:
+        """Train, evaluate and save; return the line that says so."""
+        dataset = self.dataset
+        lr = self.optimizer.param_groups[0]["lr"]
+        before = self.train_seconds
+        train_loss = self._train_epoch(bar)
+        if not math.isfinite(train_loss):
+            advice = f"try a smaller --lr than {self.config.lr:g}"
+            raise ValueError(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
+        speed = len(dataset.x_train) / max(self.train_seconds - before, 1e-9)
+        _, train_accuracy, _ = evaluate(self.model, dataset.x_train, dataset.y_train)
+        test_loss, test_accuracy, self.predictions = evaluate(self.model, dataset.x_test, dataset.y_test)
+        row = (self.epoch + 1, train_loss, test_loss, train_accuracy, test_accuracy, lr)
+        for key, value in zip(self.history, row, strict=True):
+            self.history[key].append(value)
+        if self.save is not None:
+            self.write(self.save)
+        width = len(str(self.config.epochs))
+        return (
+            f"epoch {self.epoch:{width}}/{self.config.epochs}  loss {train_loss:.4f}  "
+            f"train {train_accuracy:.2%}  test {test_accuracy:.2%}  {speed:,.0f} samples/s"
+        )
+
+    def _train_epoch(self, bar: Callable[..., Any] | None) -> float:
+        model, optimizer, loss_fn = self.model, self.optimizer, self.loss_fn
+        scheduler = self.schedule.scheduler if self.schedule.per_step else None
+        total, rows = 0.0, len(self.dataset.x_train)
+        title = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        known = f"  test {self.history['test_accuracy'][-1]:.2%}" if self.epoch else ""
+        with _progress(bar, rows, title, known) as show:
+            begin = time.perf_counter()
+            for step, (xb, yb) in enumerate(self.loader, 1):
+                optimizer.zero_grad()
+                loss = loss_fn(model(xb), yb)
+                loss.backward()
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                total += loss.item() * len(yb)
+                if show is not None and step % _BAR_STEPS == 0:
+                    done = min(step * self.loader.batch_size, rows)
+                    show(done, total / done)
+            mean = total / rows
+            self.schedule.after_epoch(mean)
+            self.train_seconds += time.perf_counter() - begin
+        return mean
+
+    def write(self, path: Path) -> None:
+        """Save a checkpoint that `resume` and ``fastopt predict`` read."""
+        checkpoint.save(
+            path,
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.schedule.scheduler,
+            loader=self.loader,
+            epoch=self.epoch,
+            extra={
+                "config": dataclasses.asdict(self.config),
+                "sizes": list(self.sizes),
+                "classes": self.dataset.classes,
+                "mean": self.dataset.mean,
+                "std": self.dataset.std,
+                "history": self.history,
+                "train_seconds": self.train_seconds,
+            },
+        )
+        self.saved_epoch = self.epoch
+
+    def result(self) -> dict[str, Any]:
+        """The run in numbers, ready for JSON: None stands for a loss that is not finite."""
+        last = {key: v[-1] if math.isfinite(v[-1]) else None for key, v in self.history.items()}
+        samples = self.epoch * len(self.dataset.x_train)
+        return {
+            "dataset": self.config.dataset,
+            "test_accuracy": last["test_accuracy"],
+            "test_loss": last["test_loss"],
+            "train_accuracy": last["train_accuracy"],
+            "train_loss": last["train_loss"],
+            "epochs": self.epoch,
+            "train_seconds": self.train_seconds,
+            "samples_per_second": samples / max(self.train_seconds, 1e-9),
+            "world_size": 1,
+            "batch_size": self.config.batch_size,
+            "optimizer": self.config.optimizer,
+            "lr": self.config.lr,
+            "seed": self.config.seed,
+            "sizes": list(self.sizes),
+            "parameters": self.parameters,
+            "threads": _core.num_threads(),
+            "isa": _core.isa(),
+        }
+
+
+@contextmanager
+def _progress(
+    bar: Callable[..., Any] | None, rows: int, title: str, known: str
+) -> Iterator[Callable[[int, float], None] | None]:
+    """A function that moves tqdm's bar to ``done`` rows and shows loss and ``known``; None without a bar."""
+    if bar is None:
+        yield None
+        return
+    with bar(total=rows, desc=title, unit=" samples", unit_scale=True, leave=False) as shown:
+
+        def show(done: int, loss: float) -> None:
+            shown.set_postfix_str(f"loss {loss:.4f}{known}", refresh=False)
+            shown.update(done - shown.n)
+
+        yield show
+
+
+def predict_logits(model: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Outputs (n, classes) of ``model`` in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            parts = [
+                np.asarray(model(x[i : i + _EVALUATION_ROWS])) for i in range(0, len(x), _EVALUATION_ROWS)
+            ]
+    finally:
+        model.train(was_training)
+    return np.concatenate(parts)
+
+
+def evaluate(
+    model: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]
+) -> tuple[float, float, NDArray[np.int64]]:
+    """Mean cross-entropy, accuracy and the predicted classes."""
+    logits = predict_logits(model, x)
+    predictions = logits.argmax(axis=1)
+    loss = float(np.asarray(nn.CrossEntropyLoss()(logits, y)))
+    return loss, float(np.mean(predictions == y)), predictions
+
+
+# -------------------------------------------------------------------------------------------- report
+
+
+def confusion_matrix(y: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts (classes, classes): rows are the true classes, columns the predicted ones."""
+    return np.bincount(y * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def confusion_lines(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """The matrix (up to 20 classes), the recall of each class and the most frequent confusions as text."""
+    lines = []
+    total = matrix.sum(axis=1)
+    if len(classes) <= 20:
+        names = [name[:12] for name in classes]
+        width = max(len(str(matrix.max())), *map(len, names))
+        lines.append("confusion on the test set: rows are true, columns predicted")
+        lines.append(" " * (width + 2) + " ".join(f"{name:>{width}}" for name in names) + "  recall")
+        for i, name in enumerate(names):
+            cells = " ".join(f"{n or '.':>{width}}" for n in matrix[i].tolist())
+            recall = f"{matrix[i, i] / total[i]:7.1%}" if total[i] else "      -"
+            lines.append(f"{name:>{width}}  {cells} {recall}")
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
+    worst = [np.unravel_index(k, errors.shape) for k in np.argsort(-errors, axis=None, kind="stable")[:5]]
+    text = [f"{classes[i]} as {classes[j]} ({errors[i, j]})" for i, j in worst if errors[i, j]]
+    lines.append(
+        f"most confused: {', '.join(text)}" if text else "most confused: none, every test row is right"
+    )
+    return lines

@@ -1,0 +1,462 @@
+"""Layers, activations and losses as functions: arrays in, arrays out; Tensors in, recorded Tensors out.
+
+Names, arguments and defaults are torch's. Numbers are computed in the dtype of the input (integers as
+float32). Each activation has a ``<name>_grad(dy, x)`` and each loss a ``<name>_with_grad`` on plain arrays,
+for those who write their own backward pass; the losses are in `_losses` and exported here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastopt import _ops, _random
+from fastopt._losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_with_grad,
+    cross_entropy,
+    cross_entropy_with_grad,
+    huber_loss,
+    huber_loss_with_grad,
+    kl_div,
+    kl_div_with_grad,
+    l1_loss,
+    l1_loss_with_grad,
+    mse_loss,
+    mse_loss_with_grad,
+    nll_loss,
+    nll_loss_with_grad,
+    smooth_l1_loss,
+    smooth_l1_loss_with_grad,
+)
+from fastopt._rules import as_float, rows
+from fastopt.tensor import Tensor, activate, needs_grad, record, to_array, wrap
+
+__all__ = [
+    "activation",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "dropout",
+    "dropout_grad",
+    "elu",
+    "elu_grad",
+    "gelu",
+    "gelu_grad",
+    "huber_loss",
+    "huber_loss_with_grad",
+    "kl_div",
+    "kl_div_with_grad",
+    "l1_loss",
+    "l1_loss_with_grad",
+    "l1_penalty",
+    "l2_penalty",
+    "leaky_relu",
+    "leaky_relu_grad",
+    "linear",
+    "linear_backward",
+    "log_softmax",
+    "log_softmax_grad",
+    "mse_loss",
+    "mse_loss_with_grad",
+    "nll_loss",
+    "nll_loss_with_grad",
+    "one_hot",
+    "relu",
+    "relu_grad",
+    "sigmoid",
+    "sigmoid_grad",
+    "silu",
+    "silu_grad",
+    "smooth_l1_loss",
+    "smooth_l1_loss_with_grad",
+    "softmax",
+    "softmax_grad",
+    "softplus",
+    "softplus_grad",
+    "tanh",
+    "tanh_grad",
+]
+
+Array = npt.NDArray[Any]
+
+# ------------------------------------------------------------------------------------------------- linear
+
+
+def linear(
+    input: Any, weight: Any, bias: Any = None, activation: str | None = None, params: tuple[float, ...] = ()
+) -> Any:
+    """Compute ``activation(input @ weight.T + bias)``, bias and activation in one pass.
+
+    Parameters
+    ----------
+    input : array or Tensor, shape (..., in)
+        Converted to the dtype of `weight` where it has another.
+    weight : array or Tensor, shape (out, in)
+    bias : array or Tensor, shape (out,), optional
+    activation : str, optional
+        relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu, elu or softplus.
+    params : tuple of float
+        The activation's parameters, e.g. ``(negative_slope,)``.
+
+    Returns
+    -------
+    array or Tensor, shape (..., out)
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+    """
+    x, w = to_array(input), to_array(weight, "weight")
+    b = None if bias is None else to_array(bias, "bias")
+    own = x.dtype
+    if own != w.dtype:
+        x = x.astype(w.dtype)
+    if b is not None and b.dtype != w.dtype:
+        raise TypeError(f"linear: bias is {b.dtype}, weight is {w.dtype}")
+    _check_linear(x, w, b)
+
+    takes = needs_grad(input), needs_grad(weight), needs_grad(bias)
+    z = x @ w.T
+    needs_x, needs_y = _ops.activation_needs(activation) if activation and any(takes) else (False, False)
+    if activation and needs_x:  # the backward pass wants what the activation saw: it may not be overwritten
+        z = _ops.bias_activation(z, b, out=z)
+        y = _ops.activation(activation, z, params)
+    else:
+        y = z if b is None and activation is None else _ops.bias_activation(z, b, activation, params, out=z)
+    if not any(takes):
+        return wrap(y) if isinstance(input, Tensor) or isinstance(weight, Tensor) else y
+
+    keep_z, keep_y = z if needs_x else None, y if needs_y else None
+    takes_x, takes_w, takes_b = takes
+    keep_x, keep_w = x if takes_w else None, w if takes_x else None
+
+    def fn(dy: Array) -> tuple[Array | None, Array | None, Array | None]:
+        dz = _ops.activation_grad(activation, dy, keep_z, keep_y, params) if activation else dy
+        return (
+            None if keep_w is None else (dz @ keep_w).astype(own, copy=False),
+            None if keep_x is None else rows(dz).T @ rows(keep_x),
+            _ops.bias_grad(rows(dz)) if takes_b else None,
+        )
+
+    inputs = (input if takes_x else None, weight if takes_w else None, bias if takes_b else None)
+    return record("linear", y, inputs, fn)
+
+
+def linear_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
+    """Return the gradients (dx, dw, db) of ``linear(x, w, b)`` from the gradient `dy` of its result.
+
+    `dy` has shape (..., out), `x` (..., in) and `w` (out, in), in one dtype.
+    """
+    dy, x, w = to_array(dy, "dy"), to_array(x, "x"), to_array(w, "w")
+    _check_linear(x, w, None)
+    expected = (*x.shape[:-1], w.shape[0])
+    if dy.shape != expected:
+        raise ValueError(f"linear_backward: dy has shape {dy.shape}, x and w give {expected}")
+    return dy @ w, rows(dy).T @ rows(x), _ops.bias_grad(rows(dy))
+
+
+def _check_linear(x: Array, w: Array, b: Array | None) -> None:
+    if w.ndim != 2:
+        raise ValueError(f"linear: weight must have shape (out, in), got {w.shape}")
+    if x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: input has shape {x.shape}, weight {w.shape} takes (..., {w.shape[1]})")
+    if b is not None and b.shape != w.shape[:1]:
+        raise ValueError(f"linear: bias has shape {b.shape}, weight has {w.shape[0]} rows")
+
+
+# -------------------------------------------------------------------------------------------- activations
+
+
+def activation(
+    name: str, input: Any, params: tuple[float, ...] = (), inplace: bool = False, *, out: Array | None = None
+) -> Any:
+    """Apply the activation `name` (see `linear`) with its `params`: what the functions below have in common.
+
+    `inplace` overwrites the input where nothing is recorded; `out` receives the result and is for arrays.
+    """
+    if isinstance(input, Tensor):
+        if out is not None:
+            raise TypeError(f"{name}: out is for arrays, input is a Tensor")
+        if not inplace or needs_grad(input):
+            return activate(input, name, params)
+        _ops.activation(name, input.data, params, input.data)
+        return input
+    a = to_array(input)
+    return _ops.activation(name, as_float(a), params, a if inplace else out)
+
+
+def _activation_grad(
+    name: str, dy: Any, x: Any, y: Any, params: tuple[float, ...], out: Array | None
+) -> Array:
+    needs_x, needs_y = _ops.activation_needs(name)
+    a = None if x is None else to_array(x, "x")
+    b = None if y is None else to_array(y, "y")
+    if needs_y and b is None and a is not None:
+        b = _ops.activation(name, a, params)
+    if (needs_x and a is None) or (needs_y and b is None):
+        raise TypeError(f"{name}_grad: x is missing")
+    return _ops.activation_grad(
+        name, to_array(dy, "dy"), a if needs_x else None, b if needs_y else None, params, out
+    )
+
+
+def relu(input: Any, inplace: bool = False, *, out: Array | None = None) -> Any:
+    """max(x, 0). `inplace` overwrites the input where nothing is recorded; `out` is for arrays."""
+    return activation("relu", input, (), inplace, out=out)
+
+
+def relu_grad(dy: Any, x: Any = None, *, y: Any = None, out: Array | None = None) -> Array:
+    """The gradient of `relu` at the input `x` or result `y` (one is enough), times `dy`; 0 at 0."""
+    return _activation_grad("relu", dy, x, y, (), out)
+
+
+def leaky_relu(
+    input: Any, negative_slope: float = 0.01, inplace: bool = False, *, out: Array | None = None
+) -> Any:
+    """x where positive, else ``negative_slope * x``."""
+    return activation("leaky_relu", input, (negative_slope,), inplace, out=out)
+
+
+def leaky_relu_grad(dy: Any, x: Any, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
+    """The gradient of `leaky_relu` at `x`, times `dy`."""
+    return _activation_grad("leaky_relu", dy, x, None, (negative_slope,), out)
+
+
+def sigmoid(input: Any, *, out: Array | None = None) -> Any:
+    """1 / (1 + exp(-x))."""
+    return activation("sigmoid", input, out=out)
+
+
+def sigmoid_grad(dy: Any, x: Any = None, *, y: Any = None, out: Array | None = None) -> Array:
+    """The gradient of `sigmoid` at the input `x` or result `y` (one is enough), times `dy`."""
+    return _activation_grad("sigmoid", dy, x, y, (), out)
+
+
+def tanh(input: Any, *, out: Array | None = None) -> Any:
+    """The hyperbolic tangent."""
+    return activation("tanh", input, out=out)
+
+
+def tanh_grad(dy: Any, x: Any = None, *, y: Any = None, out: Array | None = None) -> Array:
+    """The gradient of `tanh` at the input `x` or result `y` (one is enough), times `dy`."""
+    return _activation_grad("tanh", dy, x, y, (), out)
+
+
+def gelu(input: Any, approximate: str = "none", *, out: Array | None = None) -> Any:
+    """x * Phi(x), exact or with `approximate="tanh"` (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return activation(gelu_name(approximate), input, out=out)
+
+
+def gelu_grad(dy: Any, x: Any, approximate: str = "none", *, out: Array | None = None) -> Array:
+    """The gradient of `gelu` at `x`, times `dy`."""
+    return _activation_grad(gelu_name(approximate), dy, x, None, (), out)
+
+
+def gelu_name(approximate: str) -> str:
+    """The kernel's name of a `gelu`."""
+    names = {"none": "gelu", "tanh": "gelu_tanh"}
+    if approximate not in names:
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return names[approximate]
+
+
+def silu(input: Any, inplace: bool = False, *, out: Array | None = None) -> Any:
+    """x * sigmoid(x) (Elfwing et al. 2018, arXiv:1702.03118)."""
+    return activation("silu", input, (), inplace, out=out)
+
+
+def silu_grad(dy: Any, x: Any, *, out: Array | None = None) -> Array:
+    """The gradient of `silu` at `x`, times `dy`."""
+    return _activation_grad("silu", dy, x, None, (), out)
+
+
+def elu(input: Any, alpha: float = 1.0, inplace: bool = False, *, out: Array | None = None) -> Any:
+    """x where positive, else ``alpha * (exp(x) - 1)`` (Clevert et al. 2016, arXiv:1511.07289)."""
+    return activation("elu", input, (alpha,), inplace, out=out)
+
+
+def elu_grad(dy: Any, x: Any, alpha: float = 1.0, *, out: Array | None = None) -> Array:
+    """The gradient of `elu` at `x`, times `dy`."""
+    return _activation_grad("elu", dy, x, None, (alpha,), out)
+
+
+def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0, *, out: Array | None = None) -> Any:
+    """log(1 + exp(beta * x)) / beta, and x itself where ``beta * x > threshold``."""
+    return activation("softplus", input, (beta, threshold), out=out)
+
+
+def softplus_grad(
+    dy: Any, x: Any, beta: float = 1.0, threshold: float = 20.0, *, out: Array | None = None
+) -> Array:
+    """The gradient of `softplus` at `x`, times `dy`."""
+    return _activation_grad("softplus", dy, x, None, (beta, threshold), out)
+
+
+def softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
+    """exp(x) over its sum along `dim`, computed without overflow."""
+    x = as_float(to_array(input))
+    y = _ops.softmax(x, dim, out)
+    if not isinstance(input, Tensor):
+        return y
+    if not needs_grad(input):
+        return wrap(y)
+    return record("softmax", y, (input,), lambda dy: _ops.softmax_grad(dy, y, dim))
+
+
+def softmax_grad(dy: Any, x: Any = None, dim: int = -1, *, y: Any = None, out: Array | None = None) -> Array:
+    """The gradient of `softmax` from its input `x` or result `y` (one is enough), and `dy`."""
+    if y is None:
+        y = _ops.softmax(to_array(x, "x"), dim)
+    return _ops.softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, out)
+
+
+def log_softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
+    """The logarithm of `softmax`, computed without overflow."""
+    x = as_float(to_array(input))
+    y = _ops.log_softmax(x, dim, out)
+    if not isinstance(input, Tensor):
+        return y
+    if not needs_grad(input):
+        return wrap(y)
+    return record("log_softmax", y, (input,), lambda dy: _ops.log_softmax_grad(dy, y, dim))
+
+
+def log_softmax_grad(
+    dy: Any, x: Any = None, dim: int = -1, *, y: Any = None, out: Array | None = None
+) -> Array:
+    """The gradient of `log_softmax` from its input `x` or result `y` (one is enough), and `dy`."""
+    if y is None:
+        y = _ops.log_softmax(to_array(x, "x"), dim)
+    return _ops.log_softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, out)
+
+
+# ---------------------------------------------------------------------------- dropout, penalties, targets
+
+
+def dropout(
+    input: Any,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    seed: int | None = None,
+    offset: int | None = None,
+) -> Any:
+    """Set each element to 0 with probability `p` and scale the others by 1 / (1 - p).
+
+    The mask is a function of (seed, offset, index) and is never stored (Philox, Salmon et al. 2011). It is
+    the same for every instruction set and number of threads.
+
+    Parameters
+    ----------
+    input : array or Tensor
+    p : float
+        In [0, 1].
+    training : bool
+        Without it, `input` is returned as it is.
+    inplace : bool
+        Overwrite the input where nothing is recorded.
+    seed, offset : int, optional
+        The mask to use; without them the next one after `manual_seed`.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must be in [0, 1], got {p}")
+    if not training or p == 0:
+        return input
+    if (seed is None) != (offset is None):
+        raise TypeError(f"dropout: seed and offset go together, got seed={seed} and offset={offset}")
+    key = _random.next_dropout() if seed is None or offset is None else (seed, offset)
+    a = to_array(input)
+    x = as_float(a)
+    y = _dropped(x, p, key, a if inplace and not needs_grad(input) else None)
+    if not isinstance(input, Tensor):
+        return y
+    if not needs_grad(input):
+        return wrap(y)
+    return record("dropout", y, (input,), lambda dy: _dropped(dy, p, key, None))
+
+
+def dropout_grad(dy: Any, p: float, seed: int, offset: int, *, out: Array | None = None) -> Array:
+    """The gradient of `dropout` with that `seed` and `offset`, from `dy`."""
+    return _dropped(to_array(dy, "dy"), p, (seed, offset), out)
+
+
+def _dropped(x: Array, p: float, key: tuple[int, int], out: Array | None) -> Array:
+    if p == 1:  # 1 / (1 - p) is not a number to scale by
+        y = np.empty_like(x) if out is None else out
+        y[...] = 0
+        return y
+    return _ops.dropout(x, p, *key, out)
+
+
+def l1_penalty(params: Any, alpha: float) -> Any:
+    """Return ``alpha * sum(|p|)`` over one or many arrays or Tensors; its gradient is ``alpha * sign(p)``.
+
+    Parameters
+    ----------
+    params : array, Tensor, iterable or mapping of these
+    alpha : float
+
+    Returns
+    -------
+    float, or a Tensor where a parameter is one.
+    """
+    return _penalty("l1_penalty", params, alpha, lambda a: float(np.abs(a).sum()), np.sign)
+
+
+def l2_penalty(params: Any, alpha: float) -> Any:
+    """Return ``alpha / 2 * sum(p ** 2)``; its gradient ``alpha * p`` is that of ``weight_decay=alpha``.
+
+    Parameters and result are those of `l1_penalty`.
+    """
+    return _penalty("l2_penalty", params, alpha, lambda a: _ops.sum_squares(a) / 2, lambda a: a)
+
+
+def _penalty(name: str, params: Any, alpha: float, value: Any, gradient: Any) -> Any:
+    given: Iterable[Any]
+    if isinstance(params, Mapping):
+        given = params.values()
+    elif isinstance(params, (Tensor, np.ndarray)):
+        given = [params]
+    else:
+        given = params
+    items = list(given)
+    arrays = [to_array(p, f"params[{i}]") for i, p in enumerate(items)]
+    total = alpha * math.fsum(value(a) for a in arrays)
+    tensors = [p for p in items if isinstance(p, Tensor)]
+    if not tensors:
+        return total
+    loss = np.asarray(total, tensors[0].dtype)
+    takers = [p for p in tensors if needs_grad(p)]
+    if not takers:
+        return wrap(loss)
+    kept = [p.data for p in takers]
+
+    def fn(dy: Any) -> Any:
+        gradients = [gradient(a) * a.dtype.type(alpha * float(dy)) for a in kept]
+        return gradients if len(gradients) > 1 else gradients[0]
+
+    return record(name, loss, tuple(takers), fn)
+
+
+def one_hot(target: Any, num_classes: int = -1) -> Any:
+    """Return int64 rows with a 1 at the class of each element of `target`, by default max + 1 wide."""
+    t = to_array(target, "target")
+    if t.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: target must hold integers, got {t.dtype}")
+    width = int(t.max(initial=-1)) + 1 if num_classes == -1 else num_classes
+    if t.size and not (t.min() >= 0 and t.max() < width):
+        raise ValueError(f"one_hot: target has classes from {t.min()} to {t.max()}, num_classes is {width}")
+    y = (t[..., None] == np.arange(width)).astype(np.int64)
+    return wrap(y) if isinstance(target, Tensor) else y

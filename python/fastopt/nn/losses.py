@@ -1,0 +1,142 @@
+"""Losses as modules: the functions of `functional` with their options set once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastopt import functional
+from fastopt._losses import KL_REDUCTIONS, REDUCTIONS, check_reduction
+from fastopt.nn.module import Module
+from fastopt.tensor import Tensor
+
+
+class _Loss(Module):
+    """A loss with a `reduction`."""
+
+    reductions: tuple[str, ...] = REDUCTIONS
+
+    def __init__(self, reduction: str = "mean") -> None:
+        check_reduction(type(self).__name__, reduction, self.reductions)
+        self.reduction = reduction
+
+
+class CrossEntropyLoss(_Loss):
+    """Logits against classes or probabilities: see `functional.cross_entropy`."""
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        weight: Any = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(reduction)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"CrossEntropyLoss: label_smoothing must be in [0, 1], got {label_smoothing}")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.cross_entropy(
+            input, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing
+        )
+
+
+class NLLLoss(_Loss):
+    """Log-probabilities against classes: see `functional.nll_loss`."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.nll_loss(input, target, self.weight, self.ignore_index, self.reduction)
+
+
+class BCELoss(_Loss):
+    """Probabilities against probabilities, element by element: see `functional.binary_cross_entropy`."""
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.register_buffer("weight", weight)
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.binary_cross_entropy(input, target, self.weight, self.reduction)
+
+
+class BCEWithLogitsLoss(_Loss):
+    """Logits against probabilities: see `functional.binary_cross_entropy_with_logits`."""
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(self, weight: Any = None, reduction: str = "mean", pos_weight: Any = None) -> None:
+        super().__init__(reduction)
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.binary_cross_entropy_with_logits(
+            input, target, self.weight, self.reduction, self.pos_weight
+        )
+
+
+class MSELoss(_Loss):
+    """The squared difference: see `functional.mse_loss`."""
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.mse_loss(input, target, self.reduction)
+
+
+class L1Loss(_Loss):
+    """The absolute difference: see `functional.l1_loss`."""
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.l1_loss(input, target, self.reduction)
+
+
+class SmoothL1Loss(_Loss):
+    """Squared below `beta`, absolute above: see `functional.smooth_l1_loss`."""
+
+    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
+        super().__init__(reduction)
+        if not beta >= 0:
+            raise ValueError(f"SmoothL1Loss: beta must be at least 0, got {beta}")
+        self.beta = beta
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.smooth_l1_loss(input, target, self.reduction, self.beta)
+
+
+class HuberLoss(_Loss):
+    """Squared up to `delta`, absolute above: see `functional.huber_loss`."""
+
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        super().__init__(reduction)
+        if not delta > 0:
+            raise ValueError(f"HuberLoss: delta must be above 0, got {delta}")
+        self.delta = delta
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.huber_loss(input, target, self.reduction, self.delta)
+
+
+class KLDivLoss(_Loss):
+    """The Kullback-Leibler divergence: see `functional.kl_div`, also for "mean" and "batchmean"."""
+
+    reductions = KL_REDUCTIONS
+
+    def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
+        super().__init__(reduction)
+        self.log_target = log_target
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.kl_div(input, target, self.reduction, self.log_target)

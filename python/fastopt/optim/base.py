@@ -1,0 +1,348 @@
+"""What all optimizers share: parameters and groups, gradients in their structure, state dictionaries."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from operator import is_not
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fastopt._arrays import Array, Dense, as_view
+from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, prepare
+
+
+class Interval(NamedTuple):
+    """The range of a hyperparameter; `text` is its bounds in the usual notation."""
+
+    low: float
+    high: float
+    text: str
+
+    def holds(self, value: float) -> bool:
+        """Tell whether `value` lies within; NaN does not."""
+        above = value >= self.low if self.text[0] == "[" else value > self.low
+        return above and (value <= self.high if self.text[-1] == "]" else value < self.high)
+
+
+FINITE = Interval(-math.inf, math.inf, "(-inf, inf)")
+NONNEGATIVE = Interval(0.0, math.inf, "[0, inf)")
+POSITIVE = Interval(0.0, math.inf, "(0, inf)")
+COUNT = Interval(1.0, math.inf, "[1, inf)")
+FRACTION = Interval(0.0, 1.0, "[0, 1)")
+UNIT = Interval(0.0, 1.0, "[0, 1]")
+
+
+class Optimizer:
+    """Base class of the optimizers.
+
+    Parameters
+    ----------
+    params : list, dict, nested tree, (name, array) pairs, or list of groups
+        Arrays (NumPy, torch CPU, DLPack; float32, float64, float16, bfloat16) or Tensors, updated in place.
+        A group is a dict with such a collection under ``"params"`` and settings of its own beside it.
+    defaults : dict
+        The settings of groups that do not give their own.
+
+    Attributes
+    ----------
+    param_groups : list of dict
+        The groups; settings such as ``"lr"`` may be changed between steps.
+    defaults : dict
+        As given.
+
+    Raises
+    ------
+    TypeError
+        A parameter is no array, or of another dtype.
+    ValueError
+        A parameter is read-only, given twice or overlaps another; a setting is out of range.
+    """
+
+    #: Ranges of the settings; ``beta1`` and ``beta2`` are the parts of ``betas``.
+    ranges: ClassVar[dict[str, Interval]] = {}
+    #: Settings that may be None.
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self._specs: list[Spec] = []
+        self._starts = [0]
+        self._objects: list[Any] = []
+        self._paths: list[str] = []
+        self._dense: list[Dense] = []
+        self._state: list[dict[str, Any]] = []
+        params = collection(params, owner)
+        if not params:
+            raise ValueError(f"{owner}: params is empty")
+        if not isinstance(params, Mapping) and isinstance(params[0], Mapping) and "params" in params[0]:
+            for group in params:
+                self.add_param_group(group)
+        else:
+            self.add_param_group({"params": params})
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError when settings of `group` contradict each other."""
+
+    @property
+    def state(self) -> dict[int, dict[str, Any]]:
+        """The live state of each parameter that has any, by position."""
+        return {i: entry for i in range(len(self._objects)) if (entry := self._entry(i))}
+
+    def _entry(self, i: int) -> dict[str, Any]:
+        return self._state[i]
+
+    # Groups ------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; settings that it lacks are the optimizer's defaults.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor; nothing is added then.
+        """
+        owner = type(self).__name__
+        g = len(self.param_groups)
+        if not isinstance(param_group, Mapping):
+            raise TypeError(
+                f"{owner}: a group is {type(param_group).__name__}, expected a dict with 'params'"
+            )
+        if "params" not in param_group:
+            raise ValueError(f"{owner}: a group has no 'params', it has {sorted(map(str, param_group))}")
+        params = param_group["params"]
+        flat = flatten(
+            collection([params] if hasattr(params, "shape") else params, owner), len(self._objects), owner
+        )
+        group = {**self.defaults, **param_group, "params": flat.arrays}
+        if flat.names is not None:
+            group["param_names"] = flat.names
+        self._validate(group, f" in param_groups[{g}]" if g else "")
+        prefix = f"params[{g}]" if g else "params"
+        labels = [prefix + path for path in flat.paths]
+        dense = [prepare(p, label, owner) for p, label in zip(flat.arrays, labels, strict=True)]
+        known = [self._label(i) for i in range(len(self._objects))]
+        check_distinct([d.source for d in self._dense + dense], known + labels, owner)
+
+        self.param_groups.append(group)
+        self._specs.append(flat.spec)
+        self._objects += flat.arrays
+        self._paths += flat.paths
+        self._dense += dense
+        self._state += [{} for _ in dense]
+        self._starts.append(len(self._objects))
+        self._index_parameters()
+
+    def _index_parameters(self) -> None:
+        """Derive what depends on the list of parameters alone."""
+        self._plain = all(d.plain for d in self._dense)
+        self._copied = [d for d in self._dense if d.copied]
+        self._tensors = [p for p in self._objects if is_tensor(p)]
+        self._tensor_arrays = [p.data for p in self._tensors]
+        self._foreign = [i for i, p in enumerate(self._objects) if hasattr(p, "data_ptr")]
+        self._movable = bool(self._tensors or self._foreign)
+
+    def _label(self, i: int, argument: str = "params") -> str:
+        """Return how messages call parameter i, or its gradient: the path that a user would write."""
+        if len(self._specs) == 1:
+            return argument + self._paths[i]
+        return f"{argument}[{np.searchsorted(self._starts, i, side='right') - 1}]{self._paths[i]}"
+
+    def _require(self, key: str, value: Any, interval: Interval, where: str = "") -> None:
+        """Raise unless `value` is a number in `interval`."""
+        if isinstance(value, str) or not hasattr(value, "__float__"):
+            raise TypeError(f"{type(self).__name__}: {key} must be a number, got {value!r}{where}")
+        if not interval.holds(float(value)):
+            raise ValueError(f"{type(self).__name__}: {key} must be in {interval.text}, got {value}{where}")
+
+    def _validate(self, group: dict[str, Any], where: str = "") -> None:
+        for key, interval in self.ranges.items():
+            if key in ("beta1", "beta2"):
+                betas = group["betas"]
+                if not isinstance(betas, list | tuple) or len(betas) != 2:
+                    raise ValueError(
+                        f"{type(self).__name__}: betas must be a pair of numbers, got {betas!r}{where}"
+                    )
+                self._require(key, betas[key == "beta2"], interval, where)
+            elif group[key] is not None or key not in self.optional:
+                self._require(key, group[key], interval, where)
+        self.check(group)
+
+    # Gradients ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, closure: Callable[[], Any]) -> tuple[Any, Any]:
+        """Call the closure; return the loss and the gradients, None where Tensors hold them."""
+        result = closure()
+        if isinstance(result, tuple):
+            if len(result) != 2:
+                raise ValueError(f"step: closure returned {len(result)} values, expected (loss, grads)")
+            return result
+        if not all(hasattr(p, "grad") for p in self._objects):
+            raise TypeError(
+                f"step: closure returned {type(result).__name__}, plain arrays need (loss, grads)"
+            )
+        return result, None
+
+    def _gather(self, grads: Any) -> list[Any]:
+        """Return one gradient or None for each parameter, in order."""
+        n = len(self._objects)
+        if self._movable:
+            self._follow()
+        if grads is None:
+            try:
+                flat = [p.grad for p in self._objects]
+            except AttributeError:
+                i = next(i for i, p in enumerate(self._objects) if not hasattr(p, "grad"))
+                raise TypeError(f"step: {self._label(i)} is a plain array, so step needs grads") from None
+            if len(self._tensors) == n and any(map(is_tensor, flat)):
+                return [None if g is None else g.data for g in flat]
+            return flat
+        if hasattr(grads, "shape"):
+            raise TypeError(
+                f"step: grads is a single {type(grads).__name__}, expected the structure of params"
+            )
+        grads = collection(grads, "step", "grads")
+        if not isinstance(grads, Mapping):
+            types = set(map(type, grads))
+            containers = any(issubclass(t, Mapping | list | tuple) for t in types)
+            if len(grads) == n and not containers:
+                return grads if type(grads) is list else list(grads)
+            if not containers and type(None) not in types:
+                raise ValueError(f"step: grads has {len(grads)} entries, params has {n}")
+        flat = [None] * n
+        if len(self._specs) == 1:
+            gather(grads, self._specs[0], flat)
+        else:
+            if not isinstance(grads, Mapping):
+                grads = [
+                    g["params"] if isinstance(g, Mapping) and g.keys() == {"params"} else g for g in grads
+                ]
+            gather(grads, self._specs, flat)
+        return flat
+
+    def _usable(self, flat: list[Any]) -> list[Any]:
+        """Return the gradients as dense ndarrays laid out like their parameters, or raise."""
+        return [
+            None if g is None else dense.arrange(self._checked(i, g))
+            for i, (g, dense) in enumerate(zip(flat, self._dense, strict=True))
+        ]
+
+    def _checked(self, i: int, g: Any) -> Array:
+        """Return the gradient of parameter i as an ndarray of the same shape and dtype, or raise."""
+        if is_tensor(g):
+            g = g.data
+        elif isinstance(g, np.generic | float):
+            g = np.asarray(g)
+        name = self._label(i, "grads")
+        view = as_view(g, f"step: {name}")
+        p = self._dense[i].source
+        if view.dtype != p.dtype:
+            raise TypeError(f"step: {name} is {view.dtype}, {self._label(i)} is {p.dtype}")
+        if view.shape != p.shape:
+            raise ValueError(f"step: {name} has shape {view.shape}, {self._label(i)} has shape {p.shape}")
+        return view
+
+    def _follow(self) -> None:
+        """Follow Tensors whose array was replaced by another of the same shape and dtype."""
+        same = not any(map(is_not, [p.data for p in self._tensors], self._tensor_arrays))
+        if same and all(
+            self._objects[i].data_ptr() == self._dense[i].source.__array_interface__["data"][0]
+            for i in self._foreign
+        ):
+            return
+        owner = type(self).__name__
+        labels = [self._label(i) for i in range(len(self._objects))]
+        dense = [prepare(p, label, owner) for p, label in zip(self._objects, labels, strict=True)]
+        for old, new, label in zip(self._dense, dense, labels, strict=True):
+            a, b = old.source, new.source
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                raise RuntimeError(f"step: {label} was {a.dtype} {a.shape} and is now {b.dtype} {b.shape}")
+        check_distinct([d.source for d in dense], labels, owner)
+        self._dense = dense
+        self._index_parameters()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the Tensors' gradients, or fill them with zeros."""
+        for p in self._objects:
+            g = getattr(p, "grad", None)
+            if g is None:
+                continue
+            if set_to_none:
+                p.grad = None
+            else:
+                as_view(g.data if is_tensor(g) else g, "zero_grad: grad")[...] = 0
+
+    # State dictionaries, pickles ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``{"state": {i: {...}}, "param_groups": [...]}`` with torch's keys; arrays are copies."""
+        groups = []
+        for g, group in enumerate(self.param_groups):
+            kept = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+            groups.append({**kept, "params": list(range(self._starts[g], self._starts[g + 1]))})
+        return {"state": copy.deepcopy(self.state), "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over settings and state, copying into the existing arrays.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` of this class returned, or of torch's class of the same name.
+
+        Raises
+        ------
+        TypeError, ValueError
+            It is of other groups, shapes or state; nothing is changed then.
+        """
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+            raise TypeError("load_state_dict: expected a dict with 'state' and 'param_groups'")
+        saved = state_dict["param_groups"]
+        if len(saved) != len(self.param_groups):
+            raise ValueError(
+                f"load_state_dict: state_dict has {len(saved)} parameter groups, "
+                f"the optimizer has {len(self.param_groups)}"
+            )
+        groups, entries = [], []
+        for g, (new, group) in enumerate(zip(saved, self.param_groups, strict=True)):
+            if len(new["params"]) != len(group["params"]):
+                raise ValueError(
+                    f"load_state_dict: param_groups[{g}] has {len(new['params'])} parameters, "
+                    f"the optimizer's has {len(group['params'])}"
+                )
+            # A betas list is a pair that went through JSON.
+            settings = {key: tuple(v) if key == "betas" else copy.deepcopy(v) for key, v in new.items()}
+            merged = {**group, **settings, "params": group["params"]}
+            self._validate(merged, f" in param_groups[{g}]")
+            groups.append(merged)
+            entries += [state_dict["state"].get(key, {}) for key in new["params"]]
+        self._load(groups, entries)
+        # In place: a scheduler or a caller may hold the group's dict.
+        for group, merged in zip(self.param_groups, groups, strict=True):
+            group.update(merged)
+
+    def _load(self, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        """Take over one entry of state for each parameter, or raise before any change."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Views and what is derived from them are made anew: the parameters may be other objects then.
+        derived = ("_dense", "_plain", "_copied", "_tensors", "_tensor_arrays", "_foreign", "_movable")
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        owner = type(self).__name__
+        self._dense = [prepare(p, self._label(i), owner) for i, p in enumerate(self._objects)]
+        self._index_parameters()
+
+    def __repr__(self) -> str:
+        lines = [type(self).__name__ + " ("]
+        for g, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {g}")
+            lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+        return "\n".join([*lines, ")"])

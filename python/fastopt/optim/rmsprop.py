@@ -1,0 +1,90 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Unpack
+
+from fastopt.optim.base import NONNEGATIVE, UNIT, Interval
+from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+
+
+class RMSprop(RuleOptimizer):
+    r"""RMSprop: the gradient over its running root mean square.
+
+    .. math::
+        v \leftarrow \alpha v + (1 - \alpha) g^2, \qquad
+        u = \frac{g}{\sqrt{v - m^2} + \epsilon}, \qquad
+        b \leftarrow \mu b + u, \qquad
+        p \leftarrow p - \eta b
+
+    :math:`m` is the running mean :math:`m \leftarrow \alpha m + (1 - \alpha) g` when `centered`, else 0;
+    without `momentum`, :math:`b` is :math:`u`.
+
+    Parameters
+    ----------
+    params : list, dict, nested tree, (name, array) pairs, or list of groups
+        The parameters, updated in place; see `Optimizer`.
+    lr : float
+        Learning rate :math:`\eta`.
+    alpha : float
+        Decay :math:`\alpha` of the averages.
+    eps : float
+        :math:`\epsilon`, outside the root.
+    weight_decay : float
+        Adds ``weight_decay * p`` to the gradient.
+    momentum : float
+        :math:`\mu`; 0 keeps no buffer.
+    centered : bool
+        Divide by the standard deviation instead of the root mean square.
+    decoupled_weight_decay : bool
+        Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    **common
+        ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    References
+    ----------
+    Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5, 2012; Graves, Generating
+    Sequences With Recurrent Neural Networks, 2013 (centered).
+    """
+
+    ranges: ClassVar[dict[str, Interval]] = {
+        **COMMON_RANGES,
+        "alpha": UNIT,
+        "eps": NONNEGATIVE,
+        "momentum": NONNEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        decoupled_weight_decay: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, settings, **common)
+
+    def rule(self, group: dict[str, Any]) -> str:
+        return (
+            "rmsprop"
+            + ("_centered" if group["centered"] else "")
+            + ("_momentum" if group["momentum"] else "")
+        )
+
+    def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
+        lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
+        return (lr, alpha, eps, momentum) if momentum else (lr, alpha, eps)

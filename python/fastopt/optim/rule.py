@@ -1,0 +1,457 @@
+"""Optimizers whose step is a native update rule: all parameters of a rule in one fused call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import is_not
+from typing import Any, ClassVar, TypedDict
+
+import numpy as np
+
+from fastopt import _core
+from fastopt._arrays import Array, as_view
+from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer
+from fastopt.optim.ema import swapped
+
+RULES = _core.rules()
+_COMMON_COEFS = 7
+_NDARRAY_ONLY = {np.ndarray}
+
+
+class Common(TypedDict, total=False):
+    """The keyword arguments that all of these optimizers take.
+
+    Attributes
+    ----------
+    maximize : bool
+        Ascend instead of descend.
+    l1 : float
+        Strength of the L1 penalty: ``l1 * sign(p)`` is added to the gradient.
+    max_norm : float or None
+        Scale all gradients together by ``min(1, max_norm / (norm + 1e-6))``, `norm` being their L2 norm over
+        all groups.
+    clip_value : float or None
+        Limit every gradient element to ``[-clip_value, clip_value]``, after `max_norm`.
+    ema_decay : float or None
+        Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
+        see `RuleOptimizer.swap_ema`.
+    foreach, fused : bool or None
+        Accepted for torch's sake and ignored: every step is fused.
+    """
+
+    maximize: bool
+    l1: float
+    max_norm: float | None
+    clip_value: float | None
+    ema_decay: float | None
+    foreach: bool | None
+    fused: bool | None
+
+
+#: Ranges of the settings that all of these optimizers have.
+COMMON_RANGES = {
+    "lr": NONNEGATIVE,
+    "weight_decay": NONNEGATIVE,
+    "l1": NONNEGATIVE,
+    "clip_value": POSITIVE,
+    "ema_decay": FRACTION,
+}
+
+
+class _Row:
+    """Parameters of one group whose numbers are equal; they share one row of coefficients."""
+
+    __slots__ = ("group", "scalars")
+
+    def __init__(self, group: int, scalars: dict[str, float]) -> None:
+        self.group = group
+        self.scalars = scalars
+
+
+class _Plan:
+    """The parameters that one native call updates."""
+
+    def __init__(self, rule: str, native: Any, index: list[int], whole: bool) -> None:
+        self.native = native
+        self.index = index
+        self.whole = whole
+        self.counts = bool(RULES[rule]["states"])
+        self.width = _COMMON_COEFS + len(RULES[rule]["coefs"])
+        self.rows: list[int] = []
+        self.sets: Array | None = None
+        self.coefs = np.empty((0, self.width))
+
+    def assign(self, row_of: Array) -> None:
+        """Take each parameter's row from `row_of`."""
+        rows, local = np.unique(row_of[self.index], return_inverse=True)
+        self.rows = rows.tolist()
+        self.sets = None if len(self.rows) <= 1 else local.astype(np.int32)
+        self.coefs = np.zeros((len(self.rows), self.width))
+
+    def select(self, grads: list[Any]) -> list[Any]:
+        return grads if self.whole else [grads[i] for i in self.index]
+
+
+class RuleOptimizer(Optimizer):
+    """Base class of the optimizers that are a native rule.
+
+    A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
+    (`coefficients`). One native call reads each gradient and parameter once; scaling, clipping, L1,
+    decay, the rule and the average of the weights happen in that pass.
+
+    Parameters
+    ----------
+    params : list, dict, nested tree, (name, array) pairs, or list of groups
+        See `Optimizer`.
+    defaults : dict
+        The subclass's settings.
+    **common
+        See `Common`.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        The norm of all gradients of the last step, where `max_norm` is set.
+    """
+
+    optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
+    #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
+    scalars: ClassVar[dict[str, float]] = {"step": 0}
+    #: Whether the numbers are part of the state dictionary.
+    saves_scalars: ClassVar[bool] = True
+    #: Whether a parameter has state before its first step.
+    eager_state: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        maximize: bool = False,
+        l1: float = 0.0,
+        max_norm: float | None = None,
+        clip_value: float | None = None,
+        ema_decay: float | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        self.max_norm = max_norm
+        self.grad_norm: float | None = None
+        self._swapped = False
+        self._rows: list[_Row] = []
+        self._row_of = np.empty(0, np.int32)
+        common = {"maximize": maximize, "l1": l1, "clip_value": clip_value, "ema_decay": ema_decay}
+        super().__init__(params, {**defaults, **common})
+
+    def rule(self, group: dict[str, Any]) -> str:
+        """Return the name of the native rule for the settings of `group`."""
+        raise NotImplementedError
+
+    def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
+        """Return this step's learning rate, then the rule's coefficients in its order.
+
+        `s` holds the parameter's numbers (`scalars`); ``s["step"]`` counts this step already.
+        """
+        raise NotImplementedError
+
+    def initial(self, group: dict[str, Any]) -> float:
+        """Return the value that new state arrays are filled with."""
+        return 0.0
+
+    @property
+    def max_norm(self) -> float | None:
+        """The limit of the norm of all gradients together, or None."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        if value is not None:
+            self._require("max_norm", value, POSITIVE)
+        self._max_norm = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; settings that it lacks are the optimizer's defaults.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor; nothing is added then.
+        """
+        if isinstance(param_group, dict) and "max_norm" in param_group:
+            raise ValueError(
+                f"{type(self).__name__}: max_norm is one for all groups, give it to the optimizer"
+            )
+        before = len(self._objects)
+        super().add_param_group(param_group)
+        added = len(self._objects) - before
+        self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
+        self._rows.append(_Row(len(self.param_groups) - 1, dict(self.scalars)))
+
+    def _index_parameters(self) -> None:
+        super()._index_parameters()
+        self._plans: list[_Plan] | None = None
+        self._kinds: list[tuple[str, bool]] = []
+        self._seen: list[dict[str, Any]] = []
+
+    def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Parameters
+        ----------
+        grads : list, dict, tree or callable, optional
+            Gradients in the structure of the parameters, or as a flat list; None in place of one skips its
+            parameter. Without it the gradients are the Tensors' ``.grad``. A callable is taken as `closure`.
+        closure : callable, optional
+            Evaluates the model. For Tensors it runs backward and returns the loss; for plain
+            arrays it returns ``(loss, grads)``.
+
+        Returns
+        -------
+        The closure's loss, None without a closure.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient's structure, dtype or shape differs from its parameter's, or a setting went
+            out of range. Parameters, state and step counts are as before then.
+        """
+        if callable(grads):
+            grads, closure = None, grads
+        if self._swapped:
+            raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
+        loss = None
+        if closure is not None:
+            loss, grads = self._evaluate(closure)
+        flat = self._gather(grads)
+        types = set(map(type, flat))
+        if types != _NDARRAY_ONLY or not self._plain:
+            self._update(self._usable(flat), type(None) in types)
+            return loss
+        try:
+            self._update(flat, False)
+        except (TypeError, ValueError):
+            # The native check refused before any change. A layout can be rearranged; the rest
+            # is raised by name.
+            usable = self._usable(flat)
+            if not any(map(is_not, flat, usable)):
+                raise
+            self._update(usable, False)
+        return loss
+
+    def _update(self, grads: list[Any], missing: bool) -> None:
+        """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        plans = self._refresh()
+        active = self._split(np.array([g is not None for g in grads])) if missing else None
+        chosen = [plan.select(grads) for plan in plans]
+        scale, norm = 1.0, None
+        if self._max_norm is not None or len(plans) > 1:
+            # With several plans this pass is also the check that none refuses after another has run.
+            norm = math.hypot(*[plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
+            if self._max_norm is not None:
+                scale = self._max_norm / (norm + 1e-6)
+                scale = 1.0 if scale > 1.0 else scale
+        advanced = []
+        for plan in plans:
+            for k, r in enumerate(plan.rows):
+                if active is None or active[r]:
+                    row = self._rows[r]
+                    s = dict(row.scalars)
+                    s["step"] += 1
+                    plan.coefs[k] = self._coefficient_row(self.param_groups[row.group], s, scale)
+                    if plan.counts:
+                        advanced.append((row, s))
+        for dense in self._copied:
+            dense.load()
+        for plan, gs in zip(plans, chosen, strict=True):
+            plan.native.step(gs, plan.coefs, plan.sets)
+        for dense in self._copied:
+            dense.store()
+        for row, s in advanced:
+            row.scalars = s
+        self.grad_norm = norm if self._max_norm is not None else None
+
+    def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        lr, *rest = self.coefficients(group, s)
+        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
+        decoupled = group["decoupled_weight_decay"]
+        return (
+            -scale if group["maximize"] else scale,
+            math.inf if clip_value is None else clip_value,
+            group["l1"],
+            0.0 if decoupled else weight_decay,
+            lr,
+            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            group["ema_decay"] or 0.0,
+            *rest,
+        )
+
+    def _split(self, given: Array) -> list[bool]:
+        """Split rows of which only some parameters have a gradient; tell for each row whether it has one."""
+        used = np.bincount(self._row_of[given], minlength=len(self._rows))
+        total = np.bincount(self._row_of, minlength=len(self._rows))
+        mixed = np.flatnonzero((used > 0) & (used < total))
+        for r in mixed:
+            # The split alone changes nothing: both halves start with equal numbers.
+            self._row_of[given & (self._row_of == r)] = len(self._rows)
+            self._rows.append(_Row(self._rows[r].group, dict(self._rows[r].scalars)))
+        if mixed.size:
+            for plan in self._plans or ():
+                plan.assign(self._row_of)
+            used = np.bincount(self._row_of[given], minlength=len(self._rows))
+        active: list[bool] = (used > 0).tolist()
+        return active
+
+    # Plans ----------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> list[_Plan]:
+        """Return the plans, brought up to date with settings that were changed since the last step."""
+        try:
+            if self._plans is not None and self._seen == self.param_groups:
+                return self._plans
+        except ValueError:  # an array among the settings cannot be compared as a whole
+            pass
+        for g, group in enumerate(self.param_groups):
+            self._validate(group, f" in param_groups[{g}]")
+            kept = self._objects[self._starts[g] : self._starts[g + 1]]
+            if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
+                raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
+        kinds = [(self.rule(group), group["ema_decay"] is not None) for group in self.param_groups]
+        plans = self._plans
+        if plans is None or kinds != self._kinds:
+            plans = self._build(kinds)
+        self._plans = plans
+        self._kinds = kinds
+        self._seen = [dict(group) for group in self.param_groups]
+        return plans
+
+    def _build(self, kinds: list[tuple[str, bool]]) -> list[_Plan]:
+        """Make one native plan for each rule in use, with state arrays for its parameters."""
+        groups = [self._rows[r].group for r in self._row_of]
+        plans = []
+        for kind in dict.fromkeys(kinds):
+            rule, average = kind
+            index = [i for i, g in enumerate(groups) if kinds[g] == kind]
+            if not index:
+                continue
+            states = [
+                [self._state_array(i, name, self.initial(self.param_groups[groups[i]])) for i in index]
+                for name in RULES[rule]["states"]
+            ]
+            emas = [self._state_array(i, "ema", None) for i in index] if average else None
+            native = _core.StepPlan(rule, [self._dense[i].array for i in index], states, emas)
+            plan = _Plan(rule, native, index, len(index) == len(groups))
+            plan.assign(self._row_of)
+            plans.append(plan)
+        return plans
+
+    def _state_array(self, i: int, name: str, fill: float | None) -> Array:
+        """Return array `name` of parameter i in the kernels' layout; without `fill`, new as the weights."""
+        dense = self._dense[i]
+        old = self._state[i].get(name)
+        if old is not None:
+            arranged = dense.arrange(old)
+            if np.may_share_memory(arranged, old):
+                return arranged
+        p = dense.source
+        dtype = self._state_dtype(i, name)
+        # Fresh pages of zeros cost nothing until they are touched.
+        new = np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+        if old is not None:
+            new[...] = old
+        elif fill is None:
+            new[...] = p
+        elif fill:
+            new.fill(fill)
+        self._state[i][name] = new
+        return dense.arrange(new)
+
+    def _state_dtype(self, i: int, name: str) -> np.dtype[Any]:
+        dtype = self._dense[i].source.dtype
+        return dtype if name == "ema" or dtype == np.float64 else np.dtype(np.float32)
+
+    @contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Let the parameters hold their averages inside a with block; the weights come back after it.
+
+        Raises
+        ------
+        RuntimeError
+            No group has `ema_decay`, or the averages are swapped in already.
+        """
+        if self._swapped:
+            raise RuntimeError("swap_ema: the averages are swapped in already")
+        if all(group["ema_decay"] is None for group in self.param_groups):
+            raise RuntimeError(f"swap_ema: {type(self).__name__} keeps no averages, its ema_decay is None")
+        self._refresh()
+        pairs = [(d.source, s["ema"]) for d, s in zip(self._dense, self._state, strict=True) if "ema" in s]
+        self._swapped = True
+        try:
+            with swapped([p for p, _ in pairs], [average for _, average in pairs]):
+                yield
+        finally:
+            self._swapped = False
+
+    # State ----------------------------------------------------------------------------------------------
+
+    def _entry(self, i: int) -> dict[str, Any]:
+        row = self._rows[self._row_of[i]]
+        scalars = row.scalars
+        if self.eager_state:
+            group = self.param_groups[row.group]
+            for name in RULES[self.rule(group)]["states"]:
+                self._state_array(i, name, self.initial(group))
+        started = self.eager_state or scalars["step"] > 0
+        entry: dict[str, Any] = {}
+        if started and self.saves_scalars:
+            for name, value in scalars.items():
+                exact = float(np.float32(value)) == value
+                entry[name] = np.asarray(value, np.float32 if exact else np.float64)
+        return entry | {name: a for name, a in self._state[i].items() if started or name == "ema"}
+
+    def _load(self, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        loaded: list[tuple[dict[str, Array], int]] = []
+        rows: dict[tuple[Any, ...], int] = {}
+        for i, entry in enumerate(entries):
+            g = int(np.searchsorted(self._starts, i, side="right")) - 1
+            arrays = self._load_arrays(i, entry)
+            scalars = {name: float(entry.get(name, value)) for name, value in self.scalars.items()}
+            if not self.saves_scalars:
+                scalars["step"] = float(bool(arrays.keys() - {"ema"}))
+            lacking = [name for name in RULES[self.rule(groups[g])]["states"] if name not in arrays]
+            if lacking and scalars["step"] > 0:
+                raise ValueError(
+                    f"load_state_dict: state[{i}] has no {lacking[0]!r}, it has {sorted(map(str, entry))}"
+                )
+            loaded.append((arrays, rows.setdefault((g, *scalars.values()), len(rows))))
+
+        for state, (arrays, _) in zip(self._state, loaded, strict=True):
+            for name in state.keys() - arrays.keys():
+                del state[name]
+            for name, value in arrays.items():
+                if name in state:
+                    np.copyto(state[name], value)
+                else:
+                    state[name] = value
+        self._rows = [_Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
+        self._row_of = np.array([r for _, r in loaded], np.int32)
+        self._plans = None
+
+    def _load_arrays(self, i: int, entry: dict[str, Any]) -> dict[str, Array]:
+        """Return copies of the arrays of one entry, in their own dtype and the parameter's shape."""
+        arrays = {}
+        shape = self._dense[i].source.shape
+        for name, value in entry.items():
+            if name in self.scalars or value is None:
+                continue
+            where = f"load_state_dict: state[{i}][{name!r}]"
+            view = np.asarray(value) if isinstance(value, float | int | list) else as_view(value, where)
+            if view.shape != shape:
+                raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
+            arrays[name] = np.array(view, self._state_dtype(i, name))
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("_plans", "_kinds", "_seen")
+        return {key: value for key, value in super().__getstate__().items() if key not in derived}

@@ -1,0 +1,29 @@
+"""Every Python program in the README and CONTRIBUTING runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = [
+    pytest.param(code, id=f"{name}-{number}")
+    for name in ("README.md",)
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_program_runs(code: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_states_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert 'pip install ".[demo]" && fastopt train digits' in text
+    assert 'pip install ".[test]" && pytest' in text
