@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import Row, copy_bandwidth, interleave, rows
-from peers import torch_optim
 
 import fastopt as fo
 from fastopt import _core
+from harness import Row, copy_bandwidth, interleave, rows
+from peers import torch_optim
 
 #: Sets of shapes: where memory decides, a deep network's many tensors, a small network, and many small tensors.
 SETS = {
@@ -58,7 +58,9 @@ def run(sets: list[str] | None = None, optimizers: list[str] | None = None, roun
                 f"optim.{name}", "step", "float32", size, samples,
                 work=elements * bytes_per_element(name), unit="GB/s", ceiling=ceiling, versions=versions,
             )  # fmt: skip
-            report(table[-len(samples) :], 2 * TARGETS[size] if name not in torch_optim.FUSED else TARGETS[size])
+            report(
+                table[-len(samples) :], 2 * TARGETS[size] if name not in torch_optim.FUSED else TARGETS[size]
+            )
     return table
 
 

@@ -1,20 +1,21 @@
 """Run a benchmark and write benchmarks/results/<name>.csv.
 
-    python benchmarks/run.py optim [--sets ...] [--optimizers ...] [--rounds 15] [--threads N]
+python benchmarks/run.py optim [--sets ...] [--optimizers ...] [--rounds 15] [--threads N]
 """
 
 from __future__ import annotations
 
 import argparse
 
+import fastopt as fo
 import harness
 import optim
 
-import fastopt as fo
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=["optim"])
     parser.add_argument("--sets", nargs="+", choices=list(optim.SETS), metavar="SET")
     parser.add_argument("--optimizers", nargs="+", choices=list(optim.OPTIMIZERS), metavar="NAME")

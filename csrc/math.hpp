@@ -3,8 +3,8 @@
 // Everything is branch-free, so that the compiler vectorises a loop over it, and built from IEEE operations
 // alone, so that every instruction set with a fused multiply-add gives the same bits. That needs
 // -ffp-contract=off (nvcc: -fmad=false). tools/fit_math.py derives the coefficients. "max a / b ULP" above a
-// function: its largest error with / without fused multiply-adds, and tests/test_math.py holds it to that.
-// float: over all 2^32 inputs; double: over a sample of 10^9.
+// function bounds its error with / without fused multiply-adds, for both types; tests/test_math.py holds it
+// to that. Measured by tests/native/math_sweep.cpp over all floats and over a sample of 2 * 10^8 doubles.
 #pragma once
 
 #include <stdint.h>
@@ -229,7 +229,7 @@ FO_HD T exp_in_range(T x) {
   return p * from_bits<T>(half << Real<T>::mantissa) * from_bits<T>((arg.field - half) << Real<T>::mantissa);
 }
 
-// e^x. Overflows to inf and underflows through the denormals to 0.
+// e^x, max 1.00 / 1.00 ULP. Overflows to inf and underflows through the denormals to 0.
 template <class T>
 FO_HD T exp(T x) {
   T y = select(x < Real<T>::exp_min, T(0), exp_in_range(x));
@@ -247,7 +247,7 @@ FO_HD T expm1_in_range(T x) {
   return select(arg.n == T(0), arg.r + tail, y);
 }
 
-// e^x - 1. Keeps the sign of zero.
+// e^x - 1, max 1.35 / 1.35 ULP. Keeps the sign of zero.
 template <class T>
 FO_HD T expm1(T x) {
   T y = select(x < Real<T>::expm1_min, T(-1), copysign(expm1_in_range(x), x));
@@ -283,7 +283,7 @@ FO_HD T log_ends(T x, T pole, T y) {
   return select(x > pole, select(x < from_bits<T>(inf), y, x), outside);
 }
 
-// Natural logarithm, denormals included.
+// Natural logarithm, max 0.90 / 0.95 ULP. -inf at both zeros, NaN below; denormals included.
 template <class T>
 FO_HD T log(T x) {
   bool tiny = x < Real<T>::smallest_normal;
@@ -292,7 +292,7 @@ FO_HD T log(T x) {
   return log_ends(x, T(0), log_sum(arg.k, arg.m - T(1), T(0)));
 }
 
-// log(1 + x). Keeps the sign of zero.
+// log(1 + x), max 0.90 / 0.95 ULP. Keeps the sign of zero; -inf at -1, NaN below.
 template <class T>
 FO_HD T log1p(T x) {
   T u = T(1) + x, v = u - T(1);
@@ -305,21 +305,21 @@ FO_HD T log1p(T x) {
   return log_ends(x, T(-1), copysign(log_sum(arg.k, f, excess - excess * f), x));
 }
 
-// tanh x. Keeps the sign of zero.
+// tanh x, max 2.55 / 2.55 ULP. Keeps the sign of zero.
 template <class T>
 FO_HD T tanh(T x) {
   T a = abs(x), e = expm1_in_range(T(2) * a);
   return copysign(select(a > Real<T>::tanh_max, T(1), e / (e + T(2))), x);
 }
 
-// 1 / (1 + e^-x), down to the denormals.
+// 1 / (1 + e^-x), max 2.45 / 2.45 ULP, down to the denormals.
 template <class T>
 FO_HD T sigmoid(T x) {
   T a = abs(x), e = select(a > -Real<T>::exp_min, T(0), exp_in_range(-a));
   return select(x < T(0), e, T(1)) / (T(1) + e);
 }
 
-// erf x. Keeps the sign of zero.
+// erf x, max 1.05 / 1.35 ULP. Keeps the sign of zero.
 template <class T>
 FO_HD T erf(T x) {
   T a = abs(x), small = fma(a, erf_small(a * a), a);

@@ -242,7 +242,7 @@ OPTIMIZERS = {
 # ---------------------------------------------------------------------------------------------------
 # SCHEDULERS
 # ---------------------------------------------------------------------------------------------------
-# By class, as above. A row's "optimizer" is the class that is scheduled, SGD with momentum where it is not given.
+# By class, as above. A row may name the "optimizer" that is scheduled; it is SGD with momentum otherwise.
 
 SCHEDULERS = {
     "LambdaLR": {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -36,9 +35,3 @@ def check_gradients(f: Callable[..., Tensor], *arrays: np.ndarray) -> None:
         np.testing.assert_allclose(
             tensor.grad.data, expected, rtol=1e-6, atol=1e-7, err_msg=f"input {position}"
         )
-
-
-def gradient_of(loss: Tensor, *tensors: Tensor) -> list[Any]:
-    """Call backward and return the gradients as arrays."""
-    loss.backward()
-    return [None if t.grad is None else t.grad.data for t in tensors]

@@ -99,7 +99,10 @@ def gelu_tanh_grad(x: Array) -> Array:
 
 #: name -> (act(x, *params), act'(x, *params))
 ACTIVATIONS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
-    "relu": (lambda x: np.where(x < 0, 0, x).astype(x.dtype), lambda x: np.where(x <= 0, 0, 1).astype(x.dtype)),
+    "relu": (
+        lambda x: np.where(x < 0, 0, x).astype(x.dtype),
+        lambda x: np.where(x <= 0, 0, 1).astype(x.dtype),
+    ),
     "leaky_relu": (
         lambda x, slope: np.where(x > 0, x, slope * x),
         lambda x, slope: np.where(x > 0, 1, slope).astype(x.dtype),
@@ -117,7 +120,9 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
         lambda x, alpha: np.where(x > 0, 1, alpha * np.exp(x)).astype(x.dtype),
     ),
     "softplus": (
-        lambda x, beta, threshold: np.where(beta * x > threshold, x, np.logaddexp(beta * x, np.zeros_like(x)) / beta),
+        lambda x, beta, threshold: np.where(
+            beta * x > threshold, x, np.logaddexp(beta * x, np.zeros_like(x)) / beta
+        ),
         lambda x, beta, threshold: np.where(beta * x > threshold, 1, sigmoid(beta * x)).astype(x.dtype),
     ),
 }

@@ -63,7 +63,9 @@ def test_torch_meta_device_is_refused() -> None:
 
 
 class CudaArray:
-    __cuda_array_interface__: dict = {}
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        return {}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,11 @@ class CudaArray:
         (1.0, TypeError, r"params\[0\] is float, expected an array"),
         (np.ma.zeros(3), TypeError, r"params\[0\] is a masked array"),
         (CudaArray(), ValueError, r"params\[0\] is on a CUDA device"),
-        (Dlpack(np.zeros(1), (2, 1)), ValueError, r"params\[0\] is on DLPack device \(2, 1\), expected the CPU"),
+        (
+            Dlpack(np.zeros(1), (2, 1)),
+            ValueError,
+            r"params\[0\] is on DLPack device \(2, 1\), expected the CPU",
+        ),
     ],
 )
 def test_refused_objects(x: object, error: type, message: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli_helpers import must_fail
 from fastopt import _core, _train, checkpoint, data
 from fastopt.cli import main
 
@@ -47,17 +48,8 @@ def run(capsys, threads):
 
 @pytest.fixture
 def fails(capsys):
-    """main(argv) must return 2 and say why in one line."""
-
-    def call(*argv):
-        code = main([*map(str, argv)])
-        out, err = capsys.readouterr()
-        assert code == 2
-        assert out == ""
-        assert err.count("\n") == 1
-        return err
-
-    return call
+    """main(argv) must return 2 and say why in one line, which this returns."""
+    return lambda *argv: must_fail(capsys, *argv)
 
 
 def blobs(n=120, seed=0):
@@ -297,7 +289,7 @@ def test_real_mnist_subset(run, shared, tmp_path):
     )
     result = run("train", path, "--hidden", 128, "--epochs", 1)
     assert result["sizes"] == [784, 128, 10]
-    assert result["test_accuracy"] >= 0.85  # torch, same network and data: 0.87 to 0.885
+    assert result["test_accuracy"] >= 0.85  # torch on the same rows, four seeds: 0.870 to 0.877
 
 
 # ------------------------------------------------------------------------------------ save and resume
@@ -458,89 +450,6 @@ def test_predict_errors(run, fails, model, blob_csv, tmp_path):
     assert "row 2, feature 3 is inf" in fails("predict", model, inf)
 
 
-# ------------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["train", "--optimizer", "adamm"], "invalid choice: 'adamm' (choose from"),
-        (["train", "--activation", "step"], "invalid choice: 'step' (choose from"),
-        (["train", "--scheduler", "x"], "invalid choice: 'x' (choose from"),
-        (["train", "--lr", "0"], "argument --lr: expected a number above 0, got '0'"),
-        (["train", "--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
-        (["train", "--lr", "fast"], "argument --lr: expected a number above 0, got 'fast'"),
-        (["train", "--weight-decay", "-1"], "argument --weight-decay: expected a number from 0, got '-1'"),
-        (["train", "--dropout", "1"], "argument --dropout: expected a number in [0, 1), got '1'"),
-        (["train", "--epochs", "0"], "argument --epochs: expected a whole number from 1, got '0'"),
-        (
-            ["train", "--batch-size", "2.5"],
-            "argument --batch-size: expected a whole number from 1, got '2.5'",
-        ),
-        (["train", "--threads", "0"], "argument --threads: expected a whole number from 1, got '0'"),
-        (["train", "--seed", "-1"], "argument --seed: expected a whole number from 0, got '-1'"),
-        (["train", "--test-size", "1"], "argument --test-size: expected a number in (0, 1), got '1'"),
-        (["train", "--hidden", "64,x"], "expected layer sizes such as 256,128 or none, got '64,x'"),
-        (["train", "--hidden", "64,0"], "expected layer sizes"),
-        (["train", "--momentum", "0.9"], "--momentum: adam has none, only sgd and rmsprop"),
-        (["train", "--save", "/gone/away/m"], "no directory /gone/away"),
-        (["train", "--plot", "/gone/away/p.png"], "no directory /gone/away"),
-        (["train", "iris"], "'iris' is neither digits nor mnist nor a .csv or .npz file"),
-        (["train", "gone.csv"], "gone.csv: No such file or directory"),
-        (["train", "gone.npz"], "gone.npz: No such file or directory"),
-        (["train", "mnist", "--data", "gone"], "gone: none of train-images-idx3-ubyte, "),
-        (["train", "--resume", "gone"], "gone: No such file or directory"),
-        (["fly"], "invalid choice: 'fly' (choose from"),
-        ([], "the following arguments are required: COMMAND"),
-        (["predict"], "the following arguments are required: model, file"),
-    ],
-)
-def test_bad_command_lines(fails, argv, message):
-    assert message in fails(*argv)
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "message"),
-    [
-        ("a,b,y\n1,2,0\n1,x,1\n", [], "line 3, column 2 ('b'): expected a number, got 'x'"),
-        ("a,b,y\n1,2,0\n1,2,1\n", ["--label", "z"], "0 columns named 'z'"),
-        ("a,b,y\n1,2,0\n1,2,1\n", ["--label", "7"], "column 7 is out of range"),
-        ("1,2,0\n" * 5, [], "labels hold 1 class, training needs at least 2"),
-        ("1,2,0.5\n3,4,1\n" * 5, [], "label of row 1 is 0.5, expected whole numbers or text"),
-        ("1,nan,0\n3,4,1\n" * 5, [], "row 1, feature 2 is nan, expected a finite number"),
-        ("1,2,a\n", [], "cannot take 1 test rows out of 1"),
-        ("", [], "empty file"),
-    ],
-)
-def test_bad_csv_files(fails, tmp_path, text, options, message):
-    path = tmp_path / "t.csv"
-    path.write_text(text)
-    assert message in fails("train", path, *options)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"x": np.zeros((4, 2))}, "no labels, expected y beside x"),
-        ({"x": np.zeros(4), "y": np.zeros(4)}, "features have shape (4,) and dtype float64"),
-        ({"x": np.zeros((4, 2), complex), "y": np.zeros(4)}, "dtype complex128"),
-        ({"x": np.zeros((4, 2)), "y": np.zeros((4, 3))}, "labels have shape (4, 3)"),
-        (
-            {
-                "x_train": np.zeros((4, 2)),
-                "y_train": np.arange(4),
-                "x_test": np.zeros((4, 3)),
-                "y_test": np.arange(4),
-            },
-            "x_train has 2 features, x_test 3",
-        ),
-    ],
-)
-def test_bad_npz_files(fails, tmp_path, content, message):
-    np.savez(tmp_path / "t.npz", **content)
-    assert message in fails("train", tmp_path / "t.npz")
-
-
 def test_diverging_run_keeps_the_last_good_checkpoint(capsys, blob_npz, tmp_path):
     save = tmp_path / "m.safetensors"
     options = [
@@ -559,13 +468,6 @@ def test_diverging_run_keeps_the_last_good_checkpoint(capsys, blob_npz, tmp_path
     err = capsys.readouterr().err
     assert re.search(r"error: the loss is (nan|inf) in epoch 1: try a smaller --lr than 1e\+30\n$", err)
     assert not save.exists()
-
-
-def test_missing_extras(fails, monkeypatch, blob_csv):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert 'pip install "fastopt[plot]"' in fails("train", blob_csv, "--plot", "p.png")
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert 'digits needs scikit-learn: pip install "fastopt[demo]"' in fails("train")
 
 
 # ------------------------------------------------------------------------------- info and the process

@@ -149,7 +149,10 @@ def test_many_python_threads_step_different_plans_and_one_plan(threads) -> None:
 
 def test_rules_list_states_and_coefficients() -> None:
     rules = _core.rules()
-    assert rules["adam"] == {"states": ("exp_avg", "exp_avg_sq"), "coefs": ("beta1", "beta2", "rsqrt_bc2", "eps")}
+    assert rules["adam"] == {
+        "states": ("exp_avg", "exp_avg_sq"),
+        "coefs": ("beta1", "beta2", "rsqrt_bc2", "eps"),
+    }
     assert rules["sgd"] == {"states": (), "coefs": ()}
 
 
@@ -257,7 +260,11 @@ P = np.arange(6, dtype=np.float32).reshape(2, 3)
 STATE = np.zeros((2, 3), np.float32)
 REFUSED_STEPS = {
     "dtype": ([np.zeros((2, 3))], TypeError, r"step: grads\[0\] is float64, params\[0\] is float32"),
-    "shape": ([np.zeros((3, 2), np.float32)], ValueError, r"grads\[0\] has shape \(3, 2\), params\[0\] has shape \(2, 3\)"),
+    "shape": (
+        [np.zeros((3, 2), np.float32)],
+        ValueError,
+        r"grads\[0\] has shape \(3, 2\), params\[0\] has shape \(2, 3\)",
+    ),
     "count": ([], ValueError, r"grads has 0 entries, params has 1"),
     "strided": ([np.zeros((2, 6), np.float32)[:, ::2]], ValueError, r"grads\[0\] is not C-contiguous"),
     "negative stride": ([np.zeros((2, 3), np.float32)[::-1]], ValueError, r"grads\[0\] is not C-contiguous"),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastopt import data
+from fastopt import Tensor, data, manual_seed, tensor
 
 IDX_CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0x0D, "float64": 0x0E}
 
@@ -459,6 +459,30 @@ def test_loader_defaults_and_kinds_of_input():
     assert [type(b) for b in data.DataLoader((x,), batch_size=2)] == [tuple, tuple]
     (a, b, c), _ = data.DataLoader((x, [1, 2, 3]), x + 1, batch_size=2)
     assert (a.tolist(), b.tolist(), c.tolist()) == ([[0, 1], [2, 3]], [1, 2], [[1, 2], [3, 4]])
+
+
+def test_loader_of_tensors_lists_and_torch():
+    x, y = tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), tensor([0, 1, 2])
+    batches = list(data.DataLoader(x, y, batch_size=2))
+    assert all(isinstance(part, Tensor) for batch in batches for part in batch)
+    assert [xb.tolist() for xb, _ in batches] == [[[1, 2], [3, 4]], [[5, 6]]]
+    assert [yb.tolist() for _, yb in batches] == [[0, 1], [2]]
+    (xb, yb), *_ = data.DataLoader([[0.5], [1.5]], [1, 2], batch_size=2)
+    assert (type(xb), xb.dtype, yb.dtype) == (np.ndarray, np.float32, np.int64)  # torch's defaults for lists
+    torch = pytest.importorskip("torch")
+    shared = torch.arange(6.0)
+    first = next(iter(data.DataLoader(shared, batch_size=4)))
+    assert isinstance(first, np.ndarray)
+    shared[0] = 9
+    assert first.tolist() == [9, 1, 2, 3]
+
+
+def test_loader_without_seed_follows_manual_seed():
+    orders = []
+    for seed in (1, 1, 2):
+        manual_seed(seed)
+        orders.append(order(data.DataLoader(np.arange(50), batch_size=50, shuffle=True)))
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_loader_slices_share_memory_and_shuffled_batches_stay_valid():

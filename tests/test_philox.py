@@ -53,7 +53,7 @@ def test_native_known_answers_and_blocks(isa: str, tmp_path: Path) -> None:
     ("seed", "offset"),
     [(0, 0), (1, 0), (0, 1), (2**64 - 1, 2**64 - 1), (0x299F31D0A4093822, 0x0370734413198A2E)],
 )
-def test_words_of_the_built_module(isa: str, seed: int, offset: int) -> None:
+def test_words_of_the_built_module(seed: int, offset: int) -> None:
     want = expected(seed, offset, 1023)
     for n in (0, 1, 3, 4, 5, 16, 33, 1023):
         got = _core.philox(seed, offset, n)

@@ -94,6 +94,8 @@ def test_files(tmp_path):
         (lambda: plot.plot_confusion(-np.eye(2, dtype=int)), "got int64 with minimum -1"),
         (lambda: plot.plot_confusion(MATRIX, classes=["a"]), "1 names for a confusion matrix of 3"),
         (lambda: plot.plot_schedule([]), "rates is empty"),
+        (lambda: plot.plot_schedule([1], "p.txt"), r"p\.txt: cannot write txt, only .*png"),
+        (lambda: plot.plot_schedule([1], "p"), "p: cannot write a file without suffix"),
         (lambda: plot.plot_schedule({"a": []}), "rates is empty"),
     ],
 )

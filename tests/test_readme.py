@@ -12,14 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [
     pytest.param(code, id=f"{name}-{number}")
-    for name in ("README.md",)
-    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S))
+    for name in ("README.md", "CONTRIBUTING.md")
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S)
+    )
 ]
 
 
 @pytest.mark.parametrize("code", PROGRAMS)
 def test_program_runs(code: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

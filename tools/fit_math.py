@@ -1,8 +1,8 @@
 """Derive every polynomial coefficient of csrc/math.hpp.
 
 Each function is fitted by weighted least squares at Chebyshev nodes (near-minimax: the nodes crowd at the
-ends), in 60-digit arithmetic. Coefficients are rounded to the target type one at a time, lowest power first, and
-the remaining ones are fitted again, so that the rounding of one is made good by the others. Needs mpmath.
+ends), in 60-digit arithmetic. Coefficients are rounded to the target type one at a time, lowest power first,
+and the remaining ones are fitted again, so that the rounding of one is made good by the others. Needs mpmath.
 
     python tools/fit_math.py            print the coefficients and the approximation error of each polynomial
     python tools/fit_math.py --check    fail if csrc/math.hpp has other coefficients

@@ -16,7 +16,9 @@ def version() -> str:
     return torch.__version__
 
 
-def steppers(name: str, options: dict, arrays: list[np.ndarray], grads: list[np.ndarray], threads: int) -> dict[str, Callable]:
+def steppers(
+    name: str, options: dict, arrays: list[np.ndarray], grads: list[np.ndarray], threads: int
+) -> dict[str, Callable]:
     """Return {implementation: step} for torch's class `name`, each over tensors of its own."""
     import torch
 

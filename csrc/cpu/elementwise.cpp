@@ -178,15 +178,17 @@ void dropout(const DropoutArgs& args, Index begin, Index end) {
   const S* x = static_cast<const S*>(args.x);
   S* y = static_cast<S*>(args.y);
   const T scale = T(args.scale);
+  const std::uint32_t last_kept = args.last_kept;
+  Buffer<S> buffer;
+  std::uint32_t words[kBlock];
   for (Index at = begin; at < end; at += kBlock) {
     const Index n = at_most(end - at, kBlock);
-    std::uint32_t words[kBlock];
     philox_fill(args.seed, args.offset, std::uint64_t(at), n, words);
-    const S* in = x + at;
-    S* out = y + at;
+    const T* in = stage(x + at, buffer, n);
+    T* out = destination(y + at, buffer);
     FO_INDEPENDENT
-    for (Index i = 0; i < n; ++i)
-      out[i] = Store<S>::from(select(words[i] <= args.last_kept, load(in[i]) * scale, T(0)));
+    for (Index i = 0; i < n; ++i) out[i] = select(words[i] <= last_kept, in[i] * scale, T(0));
+    deliver(out, y + at, n);
   }
 }
 

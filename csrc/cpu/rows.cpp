@@ -274,7 +274,7 @@ struct Target {
       for (Index c = 0; c < columns; ++c) grad[c] = T(0);
       return;
     }
-    if (label >= 0) grad[label] = fma(-scale, on_label, grad[label]);
+    if (label >= 0) grad[label] -= scale * on_label;  // rounded as in the factor: a sure row gets an exact 0
     if (!spread()) return;
     for (Index at = 0; at < columns; at += kLaneBlock) {
       const Index n = at_most(columns - at, kLaneBlock);
@@ -289,6 +289,7 @@ struct Target {
 template <class T>
 double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_row) {
   T* values = static_cast<T*>(args.value);
+  const T scale = T(args.grad_scale);
   double total = 0.0;
   for_groups<T>(
       args.x, args.grad, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* grad) {
@@ -310,12 +311,11 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
           const double value = targets[r].ignored ? 0.0 : mass[r] * double(group.log_sum[r]) - dot[r];
           total += value;
           if (values) values[group.first + r] = T(value);
-          factor[r] = T(mass[r] * args.grad_scale) / group.sum[r];
+          factor[r] = scale * T(mass[r]) / group.sum[r];
         }
         if (!grad) return;
         group.write_scaled(factor, grad);
-        for (Index r = 0; r < group.rows; ++r)
-          targets[r].subtract(T(args.grad_scale), grad + r * args.columns);
+        for (Index r = 0; r < group.rows; ++r) targets[r].subtract(scale, grad + r * args.columns);
       });
   return total;
 }

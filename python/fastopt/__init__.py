@@ -16,13 +16,14 @@ plot, info
     Pictures of training; what this build is and runs on.
 """
 
+import importlib
 from typing import Any
 
-from fastopt import _dtypes, checkpoint, data, functional, info, nn, optim, plot
+from fastopt import _dtypes, checkpoint, data, functional, nn, optim
 from fastopt._core import __version__
 from fastopt._dtypes import DType as dtype
 from fastopt._dtypes import bool_ as bool
-from fastopt._dtypes import float16, float32, float64, int32, int64
+from fastopt._dtypes import float16, float32, float64, int8, int16, int32, int64, uint8
 from fastopt._random import generator, get_rng_state, manual_seed, set_rng_state
 from fastopt._tape import enable_grad, is_grad_enabled, no_grad
 from fastopt._threads import get_num_threads, set_num_threads
@@ -45,22 +46,62 @@ from fastopt.creation import (
     zeros_like,
 )
 from fastopt.functional import log_softmax, relu, sigmoid, softmax, tanh
-from fastopt.operations import cat, stack, where
+from fastopt.operations import (
+    abs,
+    argmax,
+    argmin,
+    cat,
+    clamp,
+    exp,
+    flatten,
+    log,
+    matmul,
+    max,
+    maximum,
+    mean,
+    min,
+    minimum,
+    mm,
+    pow,
+    reshape,
+    sqrt,
+    square,
+    squeeze,
+    stack,
+    std,
+    sum,
+    transpose,
+    unsqueeze,
+    var,
+    where,
+)
 from fastopt.tensor import Tensor
+
+# torch's other names of the same dtypes.
+float, double, half = float32, float64, float16
+int, long = int32, int64
 
 __all__ = [
     "Tensor",
     "__version__",
+    "abs",
     "arange",
+    "argmax",
+    "argmin",
     "as_tensor",
     "bool",
     "cat",
     "checkpoint",
+    "clamp",
     "data",
+    "double",
     "dtype",
     "empty",
     "enable_grad",
+    "exp",
     "eye",
+    "flatten",
+    "float",
     "float16",
     "float32",
     "float64",
@@ -70,31 +111,53 @@ __all__ = [
     "generator",
     "get_num_threads",
     "get_rng_state",
-    "info",
+    "half",
+    "int",
+    "int8",
+    "int16",
     "int32",
     "int64",
     "is_grad_enabled",
     "linspace",
+    "log",
     "log_softmax",
+    "long",
     "manual_seed",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "mm",
     "nn",
     "no_grad",
     "ones",
     "ones_like",
     "optim",
-    "plot",
+    "pow",
     "rand",
     "randint",
     "randn",
     "randperm",
     "relu",
+    "reshape",
     "set_num_threads",
     "set_rng_state",
     "sigmoid",
     "softmax",
+    "sqrt",
+    "square",
+    "squeeze",
     "stack",
+    "std",
+    "sum",
     "tanh",
     "tensor",
+    "transpose",
+    "uint8",
+    "unsqueeze",
+    "var",
     "where",
     "zeros",
     "zeros_like",
@@ -102,7 +165,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # ml_dtypes is optional, and importing it costs time.
+    # Loaded when first asked for: most programs use none of these, and they cost import time.
     if name == "bfloat16":
         return _dtypes.bfloat16
+    if name in {"info", "plot"}:
+        return importlib.import_module(f"fastopt.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Tensor's methods that are words for other methods; nothing here touches the tape."""
+"""Tensor's methods that read its array or are words for other methods; nothing here is recorded."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class Methods:
         """The number of elements."""
         return self._data.size  # type: ignore[no-any-return]
 
+    def numpy(self: Any) -> Any:
+        """The array itself, without a copy. What is done to it is not recorded."""
+        return self._data
+
     def item(self: Any) -> Any:
         """The only element as a Python number."""
         return self._data.item()
@@ -91,6 +95,37 @@ class Methods:
 
     def __format__(self: Any, spec: str) -> str:
         return format(self._data.item() if self._data.ndim == 0 else repr(self), spec)
+
+    def __repr__(self: Any) -> str:
+        text = np.array2string(self._data, precision=4, separator=", ", prefix="tensor(")
+        if self.dtype not in (float32, int64, bool_):
+            text += f", dtype={self.dtype.name}"
+        if self._node is not None:
+            text += f", grad_fn={self._node!r}"
+        elif self._requires_grad:
+            text += ", requires_grad=True"
+        return f"tensor({text})"
+
+    # ---------------------------------------------------------------------------------- the gradient
+
+    @property
+    def requires_grad(self: Any) -> Bool:
+        """Whether operations on this Tensor are recorded."""
+        return self._requires_grad  # type: ignore[no-any-return]
+
+    @requires_grad.setter
+    def requires_grad(self: Any, flag: Bool) -> None:
+        self.requires_grad_(flag)
+
+    @property
+    def grad_fn(self: Any) -> Any:
+        """The recorded operation this Tensor is the result of, None for a leaf."""
+        return self._node
+
+    @property
+    def is_leaf(self: Any) -> Bool:
+        """Whether this Tensor is no result of a recorded operation: `backward` fills its `grad`."""
+        return self._node is None
 
     # ----------------------------------------------------------------------------------------- dtype
 

@@ -209,7 +209,7 @@ def log_softmax_grad(dy: Array, y: Array, axis: int = -1, out: Array | None = No
 
 def _softmax(call: str, x: Array, axis: int, out: Array | None) -> Array:
     rows = _dense(_axis_last(x, axis, call, "x"), call, "x")
-    room = None if out is None else _axis_last(out, axis, call, "out")
+    room = _out_axis_last(out, x, axis, call, "out")
     y = _room(room, rows, call)
     _core.softmax(rows, y, call == "log_softmax")
     return _axis_back(_deliver(y, room), axis, out)
@@ -218,7 +218,7 @@ def _softmax(call: str, x: Array, axis: int, out: Array | None) -> Array:
 def _softmax_grad(call: str, dy: Array, y: Array, axis: int, out: Array | None) -> Array:
     dy_rows = _dense(_axis_last(dy, axis, call, "dy"), call, "dy")
     y_rows = _dense(_axis_last(y, axis, call, "y"), call, "y")
-    room = None if out is None else _axis_last(out, axis, call, "out")
+    room = _out_axis_last(out, dy, axis, call, "out")
     dx = _room(room, dy_rows, call)
     _core.softmax_grad(dy_rows, y_rows, dx, call == "log_softmax_grad")
     return _axis_back(_deliver(dx, room), axis, out)
@@ -331,7 +331,9 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
     smoothing = float(label_smoothing)
-    return _classes("cross_entropy", logits, target, weight, ignore_index, smoothing, reduction, grad, grad_out)
+    return _classes(
+        "cross_entropy", logits, target, weight, ignore_index, smoothing, reduction, grad, grad_out
+    )
 
 
 def nll(
@@ -382,12 +384,10 @@ def _classes(
     else:
         t = _dense(_axis_last(target, axis, call, "target"), call, "target")
     w = None if weight is None else _dense(weight, call, "weight")
-    room = None if grad_out is None else _axis_last(grad_out, axis, call, "grad_out")
+    room = _out_axis_last(grad_out, input, axis, call, "grad_out")
     g = _room(room, x, call, "grad_out") if grad or grad_out is not None else None
     value = np.empty(x.shape[:-1] if reduction == "none" else (), x.dtype)
-    _core.cross_entropy(
-        x, t, w, value, g, ignore_index, label_smoothing, reduction, call == "nll"
-    )
+    _core.cross_entropy(x, t, w, value, g, ignore_index, label_smoothing, reduction, call == "nll")
     return value, None if g is None else _axis_back(_deliver(g, room), axis, grad_out)
 
 
@@ -414,13 +414,19 @@ def _room(out: Array | None, like: Array, call: str, argument: str = "out") -> A
     if out is None:
         return np.empty(like.shape, like.dtype)
     _check_array(out, call, argument)
+    if _is_dense(out):
+        return out  # checked by the native call
+    _check_out(out, like, call, argument)
+    return np.empty(like.shape, like.dtype)
+
+
+def _check_out(out: Array, like: Array, call: str, argument: str) -> None:
     if out.dtype != like.dtype:
         raise TypeError(f"{call}: {argument} is {out.dtype}, expected {like.dtype}")
     if out.shape != like.shape:
         raise ValueError(f"{call}: {argument} has shape {out.shape}, expected shape {like.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{call}: {argument} is read-only")
-    return out if _is_dense(out) else np.empty(like.shape, like.dtype)
 
 
 def _deliver(result: Array, out: Array | None) -> Array:
@@ -436,6 +442,14 @@ def _axis_last(x: Array, axis: int, call: str, argument: str) -> Array:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{call}: axis is {axis}, {argument} has {x.ndim} axes")
     return x if axis in (-1, x.ndim - 1) else np.moveaxis(x, axis, -1)
+
+
+def _out_axis_last(out: Array | None, like: Array, axis: int, call: str, argument: str) -> Array | None:
+    if out is None or axis in (-1, like.ndim - 1):
+        return out
+    _check_array(out, call, argument)
+    _check_out(out, like, call, argument)
+    return np.moveaxis(out, axis, -1)
 
 
 def _axis_back(rows: Array, axis: int, out: Array | None) -> Array:

@@ -86,9 +86,17 @@ def _add_train(p: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR", default=".", help="folder of mnist's four IDX files (default: here)"
     )
     p.add_argument(
-        "--label", type=_column, help="label column of a CSV file: name or position (default: the last)"
+        "--label",
+        type=_column,
+        metavar="COLUMN",
+        help="label column of a CSV file: name or position (default: the last)",
     )
-    p.add_argument("--test-size", type=_share, help="share of a file's rows kept for testing (default: 0.2)")
+    p.add_argument(
+        "--test-size",
+        type=_share,
+        metavar="SHARE",
+        help="share of a file's rows kept for testing (default: 0.2)",
+    )
     p.add_argument(
         "--scale",
         choices=("auto", "none", "standard"),
@@ -98,20 +106,25 @@ def _add_train(p: argparse.ArgumentParser) -> None:
         "--hidden", type=_layers, metavar="N,N", help="hidden layers, e.g. 256,128; none: linear model"
     )
     p.add_argument("--activation", choices=_train.ACTIVATIONS, help="between the layers (default: relu)")
-    p.add_argument("--dropout", type=_dropout, metavar="P", help="after each hidden layer (default: 0)")
+    p.add_argument("--dropout", type=_fraction, metavar="P", help="after each hidden layer (default: 0)")
     p.add_argument("--optimizer", choices=_train.OPTIMIZERS, help="default: adam")
-    p.add_argument("--lr", type=_positive, help="learning rate (default: the optimizer's own)")
-    p.add_argument("--weight-decay", type=_nonnegative, help="default: the optimizer's own")
-    p.add_argument("--momentum", type=_dropout, help="for sgd and rmsprop (default: 0.9 and 0)")
+    p.add_argument("--lr", type=_positive, metavar="X", help="learning rate (default: the optimizer's own)")
+    p.add_argument("--weight-decay", type=_nonnegative, metavar="X", help="default: the optimizer's own")
+    p.add_argument("--momentum", type=_fraction, metavar="X", help="for sgd and rmsprop (default: 0.9 and 0)")
     p.add_argument(
         "--scheduler", choices=_train.SCHEDULERS, help="course of the learning rate (default: none)"
     )
     p.add_argument(
-        "--batch-size", type=_count, help="1: stochastic, all rows: batch gradient descent (default: 64)"
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="1: stochastic, all rows: batch gradient descent (default: 64)",
     )
-    p.add_argument("--epochs", type=_count, help="passes over the training set")
-    p.add_argument("--seed", type=_seed, help="the same seed gives the same bits (default: 0)")
-    p.add_argument("--threads", type=_count, help="threads of the kernels; results do not depend on it")
+    p.add_argument("--epochs", type=_count, metavar="N", help="passes over the training set")
+    p.add_argument("--seed", type=_seed, metavar="N", help="the same seed gives the same bits (default: 0)")
+    p.add_argument(
+        "--threads", type=_count, metavar="N", help="threads of the kernels; results do not depend on it"
+    )
     p.add_argument(
         "--save", type=Path, metavar="F", help="write a checkpoint after each epoch (*.safetensors)"
     )
@@ -133,7 +146,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--out", type=Path, metavar="F.csv", help="write the predictions there instead of to stdout"
     )
-    p.add_argument("--threads", type=_count, help="threads of the kernels")
+    p.add_argument("--threads", type=_count, metavar="N", help="threads of the kernels")
     p.add_argument("--json", action="store_true", help="print a summary as one line of JSON (needs --out)")
 
 
@@ -169,7 +182,7 @@ def _nonnegative(text: str) -> float:
     return float(_number(text, float, lambda v: 0 <= v < float("inf"), "a number from 0"))
 
 
-def _dropout(text: str) -> float:
+def _fraction(text: str) -> float:
     return float(_number(text, float, lambda v: 0 <= v < 1, "a number in [0, 1)"))
 
 
@@ -205,7 +218,7 @@ def _run_train(args: argparse.Namespace) -> int:
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: no directory {path.parent}")
     if args.plot is not None:
-        plot.require_matplotlib()
+        plot.check_path(args.plot)
     config = _resumed_config(args) if args.resume else _fresh_config(args)
     stream = sys.stderr if args.json else sys.stdout
 

@@ -33,16 +33,13 @@ __all__ = [
     "minimum",
     "mm",
     "pow",
-    "relu",
     "reshape",
-    "sigmoid",
     "sqrt",
     "square",
     "squeeze",
     "stack",
     "std",
     "sum",
-    "tanh",
     "transpose",
     "unsqueeze",
     "var",
@@ -74,15 +71,12 @@ max = _method("max")
 mean = _method("mean")
 min = _method("min")
 pow = _method("pow")
-relu = _method("relu")
 reshape = _method("reshape")
-sigmoid = _method("sigmoid")
 sqrt = _method("sqrt")
 square = _method("square")
 squeeze = _method("squeeze")
 std = _method("std")
 sum = _method("sum")
-tanh = _method("tanh")
 transpose = _method("transpose")
 unsqueeze = _method("unsqueeze")
 var = _method("var")

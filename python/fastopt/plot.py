@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -158,18 +159,22 @@ def plot_schedule(
     return _finish(figure, path, title)
 
 
-def require_matplotlib() -> Any:
-    """Return matplotlib's Figure class, or raise an ImportError that tells what to install."""
+def check_path(path: StrPath) -> None:
+    """Raise what writing a plot to ``path`` would: no matplotlib, or a format that it does not write."""
+    known = _new_figure(1, 1).canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    if suffix not in known:
+        given = suffix or "a file without suffix"
+        raise ValueError(f"{path}: cannot write {given}, only {', '.join(sorted(known))}")
+
+
+def _new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as err:
         raise ImportError('plots need matplotlib: pip install "fastopt[plot]"') from err
-    return Figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
     # A Figure of its own, not pyplot's: saving it draws with Agg, whatever backend the session has.
-    figure: Figure = require_matplotlib()(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 
@@ -178,6 +183,7 @@ def _finish(figure: Figure, path: StrPath | None, title: str | None) -> Figure:
     if title is not None:
         figure.suptitle(title, color=_INK, fontsize=11)
     if path is not None:
+        check_path(path)
         figure.savefig(path, dpi=150)
     return figure
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fastopt import _ops, _rules
 from fastopt._arrays import as_view
-from fastopt._dtypes import DEFAULT_FLOAT, bool_, float32, float64, int64, is_floating
+from fastopt._dtypes import DEFAULT_FLOAT, dtype_of, float64, is_floating
 from fastopt._methods import Methods
 from fastopt._rules import as_float
 from fastopt._tape import Backward, Node, backward, mode
@@ -209,10 +209,6 @@ class Tensor(Methods):
         else:
             self._data = a
 
-    def numpy(self) -> Array:
-        """Return the array, without a copy. What is done to it is not recorded."""
-        return self._data
-
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if needs_grad(self):
             raise RuntimeError(
@@ -222,16 +218,6 @@ class Tensor(Methods):
         if copy:
             return np.array(self._data, dtype)
         return np.asarray(self._data, dtype, copy=copy)
-
-    def __repr__(self) -> str:
-        text = np.array2string(self._data, precision=4, separator=", ", prefix="tensor(")
-        if self.dtype not in (float32, int64, bool_):
-            text += f", dtype={self.dtype.name}"
-        if self._node is not None:
-            text += f", grad_fn={self._node!r}"
-        elif self._requires_grad:
-            text += ", requires_grad=True"
-        return f"tensor({text})"
 
     def __getstate__(self) -> tuple[Array, Tensor | None, bool]:
         if self._node is not None:
@@ -245,14 +231,6 @@ class Tensor(Methods):
         self._node = None
 
     # ---------------------------------------------------------------------------------- the gradient
-
-    @property
-    def requires_grad(self) -> bool:
-        return self._requires_grad
-
-    @requires_grad.setter
-    def requires_grad(self, flag: bool) -> None:
-        self.requires_grad_(flag)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Record operations on this leaf from now on, or stop doing so."""
@@ -280,23 +258,10 @@ class Tensor(Methods):
             raise ValueError(f"grad: got shape {value.shape}, the Tensor has shape {self.shape}")
         self._grad = value
 
-    @property
-    def grad_fn(self) -> Node | None:
-        """The recorded operation this Tensor is the result of, None for a leaf."""
-        return self._node
-
-    @property
-    def is_leaf(self) -> bool:
-        return self._node is None
-
     def retain_grad(self) -> None:
         """Let `backward` fill `grad` of this result of a recorded operation too."""
         if self._node is not None:
             self._node.retained = weakref.ref(self)
-
-    def zero_grad(self) -> None:
-        """Forget the gradient."""
-        self._grad = None
 
     def backward(self, gradient: Any = None, retain_graph: bool = False) -> None:
         """Add the gradient of this Tensor to the `grad` of every leaf it depends on.
@@ -348,17 +313,14 @@ class Tensor(Methods):
         y = self._data.copy()
         return record("clone", y, (self,), _rules.pass_on) if needs_grad(self) else wrap(y)
 
-    def to(self, target: Any) -> Tensor:
+    def to(self, dtype: Any) -> Tensor:
         """Return the Tensor in another dtype, itself where it has that already; ``"cpu"`` is accepted too."""
-        if isinstance(target, Tensor):
-            target = target.dtype
-        if isinstance(target, str) and target == "cpu":
+        own = self._data.dtype
+        wanted = dtype_of(dtype.dtype if isinstance(dtype, Tensor) else dtype)
+        if wanted is None or wanted == own:
             return self
-        dtype, own = np.dtype(target), self._data.dtype
-        if dtype == own:
-            return self
-        y = self._data.astype(dtype)
-        if not (needs_grad(self) and is_floating(dtype)):
+        y = self._data.astype(wanted)
+        if not (needs_grad(self) and is_floating(wanted)):
             return wrap(y)
         return record("to", y, (self,), lambda dy: dy.astype(own))
 

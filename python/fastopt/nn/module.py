@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from fastopt._dtypes import float16, float32, float64, is_floating
+from fastopt._dtypes import dtype_of, float16, float32, float64, is_floating
 from fastopt.tensor import Tensor, to_array, wrap
 
 
@@ -239,21 +239,21 @@ class Module:
         fn(self)
         return self
 
-    def to(self, target: Any) -> Self:
+    def to(self, dtype: Any) -> Self:
         """Convert all floating-point parameters and buffers; ``"cpu"`` is accepted and changes nothing.
 
         Their arrays become new ones: make the optimizer afterwards.
         """
-        if isinstance(target, str) and target == "cpu":
+        wanted = dtype_of(dtype)
+        if wanted is None:
             return self
-        dtype = np.dtype(target)
-        if not is_floating(dtype):
-            raise TypeError(f"to: a module's dtype must be floating-point, got {dtype}")
+        if not is_floating(wanted):
+            raise TypeError(f"to: a module's dtype must be floating-point, got {wanted}")
         for _, module in self.named_modules():
             for value in module.__dict__.values():
                 if isinstance(value, Tensor) and is_floating(value.dtype):
-                    value._data = value._data.astype(dtype, copy=False)
-                    value._grad = None if value._grad is None else value._grad.to(dtype)
+                    value._data = value._data.astype(wanted, copy=False)
+                    value._grad = None if value._grad is None else value._grad.to(wanted)
         return self
 
     def half(self) -> Self:

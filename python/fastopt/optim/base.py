@@ -13,6 +13,8 @@ import numpy as np
 from fastopt._arrays import Array, Dense, as_view
 from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, prepare
 
+NDARRAY_ONLY = {np.ndarray}
+
 
 class Interval(NamedTuple):
     """The range of a hyperparameter; `text` is its bounds in the usual notation."""
@@ -145,6 +147,9 @@ class Optimizer:
         self._tensor_arrays = [p.data for p in self._tensors]
         self._foreign = [i for i, p in enumerate(self._objects) if hasattr(p, "data_ptr")]
         self._movable = bool(self._tensors or self._foreign)
+        spec = self._specs[0] if len(self._specs) == 1 else None
+        flat = isinstance(spec, dict) and all(isinstance(branch, int) for branch in spec.values())
+        self._keys = spec.keys() if isinstance(spec, dict) and flat else None
 
     def _label(self, i: int, argument: str = "params") -> str:
         """Return how messages call parameter i, or its gradient: the path that a user would write."""
@@ -201,6 +206,11 @@ class Optimizer:
             if len(self._tensors) == n and any(map(is_tensor, flat)):
                 return [None if g is None else g.data for g in flat]
             return flat
+        # The common cases need no look at the structure.
+        if type(grads) is list and len(grads) == n and set(map(type, grads)) == NDARRAY_ONLY:
+            return grads
+        if type(grads) is dict and self._keys is not None and grads.keys() == self._keys:
+            return [grads[key] for key in self._keys]
         if hasattr(grads, "shape"):
             raise TypeError(
                 f"step: grads is a single {type(grads).__name__}, expected the structure of params"
@@ -331,7 +341,16 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Views and what is derived from them are made anew: the parameters may be other objects then.
-        derived = ("_dense", "_plain", "_copied", "_tensors", "_tensor_arrays", "_foreign", "_movable")
+        derived = (
+            "_dense",
+            "_plain",
+            "_copied",
+            "_tensors",
+            "_tensor_arrays",
+            "_foreign",
+            "_movable",
+            "_keys",
+        )
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, as_view
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer
+from fastopt.optim.base import FRACTION, NDARRAY_ONLY, NONNEGATIVE, POSITIVE, Optimizer
 from fastopt.optim.ema import swapped
 
 RULES = _core.rules()
 _COMMON_COEFS = 7
-_NDARRAY_ONLY = {np.ndarray}
 
 
 class Common(TypedDict, total=False):
@@ -226,7 +225,7 @@ class RuleOptimizer(Optimizer):
             loss, grads = self._evaluate(closure)
         flat = self._gather(grads)
         types = set(map(type, flat))
-        if types != _NDARRAY_ONLY or not self._plain:
+        if types != NDARRAY_ONLY or not self._plain:
             self._update(self._usable(flat), type(None) in types)
             return loss
         try:
@@ -308,10 +307,15 @@ class RuleOptimizer(Optimizer):
     def _refresh(self) -> list[_Plan]:
         """Return the plans, brought up to date with settings that were changed since the last step."""
         try:
-            if self._plans is not None and self._seen == self.param_groups:
-                return self._plans
+            same = self._seen == self.param_groups
         except ValueError:  # an array among the settings cannot be compared as a whole
-            pass
+            same = False
+        if (
+            same
+            and self._plans is not None
+            and self._starts[-1] == sum([len(group["params"]) for group in self.param_groups])
+        ):
+            return self._plans
         for g, group in enumerate(self.param_groups):
             self._validate(group, f" in param_groups[{g}]")
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
@@ -447,6 +451,8 @@ class RuleOptimizer(Optimizer):
                 continue
             where = f"load_state_dict: state[{i}][{name!r}]"
             view = np.asarray(value) if isinstance(value, float | int | list) else as_view(value, where)
+            if view.dtype.kind in "OSUMm":
+                raise TypeError(f"{where} is {view.dtype}, expected numbers")
             if view.shape != shape:
                 raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
             arrays[name] = np.array(view, self._state_dtype(i, name))

@@ -98,6 +98,6 @@ class WarmupCosineLR(LRScheduler):
         if step < self.warmup_steps:
             factor = self.start_factor + (1.0 - self.start_factor) * step / self.warmup_steps
             return [lr * factor for lr in self.base_lrs]
-        length = self.total_steps - self.warmup_steps
-        fraction = min(1.0, (step - self.warmup_steps) / length) if length else 1.0
+        length = max(1, self.total_steps - self.warmup_steps)
+        fraction = min(1.0, (step - self.warmup_steps) / length)
         return [cosine(lr, self.eta_min, fraction) for lr in self.base_lrs]
