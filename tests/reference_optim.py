@@ -143,7 +143,7 @@ def run(
 ) -> Run:
     """Optimize copies of `params` with the gradients of each step.
 
-    Arithmetic is in `compute`; parameters and averages are rounded to `storage` after each step. Both are the
+    Arithmetic is in `compute`; parameters are rounded to `storage` after each step. Both are the
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
@@ -151,7 +151,7 @@ def run(
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
-    emas = [p.copy() for p in ps]
+    emas = [p.astype(compute) for p in ps]
     states: list[State] = [{} for _ in ps]
     counts = [0] * len(ps)
     for grads in steps:
@@ -178,8 +178,7 @@ def run(
             u = update(g, states[i], counts[i], o)
             p = p * shrink - u
             if o["ema_decay"] is not None:
-                ema = o["ema_decay"] * emas[i].astype(compute) + (1 - o["ema_decay"]) * p
-                emas[i] = ema.astype(storage)
+                emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)
     return Run(ps, states, emas)
 

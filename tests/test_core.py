@@ -211,6 +211,17 @@ def test_low_precision_overflow_and_nan(storage: type, isa: str) -> None:
     np.testing.assert_array_equal(p.astype(np.float32), [np.inf, -np.inf, np.nan, np.inf])
 
 
+def test_centred_rmsprop_stays_finite_on_constant_gradients(isa: str) -> None:
+    """There v - m^2 is rounding alone, of either sign; its root must not be NaN."""
+    g = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    p, v, m = np.zeros_like(g), np.zeros_like(g), np.zeros_like(g)
+    plan = _core.StepPlan("rmsprop_centered", [p], [[v], [m]])
+    for _ in range(60):
+        plan.step([g], np.array([[1.0, np.inf, 0.0, 0.0, 1e-9, 1.0, 0.0, 0.5, 1e-3]]))
+    assert (v.astype(np.float64) < m.astype(np.float64) ** 2).any()
+    assert np.isfinite(p).all()
+
+
 def test_norm_is_global_and_keeps_nan(isa: str) -> None:
     rng = np.random.default_rng(3)
     arrays = [rng.standard_normal(n).astype(np.float32) for n in (5, 100_003, 0, 8192)]

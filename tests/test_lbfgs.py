@@ -288,6 +288,32 @@ def test_line_search_meets_the_conditions(phi, t):
     assert 1 <= evals <= 26
 
 
+@pytest.mark.parametrize("wall", [np.nan, np.inf])
+def test_line_search_comes_back_from_where_the_loss_is_not_finite(wall):
+    x = np.array([0.5])
+
+    def closure():
+        if x[0] > 3.0:
+            return wall, [np.full(1, wall)]
+        return float((x[0] - 2.9) ** 2), [2 * (x - 2.9)]
+
+    opt = optim.LBFGS([x], lr=100.0, line_search_fn="strong_wolfe")
+    for _ in range(3):
+        opt.step(closure)
+    np.testing.assert_allclose(x, 2.9, atol=1e-4)
+
+
+@pytest.mark.parametrize("line_search_fn", [None, "strong_wolfe"])
+def test_a_rate_of_zero_moves_nothing(line_search_fn):
+    x = np.array([3.0, -1.0])
+    opt = optim.LBFGS([x], lr=0.0, line_search_fn=line_search_fn)
+    opt.step(lambda: (float(x @ x), [2 * x]))
+    np.testing.assert_array_equal(x, [3.0, -1.0])
+    opt.param_groups[0]["lr"] = 0.25
+    opt.step(lambda: (float(x @ x), [2 * x]))
+    np.testing.assert_allclose(x, 0.0, atol=1e-2)
+
+
 def test_line_search_without_descent_stays():
     start = _Point(0.0, 0.0, np.zeros(1), -1.0)  # the slope promises what the function does not keep
     point, evals = strong_wolfe(lambda t: _Point(t, t, np.zeros(1), 1.0), start, 1.0, 1.0, 1e-9, 8)

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 import reference as ref
 from cases import ACTIVATION_ERRORS, ACTIVATIONS
 from fastopt import _core, _ops
+from same_bits import check_levels, check_threads
 
 NAMES = sorted(ACTIVATIONS)
 ROWS = [
@@ -368,32 +369,12 @@ def everything(dtype: np.dtype) -> dict[str, Any]:
     return results
 
 
-def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-
 def test_results_do_not_depend_on_the_number_of_threads(threads, isa: str, dtype: np.dtype) -> None:
-    threads(1)
-    alone = everything(dtype)
-    for n in (2, 3):
-        threads(n)
-        assert_same_bits(alone, everything(dtype))
+    check_threads(threads, lambda: everything(dtype))
 
 
 def test_levels_with_fma_agree_bit_for_bit(dtype: np.dtype) -> None:
-    levels = [level for level in _core.isas() if level != "v2"]
-    if len(levels) < 2:
-        pytest.skip("this CPU has one level with FMA")
-    before, results = _core.isa(), []
-    try:
-        for level in levels:
-            _core.set_isa(level)
-            results.append(everything(dtype))
-    finally:
-        _core.set_isa(before)
-    for other in results[1:]:
-        assert_same_bits(results[0], other)
+    check_levels(lambda: everything(dtype))
 
 
 @st.composite
@@ -546,10 +527,8 @@ def test_activation_is_torchs(dtype: np.dtype, name: str, params: tuple, rng: np
     x, dy = (4 * rng.standard_normal(501).astype(dtype) for _ in "xd")
     x[:2] = 0.0, -0.0
     t = torch.tensor(x, requires_grad=True)
-    if name == "gelu_tanh":
-        y = functional.gelu(t, approximate="tanh")
-    else:
-        y = getattr(functional, name)(t, *params)
+    theirs = functional.gelu if name == "gelu_tanh" else getattr(functional, name)
+    y = theirs(t, *params, **({"approximate": "tanh"} if name == "gelu_tanh" else {}))
     y.backward(torch.tensor(dy))
     tolerance = {"rtol": 2e-5, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-14}
     np.testing.assert_allclose(_ops.activation(name, x, params), y.detach().numpy(), **tolerance)

@@ -253,6 +253,28 @@ def test_added_group_starts_its_own_count():
     )
 
 
+def test_groups_without_parameters():
+    p = np.ones(2)
+    opt = optim.Adam([{"params": []}, {"params": [p]}, {"params": {}, "amsgrad": True}], lr=0.5, max_norm=9.0)
+    opt.step([p.copy()])
+    opt.step([[], [None], {}])
+    np.testing.assert_allclose(p, 0.5, rtol=1e-6)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.state.keys() == {0}
+    none = optim.SGD([{"params": []}])
+    none.step([])
+    assert none.state_dict()["state"] == {}
+
+
+def test_torch_s_words_for_fusing_are_taken():
+    a, b = np.ones(3), np.ones(3)
+    optim.AdamW([a], fused=True, foreach=False).step([np.ones(3)])
+    optim.AdamW([b]).step([np.ones(3)])
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(TypeError, match="lrr"):
+        optim.AdamW([a], lrr=0.1)
+
+
 def test_the_caller_s_group_is_not_changed():
     group = {"params": [np.zeros(1)], "lr": 0.3, "note": "kept"}
     before = dict(group)

@@ -177,6 +177,7 @@ def test_state_dict_that_does_not_fit():
     del lost["state"][1]["exp_avg_sq"]
     for sd, message in [
         ({"state": {}}, r"expected a dict with 'state' and 'param_groups'"),
+        (changed(state={"0": good["state"][0]}), r"state has '0', which no group lists"),
         (changed(param_groups=[]), r"state_dict has 0 parameter groups, the optimizer has 1"),
         (
             changed(param_groups=[{**group, "params": [0]}]),

@@ -62,7 +62,7 @@ class Plan {
       const py::list list = states[std::size_t(s)].cast<py::list>();
       require_length(info.states.at[s], list.size(), "params", params.size());
       for (std::size_t i = 0; i < params.size(); ++i) {
-        const ArrayView state = companion(list[i], {"StepPlan", info.states.at[s], Index(i)}, i, true, extents);
+        const ArrayView state = companion(list[i], {"StepPlan", info.states.at[s], Index(i)}, i, extents);
         tensors[i].states[s] = state.data;
       }
     }
@@ -70,7 +70,7 @@ class Plan {
       const py::list list = emas.cast<py::list>();
       require_length("emas", list.size(), "params", params.size());
       for (std::size_t i = 0; i < params.size(); ++i)
-        tensors[i].ema = companion(list[i], {"StepPlan", "emas", Index(i)}, i, false, extents).data;
+        tensors[i].ema = companion(list[i], {"StepPlan", "emas", Index(i)}, i, extents).data;
     }
     extents_ = Extents(std::move(extents), "StepPlan");
     plan_ = std::make_unique<StepPlan>(rule_, std::move(tensors));
@@ -102,6 +102,9 @@ class Plan {
     plan_->step(pointers.data(), table, width, row_of);
   }
 
+  // Raises what step would raise for these gradients.
+  void check(const py::list& grads) const { gradient_pointers(py::tuple(grads)); }
+
   double norm(const py::list& grads, double ord) {
     if (ord != 1.0 && ord != 2.0 && !(std::isinf(ord) && ord > 0))
       throw py::value_error("norm: ord must be 1, 2 or inf, got " + std::string(py::str(py::float_(ord))));
@@ -124,13 +127,12 @@ class Plan {
                             " has " + std::to_string(expected));
   }
 
-  // An array that belongs to params[i]: state (float32 for low-precision parameters) or average.
-  ArrayView companion(py::handle object, const ArgName& name, std::size_t i, bool state,
-                      std::vector<Extent>& extents) const {
+  // State or average of params[i]: float32 for low-precision parameters.
+  ArrayView companion(py::handle object, const ArgName& name, std::size_t i, std::vector<Extent>& extents) const {
     const ArgName owner{"StepPlan", "params", Index(i)};
     const ArrayView view = dense_output(object, name);
     ArrayView expected = views_[i];
-    if (state && expected.dtype != DType::f64) expected.dtype = DType::f32;
+    if (expected.dtype != DType::f64) expected.dtype = DType::f32;
     require_same_dtype(view, name, expected, owner);
     require_same_shape(view, name, expected, owner);
     extents.push_back(extent(view, name));
@@ -188,6 +190,7 @@ void bind_step(py::module_& m) {
       .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
            py::arg("states"), py::arg("emas") = py::none())
       .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none())
+      .def("check", &Plan::check, py::arg("grads"))
       .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0);
 }
 

@@ -16,7 +16,7 @@ T* at(T* base, Index element, DType dtype) {
   return base ? static_cast<Byte*>(base) + element * kBytes[int(dtype)] : nullptr;
 }
 
-// State of low-precision parameters is float32.
+// State and averages of low-precision parameters are float32.
 DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 }  // namespace
@@ -48,7 +48,7 @@ void StepPlan::step(const void* const* grads, const double* coefs, Index width, 
     piece.p = at(tensor.p, chunk.begin, dtype);
     piece.g = at(grads[chunk.tensor], chunk.begin, dtype);
     for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], chunk.begin, state_dtype(dtype));
-    piece.ema = at(tensor.ema, chunk.begin, dtype);
+    piece.ema = at(tensor.ema, chunk.begin, state_dtype(dtype));
     piece.n = chunk.end - chunk.begin;
     kernel.at[int(dtype)][tensor.ema != nullptr](piece, coefs + (rows ? rows[chunk.tensor] : 0) * width);
   });

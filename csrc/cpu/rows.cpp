@@ -73,7 +73,7 @@ T row_exp(const T* x, T* y, Index columns, T shift_) {
   for (Index at = 0; at < columns; at += kLaneBlock) {
     const Index n = at_most(columns - at, kLaneBlock), whole = n / kLanes, rest = n % kLanes;
     fill(lane, T(0));
-    push_exp<Keep>(x + at, y + at, whole, shift, lane);
+    push_exp<Keep>(x + at, Keep ? y + at : nullptr, whole, shift, lane);
     if (rest) {
       const Index end = at + whole * kLanes;
       Tail<T> tail(x + end, rest);
@@ -97,7 +97,8 @@ struct Group {
 
   FO_HD void find_top(const T* x) {
     if (narrow()) {
-      for (Index k = 0; k < columns * kLanes; ++k) tile[k] = T(0);
+      if (rows < kLanes)
+        for (Index k = 0; k < columns * kLanes; ++k) tile[k] = T(0);
       for (Index r = 0; r < rows; ++r)
         for (Index c = 0; c < columns; ++c) tile[c * kLanes + r] = x[r * columns + c];
       fill(top, Max<T>::identity);

@@ -29,7 +29,7 @@ struct Common {
   FO_HD T average(T ema, T p) const { return fma(ema_rest, p - ema, ema); }
 };
 
-// P: storage of parameters, gradients and averages. S: storage of the rule's state.
+// P: storage of parameters and gradients. S: storage of the rule's state and of averages.
 template <template <class> class Rule, class P, class S, bool WithEma>
 void step_chunk(const StepChunk& chunk, const double* coefs) {
   using T = Compute<P>;
@@ -41,7 +41,7 @@ void step_chunk(const StepChunk& chunk, const double* coefs) {
   S* s0 = static_cast<S*>(chunk.states[0]);
   S* s1 = static_cast<S*>(chunk.states[1]);
   S* s2 = static_cast<S*>(chunk.states[2]);
-  P* ema = static_cast<P*>(chunk.ema);
+  S* ema = static_cast<S*>(chunk.ema);
   const Index n = chunk.n;
   FO_INDEPENDENT
   for (Index i = 0; i < n; ++i) {
@@ -56,11 +56,11 @@ void step_chunk(const StepChunk& chunk, const double* coefs) {
     if constexpr (kStates > 0) s0[i] = Store<S>::from(state[0]);
     if constexpr (kStates > 1) s1[i] = Store<S>::from(state[1]);
     if constexpr (kStates > 2) s2[i] = Store<S>::from(state[2]);
-    if constexpr (WithEma) ema[i] = Store<P>::from(common.average(load(ema[i]), updated));
+    if constexpr (WithEma) ema[i] = Store<S>::from(common.average(load(ema[i]), updated));
   }
 }
 
-// Low-precision parameters keep their state in float32: bfloat16 moments stop moving at beta2 = 0.999.
+// Low-precision parameters keep state and averages in float32: bfloat16 ones stop moving at a decay of 0.999.
 template <template <class> class Rule>
 constexpr StepKernels step_kernels() {
   return {{{step_chunk<Rule, float, float, false>, step_chunk<Rule, float, float, true>},

@@ -372,9 +372,9 @@ def _classes(
         raise TypeError(f"{call}: target is {target.dtype}, expected {kinds}")
     expected = input.shape[:axis] + input.shape[axis + 1 :] if by_class else input.shape
     if target.shape != expected:
-        kind = "classes" if by_class else "probabilities"
         raise ValueError(
-            f"{call}: target has shape {target.shape}, input has shape {input.shape}: expected {kind} of shape {expected}"
+            f"{call}: target has shape {target.shape}, input has shape {input.shape}: expected "
+            f"{'classes' if by_class else 'probabilities'} of shape {expected}"
         )
     if not by_class and ignore_index >= 0:
         raise ValueError(f"{call}: ignore_index is {ignore_index}, target has probabilities and not classes")

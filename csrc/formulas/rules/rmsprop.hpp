@@ -26,7 +26,7 @@ struct RmspropRule {
     if constexpr (Centered) {
       T& mean = s[WithMomentum ? 2 : 1];
       mean = fma(alpha, mean, rest * g);
-      variance = fma(-mean, mean, variance);
+      variance = max(fma(-mean, mean, variance), T(0));  // rounding can take it below 0
     }
     const T u = g / (sqrt(variance) + eps);
     if constexpr (WithMomentum) return s[1] = fma(mu, s[1], u);

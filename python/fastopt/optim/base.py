@@ -330,6 +330,9 @@ class Optimizer:
             self._validate(merged, f" in param_groups[{g}]")
             groups.append(merged)
             entries += [state_dict["state"].get(key, {}) for key in new["params"]]
+        unknown = state_dict["state"].keys() - {i for group in saved for i in group["params"]}
+        if unknown:
+            raise ValueError(f"load_state_dict: state has {min(unknown, key=str)!r}, which no group lists")
         self._load(groups, entries)
         # In place: a scheduler or a caller may hold the group's dict.
         for group, merged in zip(self.param_groups, groups, strict=True):

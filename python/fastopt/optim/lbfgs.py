@@ -132,7 +132,7 @@ class LBFGS(Optimizer):
             if slope > -change:
                 break
             searched = 0
-            if group["line_search_fn"] is not None:
+            if group["line_search_fn"] is not None and t > 0.0:
                 x = self._weights()
 
                 def probe(t: float, x: Array = x, d: Array = d) -> _Point:
@@ -275,14 +275,15 @@ def _cubic_minimum(a: _Point, b: _Point, low: float, high: float) -> float:
     left, right = (a, b) if a.t <= b.t else (b, a)
     d1 = left.slope + right.slope - 3.0 * (left.loss - right.loss) / (left.t - right.t)
     square = d1 * d1 - left.slope * right.slope
-    if not square >= 0.0:
-        return (low + high) / 2.0
+    middle = (low + high) / 2.0
+    if not 0.0 <= square < math.inf:  # no minimum, or a loss that is not finite
+        return middle
     d2 = math.sqrt(square)
     span = right.slope - left.slope + 2.0 * d2
     if span == 0.0:
-        return (low + high) / 2.0
+        return middle
     t = right.t - (right.t - left.t) * ((right.slope + d2 - d1) / span)
-    return min(max(t, low), high)
+    return min(max(t, low), high) if math.isfinite(t) else middle
 
 
 def strong_wolfe(
@@ -321,7 +322,7 @@ def strong_wolfe(
     """
 
     def too_high(point: _Point) -> bool:
-        return point.loss > start.loss + c1 * point.t * start.slope
+        return not point.loss <= start.loss + c1 * point.t * start.slope  # NaN too
 
     def flat_enough(point: _Point) -> bool:
         return abs(point.slope) <= -c2 * start.slope
@@ -343,7 +344,7 @@ def strong_wolfe(
         before = start
 
     # Shrink the interval around it; `low` is the better end.
-    low, high = (before, point) if before.loss <= point.loss else (point, before)
+    low, high = (point, before) if point.loss < before.loss else (before, point)
     stuck = False
     while tries < max_search and abs(high.t - low.t) * longest >= tolerance_change:
         left, right = min(low.t, high.t), max(low.t, high.t)

@@ -245,12 +245,14 @@ class RuleOptimizer(Optimizer):
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
         scale, norm = 1.0, None
-        if self._max_norm is not None or len(plans) > 1:
-            # With several plans this pass is also the check that none refuses after another has run.
+        if len(plans) > 1:
+            # None may refuse after another has run.
+            for plan, gs in zip(plans, chosen, strict=True):
+                plan.native.check(gs)
+        if self._max_norm is not None:
             norm = math.hypot(*[plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
-            if self._max_norm is not None:
-                scale = self._max_norm / (norm + 1e-6)
-                scale = 1.0 if scale > 1.0 else scale
+            scale = self._max_norm / (norm + 1e-6)
+            scale = 1.0 if scale > 1.0 else scale
         advanced = []
         for plan in plans:
             for k, r in enumerate(plan.rows):
@@ -269,7 +271,7 @@ class RuleOptimizer(Optimizer):
             dense.store()
         for row, s in advanced:
             row.scalars = s
-        self.grad_norm = norm if self._max_norm is not None else None
+        self.grad_norm = norm
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         lr, *rest = self.coefficients(group, s)
@@ -359,7 +361,7 @@ class RuleOptimizer(Optimizer):
             if np.may_share_memory(arranged, old):
                 return arranged
         p = dense.source
-        dtype = self._state_dtype(i, name)
+        dtype = self._state_dtype(i)
         # Fresh pages of zeros cost nothing until they are touched.
         new = np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
         if old is not None:
@@ -371,9 +373,8 @@ class RuleOptimizer(Optimizer):
         self._state[i][name] = new
         return dense.arrange(new)
 
-    def _state_dtype(self, i: int, name: str) -> np.dtype[Any]:
-        dtype = self._dense[i].source.dtype
-        return dtype if name == "ema" or dtype == np.float64 else np.dtype(np.float32)
+    def _state_dtype(self, i: int) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self._dense[i].source.dtype == np.float64 else np.float32)
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
@@ -455,7 +456,7 @@ class RuleOptimizer(Optimizer):
                 raise TypeError(f"{where} is {view.dtype}, expected numbers")
             if view.shape != shape:
                 raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
-            arrays[name] = np.array(view, self._state_dtype(i, name))
+            arrays[name] = np.array(view, self._state_dtype(i))
         return arrays
 
     def __getstate__(self) -> dict[str, Any]:

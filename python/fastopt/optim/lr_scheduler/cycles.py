@@ -114,10 +114,8 @@ class CyclicLR(_MomentumCycle):
         """Return where between the lower bound (0) and the upper one (1) the rate is."""
         total = self.step_size_up + self.step_size_down
         cycle, within = divmod(step, total)
-        if within <= self.step_size_up:
-            height = within / self.step_size_up
-        else:
-            height = (total - within) / self.step_size_down
+        rising = within <= self.step_size_up
+        height = within / self.step_size_up if rising else (total - within) / self.step_size_down
         if self.scale_fn is not None:
             return height * self.scale_fn(cycle + 1 if self.scale_mode == "cycle" else step)
         if self.mode == "triangular2":
