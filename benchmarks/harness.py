@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -66,26 +65,21 @@ def interleave(
     return {name: np.array(values) for name, values in samples.items()}
 
 
-def copy_bandwidth(threads: int, megabytes: int = 512) -> float:
-    """Bytes read plus bytes written per second by memcpy on `threads` threads: the ceiling of streaming work."""
-    parts = [np.ones(megabytes * 2**20 // threads, np.uint8) for _ in range(threads)]
-    targets = [np.empty_like(part) for part in parts]
+class Stream:
+    """The machine's ceiling for a working set of `nbytes`: y += a x in place, on our pool, over two arrays.
 
-    def copy() -> None:
-        workers = [threading.Thread(target=np.copyto, args=pair) for pair in zip(targets, parts, strict=True)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+    It takes its turns among the providers, as the bandwidth of a shared machine changes within seconds, and its
+    arrays together are as large as the providers', so that they lie in the same cache.
+    """
 
-    best = min(_seconds(copy) for _ in range(9))
-    return 2 * megabytes * 2**20 / best
+    def __init__(self, nbytes: int) -> None:
+        self.x = np.ones(max(nbytes // 8, 1), np.float32)
+        self.y = np.ones_like(self.x)
+        #: Bytes read and written by a call.
+        self.work = 3 * self.x.nbytes
 
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    def __call__(self) -> None:
+        _core.axpy(1e-9, self.x, self.y)
 
 
 def rows(

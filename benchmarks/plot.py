@@ -9,8 +9,9 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import harness
 import matplotlib as mpl
+
+import harness
 import optim
 from peers import torch_optim
 
@@ -41,7 +42,7 @@ def ours(group: Group) -> dict[str, str]:
 def table() -> str:
     """Return the comparisons as a Markdown table."""
     lines = [
-        "| parameters | class | fastopt us (p20 - p80) | GB/s | of copy | best of torch us | ratio | aim |",
+        "| parameters | class | fastopt us (p20 - p80) | GB/s | of the stream | best of torch us | ratio | aim |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (size, name), group in comparisons().items():
