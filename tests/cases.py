@@ -247,22 +247,33 @@ OPTIMIZERS = {
 SCHEDULERS = {
     "LambdaLR": {
         "options": [{"lr_lambda": lambda t: 0.95**t}, {"lr_lambda": lambda t: 1 / (1 + t)}],
-        "errors": [({"lr_lambda": [abs, abs]}, r"lr_lambda has 2 entries, the optimizer has 1 groups")],
+        "errors": [
+            ({"lr_lambda": [abs, abs]}, r"lr_lambda has 2 entries, the optimizer has 1 groups"),
+            ({"lr_lambda": 0.5}, r"lr_lambda\[0\] is float, expected a function"),
+        ],
     },
     "StepLR": {
         "options": [{"step_size": 7}, {"step_size": 1, "gamma": 0.5}],
         "errors": [
             ({"step_size": 0}, r"step_size must be an integer of at least 1, got 0"),
             ({"step_size": 3, "gamma": float("nan")}, r"gamma must be finite, got nan"),
+            ({"step_size": 3, "gamma": "half"}, r"gamma must be a number, got 'half'"),
         ],
     },
     "MultiStepLR": {
         "options": [{"milestones": [3, 10, 11]}, {"milestones": [20, 5, 5], "gamma": 0.7}],
-        "errors": [({"milestones": [1], "gamma": float("inf")}, r"gamma must be finite, got inf")],
+        "errors": [
+            ({"milestones": [1], "gamma": float("inf")}, r"gamma must be finite, got inf"),
+            ({"milestones": [1, float("nan")]}, r"milestones must be finite, got nan"),
+        ],
     },
     "ConstantLR": {
         "options": [{}, {"factor": 0.25, "total_iters": 12}],
-        "errors": [({"factor": 1.5}, r"factor must be in \[0, 1\], got 1.5")],
+        "errors": [
+            ({"factor": 1.5}, r"factor must be in \[0, 1\], got 1.5"),
+            ({"factor": "half"}, r"factor must be a number, got 'half'"),
+            ({"total_iters": float("nan")}, r"total_iters must be finite, got nan"),
+        ],
     },
     "LinearLR": {
         "options": [{}, {"start_factor": 0.9, "end_factor": 0.1, "total_iters": 31}],
@@ -337,6 +348,17 @@ SCHEDULERS = {
                 r"step_size_up must be an integer of at least 1",
             ),
             (
+                {"base_lr": 0.1, "max_lr": 1.0, "step_size_down": 0},
+                r"step_size_down must be an integer of at least 1, got 0",
+            ),
+            ({"base_lr": float("nan"), "max_lr": 1.0}, r"base_lr must be finite, got nan"),
+            ({"base_lr": 0.1, "max_lr": float("inf")}, r"max_lr must be finite, got inf"),
+            ({"base_lr": 0.1, "max_lr": 1.0, "gamma": float("nan")}, r"gamma must be finite, got nan"),
+            (
+                {"base_lr": 0.1, "max_lr": 1.0, "base_momentum": float("nan")},
+                r"base_momentum must be finite, got nan",
+            ),
+            (
                 {"base_lr": 0.1, "max_lr": 1.0, "optimizer": "Adagrad"},
                 r"cycle_momentum needs momentum or betas, Adagrad has none",
             ),
@@ -360,6 +382,12 @@ SCHEDULERS = {
             ({"max_lr": 0.5}, r"give total_steps, or epochs and steps_per_epoch"),
             ({"max_lr": 0.5, "total_steps": -1}, r"total_steps must be an integer of at least 1, got -1"),
             ({"max_lr": 0.5, "total_steps": 9, "pct_start": 1.5}, r"pct_start must be in \[0, 1\], got 1.5"),
+            ({"max_lr": float("nan"), "total_steps": 9}, r"max_lr must be finite, got nan"),
+            ({"max_lr": 0.5, "total_steps": 9, "div_factor": 0.0}, r"div_factor must be above 0, got 0.0"),
+            (
+                {"max_lr": 0.5, "total_steps": 9, "final_div_factor": -1.0},
+                r"final_div_factor must be above 0, got -1.0",
+            ),
             (
                 {"max_lr": 0.5, "total_steps": 9, "anneal_strategy": "exp"},
                 r"must be cos or linear, got 'exp'",
@@ -378,6 +406,9 @@ SCHEDULERS = {
             ({"mode": "least"}, r"mode must be min or max, got 'least'"),
             ({"threshold_mode": "half"}, r"threshold_mode must be rel or abs, got 'half'"),
             ({"min_lr": [0.1, 0.1]}, r"min_lr has 2 entries, the optimizer has 1 groups"),
+            ({"min_lr": float("nan")}, r"min_lr must be finite, got nan"),
+            ({"threshold": float("nan")}, r"threshold must be finite, got nan"),
+            ({"patience": float("inf")}, r"patience must be finite, got inf"),
         ],
     },
 }

@@ -62,6 +62,16 @@ def test_torch_meta_device_is_refused() -> None:
         as_view(torch.zeros(3, device="meta"), "params[1]")
 
 
+@pytest.mark.peers
+def test_torch_tensors_that_numpy_cannot_view_are_refused_by_name() -> None:
+    torch = pytest.importorskip("torch")
+    unknown_to_dlpack = torch.zeros(3, dtype=torch.bfloat16)
+    wrapped = Dlpack(unknown_to_dlpack, (1, 0))
+    for x in (torch.eye(3).to_sparse(), torch.tensor([1j]).conj(), wrapped):
+        with pytest.raises(TypeError, match=r"^params\[0\] cannot be viewed as a NumPy array: "):
+            as_view(x, "params[0]")
+
+
 class CudaArray:
     @property
     def __cuda_array_interface__(self) -> dict:

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fastopt
 from fastopt import _random, _safetensors, checkpoint, nn, optim
 from fastopt.data import DataLoader
 from fastopt.optim import lr_scheduler
+from fastopt.tensor import Tensor
 
 DTYPES = [
     "float64",
@@ -527,3 +530,46 @@ def test_rng_is_optional(path):
     assert not np.array_equal(_random.generator().normal(size=4), expected)
     checkpoint.load(path)
     np.testing.assert_array_equal(_random.generator().normal(size=4), expected)
+
+
+def test_one_object(path):
+    model = nn.Linear(2, 3)
+    fastopt.save({"model": model.state_dict(), "best": (3, 0.5), "loss": Tensor(2.5)}, path)
+    loaded = fastopt.load(path)
+    assert (loaded["best"], loaded["loss"].item()) == ((3, 0.5), 2.5)
+    other = nn.Linear(2, 3)
+    other.load_state_dict(loaded["model"])
+    np.testing.assert_array_equal(other.weight.data, model.weight.data)
+    checkpoint.save(path, model=model)
+    with pytest.raises(ValueError, match=r"a training run \(model, rng\): load it with checkpoint.load"):
+        fastopt.load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"model.0.weight":', b'"model.0.weighu":', "damaged checkpoint"),
+        (
+            rb"{\"__array__\":\"model.0.bias\"}",
+            rb"[\"__array__\",\"model.0.bias\"]",
+            "model['0.bias'] is no array",
+        ),
+        (rb"\"epoch\":null", rb"\"epoco\":null", "no epoch"),
+        (rb"\"base_lrs\"", rb"\"bbse_lrs\"", "load: scheduler in"),
+        (rb"\"params\"", rb"\"parbms\"", "params"),
+        (rb"\"0.weight\"", rb"\"0.weighu\"", "missing ['0.weight'], unexpected ['0.weighu']"),
+    ],
+)
+def test_a_damaged_state_is_refused_whole(path, tmp_path, old, new, message):
+    run = make_run(1)
+    train(run, 3)
+    checkpoint.save(path, **run)
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    train(run, 2)
+    before = everything(run, tmp_path / "before")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        checkpoint.load(path, **run)
+    assert same(everything(run, tmp_path / "after"), before)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from cli_helpers import must_fail
+from fastopt import checkpoint, nn
+from fastopt.cli import main
 
 
 @pytest.fixture
@@ -36,6 +38,10 @@ def fails(capsys):
         (["train", "--hidden", "64,x"], "expected layer sizes such as 256,128 or none, got '64,x'"),
         (["train", "--hidden", "64,0"], "expected layer sizes"),
         (["train", "--momentum", "0.9"], "--momentum: adam has none, only sgd and rmsprop"),
+        (["train", "--hidden", "99999999999"], "Unable to allocate"),
+        (["train", "--label", "3"], "--label: is for a CSV file, got digits"),
+        (["train", "mnist", "--test-size", "0.5"], "--test-size: mnist has a test set of its own"),
+        (["train", "--save", "."], ".: a directory, expected a file"),
         (["train", "--save", "/gone/away/m"], "no directory /gone/away"),
         (["train", "--plot", "/gone/away/p.png"], "no directory /gone/away"),
         (["train", "--plot", "p.xyz"], "p.xyz: cannot write xyz, only "),
@@ -100,3 +106,26 @@ def test_missing_extras(fails, monkeypatch):
     assert 'pip install "fastopt[plot]"' in fails("train", "t.csv", "--plot", "p.png")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert 'digits needs scikit-learn: pip install "fastopt[demo]"' in fails("train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda extra: extra.pop("classes"), "a checkpoint, but not one that fastopt train saved"),
+        (lambda extra: extra["config"].pop("lr"), "settings of another version"),
+        (lambda extra: extra["config"].update(depth=3), "settings of another version"),
+    ],
+)
+def test_checkpoints_of_another_kind(fails, capsys, tmp_path, change, message):
+    path = tmp_path / "m.safetensors"
+    np.savez(tmp_path / "t.npz", x=np.eye(8), y=np.arange(8) % 2)
+    argv = ["train", str(tmp_path / "t.npz"), "--epochs", "1", "--hidden", "2", "--save", str(path)]
+    assert main(argv) == 0
+    capsys.readouterr()
+    contents = checkpoint.read(path)
+    change(contents["extra"])
+    model = nn.Linear(1, 1)
+    model.state_dict = lambda: contents["model"]
+    checkpoint.save(path, model=model, extra=contents["extra"])
+    assert message in fails("predict", path, tmp_path / "t.npz")
+    assert message in fails("train", "--resume", path, "--epochs", "2")

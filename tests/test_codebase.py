@@ -7,13 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from fastopt import _core
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "fastopt"
 CPU_SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+PHILOX = ROOT / "csrc" / "formulas" / "philox.hpp"
 ISA_CMAKE = (ROOT / "cmake" / "isa.cmake").read_text()
 X86_LEVELS = ["v2", "v3", "v4"]
 
@@ -57,26 +61,47 @@ def compiled(
     return level, results
 
 
+def _marked_loops(path: Path) -> list[tuple[str, int]]:
+    """The loops that a mark promises to be vectorised: (mark, line of the loop)."""
+    lines = path.read_text().splitlines()
+    found = []
+    for number, text in enumerate(lines, start=1):
+        code = text.partition("//")[0].strip()
+        mark = re.search(r"FO_(?:INDEPENDENT|LANES)\b", code)
+        if mark is None or code.startswith("#define"):
+            continue
+        assert code == mark.group(), f"{path.name}:{number}: {mark.group()} shares its line"
+        assert lines[number].lstrip().startswith("for ("), f"{path.name}:{number}: no loop follows"
+        found.append((mark.group(), number + 1))
+    return found
+
+
+def _reported(reports: str, path: Path, what: str) -> Counter[int]:
+    return Counter(int(line) for line in re.findall(rf"/{path.name}:(\d+):\d+: {what}", reports))
+
+
 def test_every_driver_loop_vectorises(compiled: tuple[str, dict[str, tuple[Path, str]]]) -> None:
     _, results = compiled
-    marked = 0
-    for source in CPU_SOURCES:
-        report = results[source.name][1]
-        done = {
-            int(line) for line in re.findall(rf"{source.name}:(\d+):\d+: optimized: loop vectorized", report)
-        }
-        missed = {
-            int(line)
-            for line in re.findall(rf"{source.name}:(\d+):\d+: missed: couldn't vectorize loop", report)
-        }
-        for number, text in enumerate(source.read_text().splitlines(), start=1):
-            if text.strip() == "FO_INDEPENDENT":
-                marked += 1
-                assert number + 1 in done, f"{source.name}:{number + 1}: the loop is not vectorised"
-                assert number + 1 not in missed, (
-                    f"{source.name}:{number + 1}: not vectorised for some formula"
-                )
-    assert marked > 0
+    reports = "\n".join(report for _, report in results.values())
+    seen: Counter[str] = Counter()
+    for path in [*CPU_SOURCES, *sorted((ROOT / "csrc" / "cpu").glob("*.hpp")), PHILOX]:
+        done = _reported(reports, path, "optimized: loop vectorized")
+        missed = _reported(reports, path, "missed: couldn't vectorize loop")
+        marked = _marked_loops(path)
+        if path == PHILOX:  # host and device code, which has no marks
+            lines = path.read_text().splitlines()
+            marked = [("plain", lines.index("  for (int64_t j = 0; j < blocks; ++j) {") + 1)]
+        for mark, line in marked:
+            seen[mark] += 1
+            where = f"{path.name}:{line}"
+            if mark == "FO_LANES":
+                # The report names the first line of a longer body, and now and then the loop around too.
+                hits, misses = (count[line] + count[line + 1] for count in (done, missed))
+                assert hits > misses, f"{where}: vectorised {hits} times, not vectorised {misses} times"
+                continue
+            assert line in done, f"{where}: the loop is not vectorised"
+            assert line not in missed, f"{where}: not vectorised for some formula"
+    assert all(seen[mark] for mark in ("FO_INDEPENDENT", "FO_LANES", "plain"))
 
 
 def _symbols(obj: Path) -> list[tuple[str, str]]:
@@ -100,6 +125,27 @@ def test_objects_keep_to_their_namespace_and_call_no_libm(
                 )
 
 
+def test_the_module_exports_its_entry_points_alone() -> None:
+    """Anything else could be taken for, or replaced by, another library's symbol of the same name."""
+    nm = shutil.which("nm")
+    if nm is None or platform.system() != "Linux":
+        pytest.skip("needs nm on Linux")
+    command = [nm, "-D", "--defined-only", str(_core.__file__)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    strong = {line.split()[-1] for line in out.stdout.splitlines() if line.split()[-2] in "TDBR"}
+    assert strong == {"PyInit__core", "fastopt_get_num_threads", "fastopt_set_num_threads"}
+
+
+def test_formulas_and_plan_compile_as_device_code(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    command = [nvcc, "-std=c++20", "-arch=sm_90", "-fmad=false", "-Werror=all-warnings", "-DFASTOPT_ISA=cuda"]
+    command += [f"-I{ROOT / 'csrc'}", "-c", str(ROOT / "tests" / "native" / "formulas.cu")]
+    done = subprocess.run([*command, "-o", str(tmp_path / "formulas.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 #: Floors of the package: a module imports only from floors below its own, or from its own package.
 FLOORS = [
     {"_core"},
@@ -107,7 +153,7 @@ FLOORS = [
     {"_ops", "_random"},
     {"_tape"},
     {"_rules"},
-    {"_methods"},
+    {"_methods", "_numeric"},
     {"tensor", "optim"},
     {"creation", "_losses"},
     {"operations", "functional"},

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +119,24 @@ status = os.waitpid(child, 0)[1]
 print(status, total(0) == expected)
 """
     assert run(code) == "0 True"
+
+
+def test_work_is_done_where_the_system_grants_no_threads() -> None:
+    code = """
+import resource, numpy as np
+from fastopt import _core
+p, g = np.zeros(400_000, "f4"), np.ones(400_000, "f4")
+plan = _core.StepPlan("sgd", [p], [])
+coefs = np.array([[1, np.inf, 0, 0, .5, 1, 0]])
+_core.set_num_threads(200)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**22, used + 2**22))  # less than two stacks
+plan.step([g], coefs)
+plan.step([g], coefs)
+threads = next(line for line in open("/proc/self/status") if line.startswith("Threads"))
+print(bool((p == -1).all()), int(threads.split()[1]) < 200)
+"""
+    assert run(code) == "True True"
 
 
 def test_many_python_threads_step_different_plans_and_one_plan(threads) -> None:
@@ -235,6 +254,20 @@ def test_norm_is_global_and_keeps_nan(isa: str) -> None:
     assert all(np.isnan(plan.norm(arrays, ord)) for ord in (1, 2, np.inf))
     with pytest.raises(ValueError, match=r"norm: ord must be 1, 2 or inf, got 3"):
         plan.norm(arrays, 3)
+
+
+def test_the_plan_keeps_its_arrays_alive() -> None:
+    def lists() -> tuple[list, list, list]:
+        return [np.zeros(3)], [[np.zeros(3)]], [np.zeros(3)]
+
+    params, states, emas = lists()
+    arrays = [weakref.ref(a) for a in (params[0], states[0][0], emas[0])]
+    plan = _core.StepPlan("momentum", params, states, emas)
+    for held in (params, states[0], emas):
+        held.clear()
+    assert all(a() is not None for a in arrays)
+    plan.step([np.ones(3)], np.array([[1, np.inf, 0, 0, 0.5, 1, 0.5, 0.9, 1.0]]))
+    assert [a().tolist() for a in arrays] == [[-0.5] * 3, [1.0] * 3, [-0.25] * 3]
 
 
 def test_gradient_may_be_the_parameter_itself() -> None:

@@ -14,12 +14,16 @@ from fastopt.creation import (
     empty,
     eye,
     full,
+    full_like,
     linspace,
+    normal,
     ones,
     ones_like,
     rand,
+    rand_like,
     randint,
     randn,
+    randn_like,
     randperm,
     tensor,
     zeros,
@@ -120,3 +124,29 @@ def test_random_errors() -> None:
         with pytest.raises(ValueError, match="set_rng_state"):
             set_rng_state(bad)
     assert get_rng_state() == before
+
+
+def test_like_another() -> None:
+    x = zeros(2, 3, dtype=_dtypes.float64)
+    filled = full_like(x, 2.5)
+    assert (filled.tolist(), filled.dtype) == ([[2.5] * 3] * 2, np.float64)
+    assert full_like(tensor([1, 2]), 7).dtype == np.int64
+    manual_seed(3)
+    drawn = randn_like(x), rand_like(x, dtype=_dtypes.float32)
+    manual_seed(3)
+    np.testing.assert_array_equal(drawn[0].data, randn(2, 3, dtype=_dtypes.float64).data)
+    np.testing.assert_array_equal(drawn[1].data, rand(2, 3).data)
+
+
+def test_normal() -> None:
+    manual_seed(4)
+    x = normal(1.0, 0.5, size=(200, 100), requires_grad=True)
+    assert (x.shape, x.dtype, x.requires_grad) == ((200, 100), np.float32, True)
+    assert abs(x.data.mean() - 1) < 0.02  # 5 standard errors: 5 * 0.5 / sqrt(20000)
+    assert abs(x.data.std() - 0.5) < 0.0125
+    exact = normal(tensor([[1.0], [2.0]]), np.zeros(3))
+    assert exact.tolist() == [[1, 1, 1], [2, 2, 2]]
+    with pytest.raises(ValueError, match="normal: std must be at least 0, got -1"):
+        normal(0, -1.0, 3)
+    with pytest.raises(TypeError):
+        randint(0.5, 3, (2,))

@@ -523,3 +523,44 @@ def test_one_thread_and_two_give_the_same_bits(threads) -> None:
 def test_every_export_exists_and_is_documented() -> None:
     for name in F.__all__:
         assert getattr(F, name).__doc__, name
+
+
+def test_a_refused_dropout_draws_no_mask() -> None:
+    manual_seed(0)
+    expected = F.dropout(np.ones(100, np.float32))
+    manual_seed(0)
+    for refused in (lambda: F.dropout("x"), lambda: F.dropout(np.ones(3, int), inplace=True)):
+        with pytest.raises(TypeError):
+            refused()
+    np.testing.assert_array_equal(F.dropout(np.ones(100, np.float32)), expected)
+
+
+@pytest.mark.parametrize("name", ["relu", "softmax", "log_softmax"])
+def test_out_is_for_arrays(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: out is for arrays, input is a Tensor"):
+        getattr(F, name)(tensor([1.0]), out=np.empty(1, np.float32))
+
+
+def test_results_and_gradients_go_into_tensors_of_torch_and_our_own() -> None:
+    torch = pytest.importorskip("torch")
+    x, target = X.astype(np.float32), np.zeros((3, 4), np.float32)
+    for room in (torch.zeros(3, 4), tensor(np.zeros((3, 4), np.float32))):
+        F.mse_loss_with_grad(x, target, grad_out=room)
+        np.testing.assert_array_equal(room.numpy(), F.mse_loss_with_grad(x, target)[1])
+        F.tanh(x, out=room)
+        np.testing.assert_array_equal(room.numpy(), F.tanh(x))
+        F.softmax(x, 0, out=room)
+        np.testing.assert_array_equal(room.numpy(), F.softmax(x, 0))
+    with pytest.raises(TypeError, match="grad_out is list, expected an array"):
+        F.mse_loss_with_grad(x, target, grad_out=[0.0])
+
+
+def test_penalties_take_integers_and_refuse_what_is_not_finite() -> None:
+    assert F.l1_penalty(np.array([-1, 2]), 0.5) == 1.5
+    assert F.l2_penalty(np.array([-1, 2]), 0.5) == 1.25
+    assert F.l1_penalty(np.float64(-2.0), 0.5) == 1.0
+    for alpha in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="l1_penalty: alpha must be finite"):
+            F.l1_penalty([np.ones(2)], alpha)
+    with pytest.raises(TypeError):
+        F.one_hot(np.array([1]), 2.5)

@@ -165,7 +165,7 @@ def test_calculate_gain() -> None:
         (
             lambda: init.trunc_normal_(np.ones(3), a=1.0, b=1.0),
             ValueError,
-            "a below b, got std=1.0, a=1.0, b=1.0",
+            "a below b, got mean=0.0, std=1.0, a=1.0, b=1.0",
         ),
         (lambda: init.kaiming_uniform_(np.ones((2, 2)), mode="fan"), ValueError, "mode must be .* got 'fan'"),
         (lambda: init.xavier_normal_(np.ones(3)), ValueError, r"at least 2 dimensions, got shape \(3,\)"),
@@ -208,3 +208,15 @@ def test_moments_are_torchs(name: str, args: tuple) -> None:
     ours = filled(name, *args)
     assert ours.std() == pytest.approx(theirs.std(), rel=0.015)
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.02 * float(theirs.std()))
+
+
+def test_what_cannot_be_filled_is_refused() -> None:
+    fixed = np.ones(3, np.float32)
+    fixed.setflags(write=False)
+    with pytest.raises(ValueError, match="constant_: tensor is read-only"):
+        init.zeros_(fixed)
+    with pytest.raises(TypeError, match="uniform_: tensor is list, expected a Tensor or an array to fill"):
+        init.uniform_([1.0, 2.0])
+    for mean, std in ((np.nan, 1.0), (np.inf, 1.0), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="trunc_normal_: mean must be finite"):
+            init.trunc_normal_(np.ones(3), mean, std)

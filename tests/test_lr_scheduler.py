@@ -121,7 +121,7 @@ def test_settings_that_are_refused(name, options, message):
     kind = options.pop("optimizer", "SGD")
     opt = getattr(optim, kind)([np.zeros(2)], lr=0.2)
     before = dict(opt.param_groups[0])
-    with pytest.raises(ValueError, match=name + ": .*" + message):
+    with pytest.raises((TypeError, ValueError), match=name + ": .*" + message):
         getattr(lr_scheduler, name)(opt, **options)
     assert {k: v for k, v in opt.param_groups[0].items() if k != "params"} == {
         k: v for k, v in before.items() if k != "params"
@@ -156,6 +156,28 @@ def test_groups_have_their_own_rates():
     plateau = lr_scheduler.ReduceLROnPlateau(opt).state_dict()
     with pytest.raises(ValueError, match="_last_lr has 2 entries, the optimizer has 1 groups"):
         lr_scheduler.ReduceLROnPlateau(one).load_state_dict(plateau)
+
+
+@pytest.mark.parametrize("name", ["ExponentialLR", "LambdaLR", "OneCycleLR", "ReduceLROnPlateau"])
+def test_a_group_added_later_is_refused_by_number(name):
+    opt, scheduler = make(name, 0)
+    opt.add_param_group({"params": [np.zeros(1)], "lr": 0.7})
+    before = rates(opt), scheduler.state_dict()
+    with pytest.raises(
+        RuntimeError, match=f"{name}: the optimizer has 2 groups, the schedule was made for 1"
+    ):
+        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    assert (rates(opt), scheduler.state_dict()) == before
+    assert opt.param_groups[1]["lr"] == 0.7
+
+
+def test_counts_may_be_numpy_integers():
+    opt = optim.SGD([np.zeros(1)], lr=1.0)
+    scheduler = lr_scheduler.StepLR(opt, np.int64(2))
+    for _ in range(3):
+        scheduler.step()
+    assert opt.param_groups[0]["lr"] == 0.1
+    assert json.loads(json.dumps(scheduler.state_dict()))["step_size"] == 2
 
 
 def test_continuing_needs_the_initial_rate():
@@ -195,6 +217,10 @@ def test_fractional_epochs():
         expected = (1 + math.cos(math.pi * (epoch - start) / length)) / 2
         assert opt.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-14)
         assert scheduler.last_epoch == int(epoch)
+        again = optim.SGD([np.zeros(1)], lr=1.0)
+        resumed = lr_scheduler.CosineAnnealingWarmRestarts(again, T_0=2, T_mult=2)
+        resumed.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
+        assert again.param_groups[0]["lr"] == opt.param_groups[0]["lr"]
     with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
         scheduler.step(-1)
 

@@ -260,3 +260,54 @@ def test_copies_and_pickles() -> None:
         np.testing.assert_array_equal(twin(x).data, model(x).data)
         twin[0].weight.data[...] = 0
         assert model[0].weight.data.any()
+
+
+def test_a_buffer_can_be_deleted() -> None:
+    net = Net()
+    del net.offset
+    assert "offset" not in net.state_dict()
+    with pytest.raises(AttributeError):
+        del net.offset
+
+
+def test_arrays_given_by_name_are_wrapped_too() -> None:
+    class Named(nn.Module):
+        def forward(self, x, y):
+            return type(x), type(y)
+
+    assert Named()(np.ones(2), y=np.ones(2)) == (Tensor, Tensor)
+
+
+def test_zero_grad_keeps_the_gradients_where_asked() -> None:
+    layer = nn.Linear(2, 1)
+    layer(ones(1, 2)).sum().backward()
+    gradient = layer.weight.grad
+    layer.zero_grad(set_to_none=False)
+    assert layer.weight.grad is gradient
+    assert gradient.tolist() == [[0, 0]]
+    layer.zero_grad()
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "forward"])
+def test_a_module_needs_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match=r"register_module: .* is no name for a module"):
+        nn.Sequential({name: nn.ReLU()})
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_network_of_half_precision(name: str) -> None:
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    dtype = np.dtype(name)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    twin = copy.deepcopy(net)
+    net.to(dtype)
+    x = np.array([[0.5, -1.0, 2.0], [1.0, 0.25, -0.5]])
+    y = net(tensor(x, dtype=dtype))
+    y.sum().backward()
+    twin(tensor(x, dtype=np.float32)).sum().backward()
+    assert y.dtype == dtype
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        assert p.grad.dtype == dtype
+        np.testing.assert_allclose(p.grad.data.astype(float), q.grad.data, atol=0.03, rtol=0.02)

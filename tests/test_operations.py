@@ -32,6 +32,14 @@ def positive(*shape: int) -> np.ndarray:
 
 # One row per operation: a name, the function and its inputs.
 OPERATIONS = [
+    ("sin", lambda x: x.sin(), [away_from_zero(2, 3)]),
+    ("cos", lambda x: x.cos(), [away_from_zero(2, 3)]),
+    ("norm", lambda x: x.norm(), [away_from_zero(2, 3)]),
+    ("norm 1 along", lambda x: x.norm(1, 1), [away_from_zero(2, 3)]),
+    ("norm 2 along", lambda x: x.norm(dim=0, keepdim=True), [away_from_zero(2, 3)]),
+    ("softmax", lambda x: x.softmax(0), [away_from_zero(2, 3)]),
+    ("log_softmax", lambda x: x.log_softmax(-1), [away_from_zero(2, 3)]),
+    ("std along", lambda x: x.std(1, False, True), [away_from_zero(2, 3)]),
     ("add", lambda x, y: x + y, [away_from_zero(2, 3), away_from_zero(2, 3)]),
     ("add broadcast", lambda x, y: x + y, [away_from_zero(2, 1, 3), away_from_zero(4, 1)]),
     ("add scalar", lambda x: 3 + x + 1.5, [away_from_zero(2, 3)]),
@@ -335,6 +343,99 @@ def test_values_and_gradients_are_torchs(name: str) -> None:
     np.testing.assert_allclose(y.data, z.detach().numpy(), rtol=3e-6, atol=1e-6)
     for mine, twin in zip(ours, twins, strict=True):
         np.testing.assert_allclose(mine.grad.data, twin.grad.numpy(), rtol=3e-6, atol=2e-6)
+
+
+def test_gradients_keep_the_dtype_and_stop_at_what_was_not_chosen() -> None:
+    x = tensor([-1.0, 0.5, 2.0], requires_grad=True)
+    operations.max(x.sigmoid()).backward()
+    assert x.grad is not None
+    assert x.grad.dtype == np.float32
+    y = 1 / (1 + np.exp(-2.0))
+    np.testing.assert_allclose(x.grad.data, [0, 0, y * (1 - y)], rtol=1e-6)
+    for f in (lambda t: t.clamp(0.0, 1.0), lambda t: maximum(t, tensor([0.0, 0.0, 5.0]))):
+        z = tensor([-1.0, 0.5, 2.0], requires_grad=True)
+        f(z).backward(tensor([np.inf, 1.0, np.nan]))
+        assert z.grad is not None
+        np.testing.assert_array_equal(z.grad.data, [0, 1, 0])
+
+
+def test_larger_and_smaller_of_two() -> None:
+    x, y = tensor([1.0, -2.0]), tensor([0.0, 3.0])
+    np.testing.assert_array_equal(operations.max(x, y).data, [1, 3])
+    np.testing.assert_array_equal(operations.min(x, np.zeros(2, np.float32)).data, [0, -2])
+    values, indices = operations.max(tensor([[1.0, 5.0], [7.0, 2.0]]), dim=1)
+    assert (values.tolist(), indices.tolist()) == ([5, 7], [1, 0])
+    assert operations.min(x).item() == -2
+    with pytest.raises(TypeError, match="max: dim"):
+        x.max(y)
+
+
+def test_std_and_norm_have_gradient_0_where_they_are_0() -> None:
+    for f in (lambda t: t.std(), lambda t: t.norm(), lambda t: t.norm(dim=0).sum()):
+        x = tensor([0.0, 0.0, 0.0], requires_grad=True)
+        f(x).backward()
+        assert x.grad is not None
+        np.testing.assert_array_equal(x.grad.data, [0, 0, 0])
+    with pytest.raises(ValueError, match="norm: p must be 1 or 2, got 3"):
+        ones(2).norm(3)
+
+
+def test_variance_takes_torchs_arguments() -> None:
+    x = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, 9.0]])
+    t = tensor(x)
+    np.testing.assert_allclose(t.var(0, True).data, x.var(0, ddof=1))  # the second one is `unbiased`
+    np.testing.assert_allclose(t.var(1, False, True).data, x.var(1, keepdims=True))
+    np.testing.assert_allclose(t.var(axis=1, unbiased=False).data, x.var(1))
+    np.testing.assert_allclose(t.std([0, 1], correction=0).data, x.std())
+
+
+def test_bits_remainders_and_comparisons_of_masks() -> None:
+    x = tensor([1, 2, 3])
+    assert ((x > 1) & (x < 3)).tolist() == [False, True, False]
+    assert ((x > 2) | (x == 1)).tolist() == [True, False, True]
+    assert ((x > 1) ^ np.array([True, True, True])).tolist() == [True, False, False]
+    assert (np.array([True, True, False]) & (x > 1)).tolist() == [False, True, False]
+    assert (tensor([5, -5]) % 3).tolist() == [2, 1]
+    assert (tensor([5, -5]) // 2).tolist() == [2, -3]
+    assert (tensor([5.5]) % 2).tolist() == [1.5]
+    assert ((x > 1).any().item(), (x > 1).all().item(), (x > 0).all(0).item()) == (True, False, True)
+    with pytest.raises(RuntimeError, match="mod of a Tensor that requires grad is not recorded"):
+        tensor([1.0], requires_grad=True) % 2
+
+
+def test_dtypes_of_sums_and_limits() -> None:
+    total = tensor([200, 100], dtype=_dtypes.uint8).sum()
+    assert (total.dtype, total.item()) == (np.int64, 300)
+    limited = tensor([-1, 5]).clamp(min=0.5)
+    assert (limited.dtype, limited.tolist()) == (np.float32, [0.5, 5.0])
+    assert tensor([-1, 5]).clip(0, 3).tolist() == [0, 3]
+    assert ones(2, 3).sum([0, 1]).item() == 6
+    assert tensor([[1.0, 5.0]]).argmax(axis=1).tolist() == [1]
+    assert tensor([[1.0, 5.0]]).max(axis=1).values.tolist() == [5]
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_products_of_half_precision_stay_in_it(name: str) -> None:
+    dtype = np.dtype(name) if name == "float16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    x = tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtype, requires_grad=True)
+    w = tensor([[1.0, 0.0], [2.0, 1.0]], dtype=dtype, requires_grad=True)
+    y = x @ w
+    assert y.dtype == dtype
+    y.tanh().sum().backward()
+    assert x.grad is not None
+    assert w.grad is not None
+    slope = 1 - np.tanh(np.array([[5.0, 2.0], [11.0, 4.0]])) ** 2
+    np.testing.assert_allclose(x.grad.data.astype(float), slope @ w.data.astype(float).T, atol=0.02)
+    np.testing.assert_allclose(w.grad.data.astype(float), x.data.astype(float).T @ slope, atol=0.02)
+
+
+def test_equal_and_allclose() -> None:
+    x = tensor([1.0, 2.0])
+    assert operations.equal(x, np.array([1.0, 2.0]))
+    assert not operations.equal(x, tensor([1.0]))
+    assert operations.allclose(x, x + 1e-6)
+    assert not operations.allclose(x, x + 1e-3)
+    assert operations.allclose(x, x + 1e-3, atol=1e-2)
 
 
 @pytest.mark.peers

@@ -257,6 +257,22 @@ def test_refused_class_losses(arguments: dict, error: type[Exception], message: 
     assert (X == 0.5).all()
 
 
+def test_classes_in_the_memory_of_the_gradient_are_refused() -> None:
+    memory = np.zeros(64, np.int64)
+    before = memory.copy()
+    grad = memory[5:35].view(np.float64).reshape(10, 3)
+    with pytest.raises(ValueError, match=r"^cross_entropy: grad_out overlaps target in memory; pass a copy"):
+        _ops.cross_entropy(np.zeros((10, 3)), memory[30:40], grad_out=grad)
+    np.testing.assert_array_equal(memory, before)
+
+
+def test_misaligned_classes(rng: np.random.Generator) -> None:
+    x, t = rng.standard_normal((4, 3)), np.array([2, 0, 1, 1])
+    odd = np.zeros(4 * 8 + 1, np.uint8)[1:].view(np.int64)
+    odd[...] = t
+    assert _ops.cross_entropy(x, odd)[0] == _ops.cross_entropy(x, t)[0]
+
+
 def test_a_wrong_class_is_named_in_its_own_shape() -> None:
     x, t = np.zeros((2, 5, 3, 4), F32), np.zeros((2, 3, 4), np.int32)
     t[1, 2, 3] = 5

@@ -212,6 +212,15 @@ def test_norm_of_bad_gradients_is_torch_s():
         opt.max_norm = -1
 
 
+def test_a_nan_in_one_rule_s_gradients_shows_in_the_norm_of_all():
+    p, q = np.ones(2), np.ones(2)
+    opt = optim.Adam([{"params": [p]}, {"params": [q], "amsgrad": True}], lr=0.1, max_norm=1.0)
+    opt.step([np.array([np.inf, 1.0]), np.array([np.nan, 1.0])])
+    assert np.isnan(opt.grad_norm)
+    assert np.isnan(p).all()
+    assert np.isnan(q).all()
+
+
 def test_settings_may_change_between_steps():
     start, grads = problem("float64")
     p = start[5].copy()

@@ -193,8 +193,19 @@ def test_state_dict_that_does_not_fit():
         ),
         (
             with_state(0, exp_avg=np.array(["a", "b", "c"])),
-            r"state\[0\]\['exp_avg'\] is <U1, expected numbers",
+            r"state\[0\]\['exp_avg'\] is <U1, expected real numbers",
         ),
+        (
+            with_state(0, exp_avg=np.ones(3, complex)),
+            r"state\[0\]\['exp_avg'\] is complex128, expected real numbers",
+        ),
+        (with_state(1, step=np.nan), r"state\[1\]\['step'\] must be in \[0, inf\), got nan"),
+        (with_state(1, step=-3), r"state\[1\]\['step'\] must be in \[0, inf\), got -3"),
+        (with_state(1, step="two"), r"state\[1\]\['step'\] must be a number, got 'two'"),
+        (changed(state={0: 3, 1: good["state"][1]}), r"state\[0\] is int, expected a dict"),
+        (changed(state=[]), r"state is list, expected a dict"),
+        (changed(param_groups=[[0, 1]]), r"param_groups\[0\] is list, expected a dict"),
+        (changed(param_groups=[{"lr": 0.1}]), r"param_groups\[0\] has no 'params'"),
         (lost, r"state\[1\] has no 'exp_avg_sq', it has \['exp_avg', 'step'\]"),
         (changed(param_groups=[{**group, "amsgrad": True}]), r"state\[0\] has no 'max_exp_avg_sq'"),
     ]:

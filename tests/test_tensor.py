@@ -328,7 +328,7 @@ def test_a_recorded_tensor_does_not_lose_its_gradient_unseen() -> None:
     w = tensor([1.0, 2.0], requires_grad=True)
     for use in (
         np.asarray,
-        np.sin,
+        np.arctan,
         lambda x: np.concatenate([x, x]),
         lambda x: np.add(x, 1.0, out=np.ones(2)),
     ):
@@ -442,3 +442,46 @@ def test_one_thread_and_two_give_the_same_bits(threads) -> None:
         return [loss.data.tobytes(), t.grad.data.tobytes()]
 
     assert run(1) == run(2)
+
+
+def test_one_element_picked_is_a_view_as_any_other_part() -> None:
+    x = zeros(3)
+    x[0].fill_(5)
+    x[-1] += 2
+    for element in x:
+        element.add_(1)
+    assert x.tolist() == [6, 1, 3]
+    assert x[1].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Tensor(2, 3), TypeError, "requires_grad: expected True or False, got 3"),
+        (lambda: Tensor([1.0]).requires_grad_(None), TypeError, "expected True or False, got None"),
+        (lambda: tensor(np.array(["a"])), TypeError, "data is <U1, expected real numbers"),
+        (lambda: tensor([1, "a"]), TypeError, "expected real numbers"),
+        (lambda: tensor(np.array([1j])), TypeError, "data is complex128, expected real numbers"),
+        (lambda: tensor([[1], [1, 2]]), ValueError, "data: .*inhomogeneous"),
+        (lambda: ones(2).squeeze(4), IndexError, "squeeze: dim 4 is out of range for 1 dimensions"),
+        (lambda: ones(2).unsqueeze(3), IndexError, "unsqueeze: dim 3 is out of range for 2 dimensions"),
+        (lambda: ones(2).transpose(0, 1), IndexError, "transpose: dim 1 is out of range for 1 dimensions"),
+        (lambda: ones(2).flatten(0, 2), IndexError, "flatten: dim 2 is out of range for 1 dimensions"),
+        (lambda: zeros(2.5), TypeError, "expected integers, or one sequence of them, got 2.5"),
+        (
+            lambda: ones(4).reshape(2, 2.0),
+            TypeError,
+            "expected integers, or one sequence of them, got 2, 2.0",
+        ),
+    ],
+)
+def test_what_cannot_be_says_why(make, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_device_and_ranges() -> None:
+    x = tensor(range(3))
+    assert (x.tolist(), x.dtype, x.device) == ([0, 1, 2], np.int64, "cpu")
+    assert x.to(x.device) is x
+    assert x.nelement() == 3

@@ -181,3 +181,117 @@ def test_classification_with_a_custom_module() -> None:
         accuracy = (predicted == y).float().mean()
     assert accuracy.item() > 0.98
     assert loss.item() < 0.2
+
+
+# ------------------------------------------------------- whole programs, run with torch and with fastopt
+
+
+def softmax_regression(torch, data) -> list:
+    x, y = torch.tensor(data["x"]), torch.tensor(data["y"])
+    W = torch.zeros((4, 3), requires_grad=True)
+    b = torch.zeros(3, requires_grad=True)
+    losses = []
+    for _ in range(20):
+        shares = torch.exp(torch.matmul(x.reshape((-1, W.shape[0])), W) + b)
+        y_hat = shares / shares.sum(1, keepdim=True)
+        loss = -torch.log(y_hat[range(len(y_hat)), y]).mean()
+        loss.backward()
+        with torch.no_grad():
+            for p in (W, b):
+                p -= 0.5 * p.grad
+                p.grad.zero_()
+        losses.append(loss.item())
+    hits = y_hat.argmax(axis=1).type(y.dtype) == y
+    return [*losses, float(hits.type(y.dtype).sum())]
+
+
+def relu_by_hand(torch, data) -> list:
+    x = torch.tensor(data["x"])
+    w1 = torch.tensor(data["w1"], requires_grad=True)
+    w2 = torch.nn.Parameter(torch.tensor(data["w2"]))
+    losses = []
+    for _ in range(10):
+        h = torch.max(x @ w1, torch.zeros_like(x @ w1))
+        loss = ((h @ w2).squeeze(1) - x[:, 0]).pow(2).mean() + 1e-3 * w1.norm() ** 2 + 1e-3 * w2.abs().sum()
+        loss.backward()
+        with torch.no_grad():
+            w1 -= 0.05 * w1.grad
+            w2 -= 0.05 * w2.grad
+        w1.grad = None
+        w2.grad = None
+        losses.append(loss.item())
+    return losses
+
+
+def cubic_fit_of_a_sine(torch, data) -> list:
+    x = torch.linspace(-3.0, 3.0, 200)
+    y = torch.sin(x)
+    powers = x.unsqueeze(-1).pow(torch.tensor([1, 2, 3]))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0, 1))
+    model.load_state_dict({"0.weight": torch.tensor(data["cubic"]), "0.bias": torch.zeros(1)})
+    loss_fn = torch.nn.MSELoss(reduction="sum")
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        loss = loss_fn(model(powers), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    layer = model[0]
+    return [loss.item(), layer.bias.item(), *layer.weight.detach().numpy().ravel()]
+
+
+def binary_classifier(torch, data) -> list:
+    nn, F = torch.nn, torch.nn.functional
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1 = nn.Linear(4, 5)
+            self.fc2 = nn.Linear(5, 1)
+
+        def forward(self, x):
+            return torch.sigmoid(self.fc2(F.relu(self.fc1(x))))
+
+    net = Net()
+    values = zip(("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"), data["net"], strict=True)
+    net.load_state_dict({name: torch.tensor(value) for name, value in values})
+    x, y = torch.tensor(data["x"]), (torch.tensor(data["y"]) > 0).float().unsqueeze(1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.5)
+    history = []
+    for _ in range(15):
+        net.train()
+        loss = nn.BCELoss()(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(net.parameters(), max_norm=0.5)
+        optimizer.step()
+        scheduler.step()
+        net.eval()
+        with torch.no_grad():
+            accuracy = ((net(x) > 0.5).float() == y).float().mean()
+        history += [loss.item(), float(norm), accuracy.item(), scheduler.get_last_lr()[0]]
+    return history
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "program", [softmax_regression, relu_by_hand, cubic_fit_of_a_sine, binary_classifier]
+)
+def test_a_program_gives_what_it_gives_with_torch(program) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(8)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    x = draw(60, 4)
+    data = {
+        "x": x,
+        "y": x[:, :3].argmax(1),
+        "w1": draw(4, 6),
+        "w2": draw(6, 1),
+        "cubic": 0.1 * draw(1, 3),
+        "net": [draw(5, 4), draw(5), draw(1, 5), draw(1)],
+    }
+    np.testing.assert_allclose(program(fo, data), program(torch, data), rtol=2e-4, atol=1e-6)

@@ -1,6 +1,7 @@
 #include "bindings/arrays.hpp"
 
 #include <algorithm>
+#include <atomic>
 
 namespace fastopt {
 namespace {
@@ -8,7 +9,7 @@ namespace {
 constexpr int kNpyFloat = 11, kNpyDouble = 12, kNpyHalf = 23, kNpyUserDefined = 256;
 
 // ml_dtypes registers bfloat16 with NumPy at run time, under a number that is known only then.
-int bfloat16_num = -1;
+std::atomic<int> bfloat16_num{-1};
 
 std::optional<DType> dtype_of(const py::detail::PyArrayDescr_Proxy* descr, py::handle array) {
   if (descr->byteorder == (PY_LITTLE_ENDIAN ? '>' : '<')) return std::nullopt;
@@ -38,11 +39,6 @@ std::string ArgName::text() const {
   return index < 0 ? std::string(argument) : std::string(argument) + "[" + std::to_string(index) + "]";
 }
 std::string ArgName::prefix() const { return std::string(call) + ": " + text(); }
-
-Index item_bytes(DType dtype) {
-  constexpr Index kBytes[] = {4, 8, 2, 2};
-  return kBytes[int(dtype)];
-}
 
 const char* dtype_name(DType dtype) {
   constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16"};
@@ -120,13 +116,16 @@ Extent extent(const ArrayView& view, const ArgName& name) {
   return {begin, begin + view.size * item_bytes(view.dtype), name};
 }
 
+void require_apart(const Extent& a, const Extent& b, bool same_allowed) {
+  if (a.begin == a.end || b.begin == b.end || a.end <= b.begin || b.end <= a.begin) return;
+  if (same_allowed && a.begin == b.begin && a.end == b.end) return;
+  value_error(a.name.prefix() + " overlaps " + b.name.text() + " in memory" +
+              (same_allowed ? " but is not the same array" : "") + "; pass a copy");
+}
+
 void require_apart(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name,
                    bool same_allowed) {
-  const Extent x = extent(a, a_name), y = extent(b, b_name);
-  if (x.begin == x.end || y.begin == y.end || x.end <= y.begin || y.end <= x.begin) return;
-  if (same_allowed && x.begin == y.begin && x.end == y.end) return;
-  value_error(a_name.prefix() + " overlaps " + b_name.text() + " in memory" +
-              (same_allowed ? " but is not the same array" : "") + "; pass a copy");
+  require_apart(extent(a, a_name), extent(b, b_name), same_allowed);
 }
 
 Extents::Extents(std::vector<Extent> extents, const char* call) : sorted_(std::move(extents)) {

@@ -48,6 +48,7 @@ struct Extent {
 Extent extent(const ArrayView& view, const ArgName& name);
 
 // ValueError where the two share memory, unless they begin and end together and may be the same array.
+void require_apart(const Extent& a, const Extent& b, bool same_allowed);
 void require_apart(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name,
                    bool same_allowed);
 
@@ -63,7 +64,6 @@ class Extents {
   std::vector<Extent> sorted_;
 };
 
-Index item_bytes(DType dtype);
 const char* dtype_name(DType dtype);
 std::string shape_text(const ArrayView& view);
 

@@ -23,7 +23,8 @@ py::list isas() {
 
 py::array math(const std::string& name, const py::array& x) {
   const ArrayView view = dense_input(x, {"math", "x"});
-  if (int(view.dtype) >= kComputeTypes) throw py::type_error("math: x is " + std::string(dtype_name(view.dtype)));
+  if (int(view.dtype) >= kComputeTypes)
+    throw py::type_error("math: x is " + std::string(dtype_name(view.dtype)));
   for (int f = 0; f < int(std::size(kMathNames)); ++f) {
     if (name != kMathNames[f]) continue;
     py::array y(x.dtype(), std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
@@ -38,6 +39,8 @@ py::array math(const std::string& name, const py::array& x) {
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   using namespace fastopt;
+  if (!*available_isas())
+    throw py::import_error("fastopt: this CPU has none of the instruction sets that this build is for");
   m.doc() = "The native layer of fastopt.";
   m.attr("__version__") = FASTOPT_VERSION;
   m.attr("compiler") = __VERSION__;
@@ -61,7 +64,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
         set_num_threads(n);
       },
       py::arg("n"));
-  m.def("math", &math, py::arg("name"), py::arg("x"), "A function of math.hpp on an array, for its accuracy tests.");
+  m.def("math", &math, py::arg("name"), py::arg("x"),
+        "A function of math.hpp on an array, for its accuracy tests.");
   m.def(
       "philox",
       [](std::uint64_t seed, std::uint64_t offset, py::ssize_t n) {

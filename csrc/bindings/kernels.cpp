@@ -414,6 +414,10 @@ void cross_entropy(const py::object& input_, const py::object& target_, const py
             ? used_weight(call, classes, static_cast<const float*>(args.weight), columns, ignore_index)
             : used_weight(call, classes, static_cast<const double*>(args.weight), columns, ignore_index);
     args.target = classes.data();
+    if (args.grad) {  // the kernel reads classes, unchecked, after it has written gradients
+      const char* begin = reinterpret_cast<const char*>(args.target);
+      require_apart(extent(grad, grad_name), {begin, begin + classes.nbytes(), target_name}, false);
+    }
   } else {
     const ArrayView probabilities = like(target_, target_name, input, input_name);
     if (args.grad) require_apart(grad, grad_name, probabilities, target_name, false);

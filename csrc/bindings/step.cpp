@@ -44,7 +44,8 @@ py::tuple words(const Names& names) {
 class Plan {
  public:
   Plan(const std::string& rule, py::list params, py::list states, py::object emas)
-      : rule_(find_rule(rule)), held_(py::make_tuple(py::tuple(params), copy(states), emas)) {
+      : rule_(find_rule(rule)),
+        held_(py::make_tuple(py::tuple(params), copy(states), emas.is_none() ? emas : py::tuple(emas))) {
     const RuleInfo& info = kRules[rule_];
     require_length("states", py::len(states), "the rule's states", std::size_t(info.states.size));
     std::vector<Extent> extents;
@@ -76,7 +77,8 @@ class Plan {
     plan_ = std::make_unique<StepPlan>(rule_, std::move(tensors));
   }
 
-  void step(const py::list& grads, const py::array_t<double, py::array::c_style>& coefs, const py::object& rows) {
+  void step(const py::list& grads, const py::array_t<double, py::array::c_style>& coefs,
+            const py::object& rows) {
     const py::tuple held(grads);  // keeps the arrays alive while the GIL is released
     const std::vector<const void*> pointers = gradient_pointers(held);
     const Index width = kCommonCoefs + kRules[rule_].coefs.size;
@@ -93,8 +95,8 @@ class Plan {
     for (std::size_t i = 0; i < views_.size(); ++i) {
       const Index row = row_of ? row_of[i] : 0;
       if (row < 0 || row >= coefs.shape(0))
-        throw py::value_error("step: sets[" + std::to_string(i) + "] is " + std::to_string(row) + ", coefs has " +
-                              std::to_string(coefs.shape(0)) + " rows");
+        throw py::value_error("step: sets[" + std::to_string(i) + "] is " + std::to_string(row) +
+                              ", coefs has " + std::to_string(coefs.shape(0)) + " rows");
       if (!row_of) break;
     }
     const double* table = coefs.data();
@@ -123,16 +125,17 @@ class Plan {
 
   static void require_length(const char* what, std::size_t got, const char* of, std::size_t expected) {
     if (got != expected)
-      throw py::value_error(std::string("StepPlan: ") + what + " has " + std::to_string(got) + " entries, " + of +
-                            " has " + std::to_string(expected));
+      throw py::value_error(std::string("StepPlan: ") + what + " has " + std::to_string(got) + " entries, " +
+                            of + " has " + std::to_string(expected));
   }
 
-  // State or average of params[i]: float32 for low-precision parameters.
-  ArrayView companion(py::handle object, const ArgName& name, std::size_t i, std::vector<Extent>& extents) const {
+  // State or average of params[i].
+  ArrayView companion(py::handle object, const ArgName& name, std::size_t i,
+                      std::vector<Extent>& extents) const {
     const ArgName owner{"StepPlan", "params", Index(i)};
     const ArrayView view = dense_output(object, name);
     ArrayView expected = views_[i];
-    if (expected.dtype != DType::f64) expected.dtype = DType::f32;
+    expected.dtype = state_dtype(expected.dtype);
     require_same_dtype(view, name, expected, owner);
     require_same_shape(view, name, expected, owner);
     extents.push_back(extent(view, name));

@@ -9,8 +9,16 @@ using Index = std::int64_t;
 
 // The order is the column of every kernel table.
 enum class DType : std::uint8_t { f32, f64, bf16, f16 };
-inline constexpr int kDTypes = 4;       // storage types of the elementwise and step drivers
-inline constexpr int kComputeTypes = 2; // float, double: the types formulas compute in
+inline constexpr int kDTypes = 4;        // storage types of the elementwise and step drivers
+inline constexpr int kComputeTypes = 2;  // float, double: the types formulas compute in
+
+constexpr Index item_bytes(DType dtype) {
+  constexpr Index kBytes[kDTypes] = {4, 8, 2, 2};
+  return kBytes[int(dtype)];
+}
+
+// State and averages of low-precision parameters are float32.
+constexpr DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 struct ArrayView {
   void* data;

@@ -7,9 +7,9 @@
 namespace fastopt {
 
 // Each level's table, defined by its own copy of cpu/table.cpp.
-#define FASTOPT_DECLARE(isa)   \
-  namespace isa {              \
-  KernelTable kernel_table();  \
+#define FASTOPT_DECLARE(isa)  \
+  namespace isa {             \
+  KernelTable kernel_table(); \
   }
 #ifdef FASTOPT_HAVE_v2
 FASTOPT_DECLARE(v2)

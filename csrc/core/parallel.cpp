@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -57,7 +58,9 @@ class Pool {
     gate_.store(kOpen, std::memory_order_release);
     epoch_.fetch_add(1);
     if (sleepers_.load() > 0) {
-      { const std::lock_guard<std::mutex> lock(mutex_); }
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+      }
       wake_.notify_all();
     }
     work(0);
@@ -75,10 +78,16 @@ class Pool {
  private:
   static constexpr std::uint32_t kOpen = 1u << 31;
 
+  // Where the system grants no more threads, those that there are do the work of the missing ones.
   void grow(int workers) {
-    while (int(workers_) < workers) {
-      const int id = ++workers_;
-      std::thread([this, id, seen = epoch_.load()] { serve(id, seen); }).detach();
+    while (workers_ < workers) {
+      const int id = workers_ + 1;
+      try {
+        std::thread([this, id, seen = epoch_.load()] { serve(id, seen); }).detach();
+      } catch (const std::system_error&) {
+        return;
+      }
+      workers_ = id;
     }
   }
 

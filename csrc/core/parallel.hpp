@@ -14,7 +14,8 @@ using Task = void (*)(void* context, Index task);
 
 // Calls task(context, i) once for each i in [0, count). With `parallel` false, or while another thread is
 // inside a region, everything runs on the caller's thread. Which thread runs a task is not fixed, so a task
-// may not depend on it; that is what makes results independent of the number of threads.
+// may not depend on it; that is what makes results independent of the number of threads. A task may not
+// throw.
 void run_tasks(Index count, bool parallel, Task task, void* context);
 
 // The same for a callable f(Index).

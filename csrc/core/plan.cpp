@@ -11,13 +11,9 @@ namespace {
 
 template <class T>
 T* at(T* base, Index element, DType dtype) {
-  constexpr Index kBytes[] = {4, 8, 2, 2};
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return base ? static_cast<Byte*>(base) + element * kBytes[int(dtype)] : nullptr;
+  return base ? static_cast<Byte*>(base) + element * item_bytes(dtype) : nullptr;
 }
-
-// State and averages of low-precision parameters are float32.
-DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 }  // namespace
 
@@ -60,8 +56,8 @@ double StepPlan::norm(const void* const* grads, double ord) {
   const ReduceKernels& kernel = kernels().reduce[int(monoid)];
   std::fill(partials_.begin(), partials_.end(), 0.0);
   for_each_chunk(grads, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
-    partials_[std::size_t(i)] =
-        kernel.at[int(tensor.dtype)](at(grads[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
+    partials_[std::size_t(i)] = kernel.at[int(tensor.dtype)](
+        at(grads[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
   });
   double total = 0.0;
   for (const double part : partials_) {

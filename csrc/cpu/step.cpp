@@ -34,6 +34,7 @@ template <template <class> class Rule, class P, class S, bool WithEma>
 void step_chunk(const StepChunk& chunk, const double* coefs) {
   using T = Compute<P>;
   constexpr int kStates = Rule<T>::states.size;
+  static_assert(kStates <= 3);
   const Common<T> common(coefs);
   const Rule<T> rule(coefs + kCommonCoefs);
   P* p = static_cast<P*>(chunk.p);

@@ -37,8 +37,8 @@ FO_HD float load(F16 x) {
   const std::uint32_t magnitude = std::uint32_t(x.bits & 0x7fffu) << 13;
   // Exponents are rebiased by a multiplication, which is exact for denormals too; inf and NaN keep theirs.
   const float finite = __builtin_bit_cast(float, magnitude) * 0x1p112f;
-  const std::uint32_t value = magnitude < 0x0f800000u ? __builtin_bit_cast(std::uint32_t, finite)
-                                                      : magnitude | 0x7f800000u;
+  const std::uint32_t value =
+      magnitude < 0x0f800000u ? __builtin_bit_cast(std::uint32_t, finite) : magnitude | 0x7f800000u;
   return __builtin_bit_cast(float, value | std::uint32_t(x.bits & 0x8000u) << 16);
 }
 

@@ -44,8 +44,13 @@ def as_view(x: Any, name: str) -> Array:
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind, index = x.__dlpack_device__()
         if kind != _DLPACK_CPU:
-            raise ValueError(f"{name} is on DLPack device ({int(kind)}, {index}), expected the CPU ({_DLPACK_CPU}, 0)")
-        view: Array = np.from_dlpack(x)
+            raise ValueError(
+                f"{name} is on DLPack device ({int(kind)}, {index}), expected the CPU ({_DLPACK_CPU}, 0)"
+            )
+        try:
+            view: Array = np.from_dlpack(x)
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(f"{name} cannot be viewed as a NumPy array: {error}") from error
         return view
     raise TypeError(f"{name} is {type(x).__name__}, expected an array (NumPy, torch on the CPU, or DLPack)")
 
@@ -60,7 +65,10 @@ def _torch_view(x: Any, name: str) -> Array:
 
         bits: Array = x.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
-    view: Array = x.numpy()
+    try:
+        view: Array = x.numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, conjugated
+        raise TypeError(f"{name} cannot be viewed as a NumPy array: {error}") from error
     return view
 
 

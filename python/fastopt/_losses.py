@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastopt import _ops
 from fastopt._rules import as_float
-from fastopt.tensor import Tensor, needs_grad, record, to_array, wrap
+from fastopt.tensor import Tensor, needs_grad, record, to_array, to_out, wrap
 
 Array = npt.NDArray[Any]
 
@@ -54,7 +54,7 @@ def _run(name: str, kernel: _Kernel, input: Any, target: Any, symmetric: bool = 
 
 def _run_with_grad(kernel: _Kernel, input: Any, target: Any, grad_out: Array | None) -> tuple[Array, Array]:
     """Compute a loss and its gradient as arrays."""
-    loss, g = kernel(*_arrays(input, target), True, grad_out)
+    loss, g = kernel(*_arrays(input, target), True, to_out(grad_out, "grad_out"))
     assert g is not None
     return loss, g
 

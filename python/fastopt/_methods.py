@@ -11,7 +11,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from fastopt._dtypes import DType, bool_, float16, float32, float64, int32, int64
-from fastopt._rules import Dim
+from fastopt._rules import dimension
 
 # The class has methods of these names.
 Bool: TypeAlias = bool
@@ -52,6 +52,8 @@ class Methods:
     def numel(self: Any) -> Int:
         """The number of elements."""
         return self._data.size  # type: ignore[no-any-return]
+
+    nelement = numel
 
     def numpy(self: Any) -> Any:
         """The array itself, without a copy. What is done to it is not recorded."""
@@ -127,7 +129,12 @@ class Methods:
         """Whether this Tensor is no result of a recorded operation: `backward` fills its `grad`."""
         return self._node is None
 
-    # ----------------------------------------------------------------------------------------- dtype
+    # ------------------------------------------------------------------------------ dtype and device
+
+    @property
+    def device(self) -> str:
+        """Where the array is."""
+        return "cpu"
 
     def half(self: Any) -> Any:
         """The Tensor in float16."""
@@ -170,24 +177,25 @@ class Methods:
     def flatten(self: Any, start_dim: Any = 0, end_dim: Any = -1) -> Any:
         """Join the dimensions from `start_dim` to `end_dim`, both included, to one."""
         shape = self.shape or (1,)
-        first, last = range(len(shape))[start_dim], range(len(shape))[end_dim]
+        first, last = (dimension("flatten", len(shape), dim) for dim in (start_dim, end_dim))
         return self.reshape(*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
 
     def squeeze(self: Any, dim: Any = None) -> Any:
         """Drop the dimensions of length 1, or `dim` if it is of length 1."""
         shape = self.shape
-        drop = range(len(shape)) if dim is None else (range(len(shape))[dim],)
+        drop = range(len(shape)) if dim is None else (dimension("squeeze", len(shape), dim),)
         return self.reshape(tuple([n for i, n in enumerate(shape) if i not in drop or n != 1]))
 
     def unsqueeze(self: Any, dim: Any) -> Any:
         """Insert a dimension of length 1 before `dim`."""
-        at = range(self.ndim + 1)[dim]
+        at = dimension("unsqueeze", self.ndim + 1, dim)
         return self.reshape((*self.shape[:at], 1, *self.shape[at:]))
 
     def transpose(self: Any, dim0: Any, dim1: Any) -> Any:
         """Swap two dimensions."""
         axes = list(range(self.ndim))
-        axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+        first, second = (dimension("transpose", self.ndim, dim) for dim in (dim0, dim1))
+        axes[first], axes[second] = second, first
         return self.permute(axes)
 
     def t(self: Any) -> Any:
@@ -223,7 +231,7 @@ class Methods:
         """The same as ``self @ other``."""
         return self @ other
 
-    mm = matmul
+    mm = mv = dot = matmul
 
     def pow(self: Any, exponent: Any) -> Any:
         """The same as ``self ** exponent``."""
@@ -240,16 +248,6 @@ class Methods:
     def eq(self: Any, other: Any) -> Any:
         """The same as ``self == other``."""
         return self == other
-
-    def var(self: Any, dim: Dim = None, keepdim: Any = False, *, correction: Any = 1) -> Any:
-        """The variance of all elements, or along `dim`, over n - `correction`."""
-        d = self - self.mean(dim, True)
-        n = d.numel() // max((self.sum(dim)).numel(), 1)
-        return (d * d).sum(dim, keepdim) / max(n - correction, 0)
-
-    def std(self: Any, dim: Dim = None, keepdim: Any = False, *, correction: Any = 1) -> Any:
-        """The standard deviation: the square root of `var`."""
-        return self.var(dim, keepdim, correction=correction).sqrt()
 
     # -------------------------------------------------------------------------------------- in place
 

@@ -380,7 +380,7 @@ def _classes(
         raise ValueError(f"{call}: ignore_index is {ignore_index}, target has probabilities and not classes")
     x = _dense(_axis_last(input, axis, call, "input"), call, "input")
     if by_class:
-        t = np.ascontiguousarray(target, np.int64).reshape(expected)
+        t = _dense(target.astype(np.int64, copy=False), call, "target")
     else:
         t = _dense(_axis_last(target, axis, call, "target"), call, "target")
     w = None if weight is None else _dense(weight, call, "weight")

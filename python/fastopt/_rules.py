@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -73,27 +74,39 @@ def pow_right(x: Any, y: Any, z: Any) -> Backward:
     return lambda dy: dy * (z * np.log(np.where(np.equal(x, 0), 1, x)).astype(z.dtype, copy=False))
 
 
+def root(x: Any) -> tuple[Array, Backward]:
+    """The square root of `x`, with a gradient of 0 where `x` is 0 instead of an infinite one."""
+    y = np.asarray(np.sqrt(x))
+    return y, lambda dy: np.divide(dy, 2 * y, out=np.zeros_like(y), where=y != 0)
+
+
 def rows(a: Any) -> Any:
     """`a` as a matrix of its last axis; a vector is one row."""
     return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+
+
+def product(x: Any, y: Any) -> Any:
+    """``x @ y`` in their common dtype: of bfloat16, NumPy makes float32."""
+    z = x @ y
+    return z if z.dtype == x.dtype else z.astype(x.dtype)
 
 
 def matmul_left(x: Array, y: Array, z: Any) -> Backward:
     if y.ndim == 1:
         return lambda dy: dy[..., None] * y
     if x.ndim == 1:
-        return lambda dy: (dy[..., None, :] @ y.swapaxes(-1, -2))[..., 0, :]
-    return lambda dy: dy @ y.swapaxes(-1, -2)
+        return lambda dy: product(dy[..., None, :], y.swapaxes(-1, -2))[..., 0, :]
+    return lambda dy: product(dy, y.swapaxes(-1, -2))
 
 
 def matmul_right(x: Array, y: Array, z: Any) -> Backward:
     if y.ndim == 1:
-        return lambda dy: dy.reshape(-1) @ rows(x)
+        return lambda dy: product(dy.reshape(-1), rows(x))
     if y.ndim == 2:
-        return lambda dy: rows(x).T @ rows(dy)
+        return lambda dy: product(rows(x).T, rows(dy))
     if x.ndim == 1:
         return lambda dy: x[:, None] * dy[..., None, :]
-    return lambda dy: x.swapaxes(-1, -2) @ dy
+    return lambda dy: product(x.swapaxes(-1, -2), dy)
 
 
 def spread(dy: Any, shape: tuple[int, ...], axis: Dim, keepdim: bool) -> Array:
@@ -109,7 +122,7 @@ def extreme(name: str, x: Array) -> tuple[Any, Backward]:
 
     def fn(dy: Any) -> Any:
         ties = x == y
-        return dy * ties / np.count_nonzero(ties)
+        return np.where(ties, dy / dy.dtype.type(np.count_nonzero(ties)), dy.dtype.type(0))
 
     return y, fn
 
@@ -130,7 +143,27 @@ def extreme_along(name: str, x: Array, dim: int, keepdim: bool) -> tuple[Array, 
 
 def sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """Sizes or axes given one by one or as one sequence."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+    given = shape[0] if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+    try:
+        return tuple([operator.index(n) for n in given])
+    except TypeError:
+        raise TypeError(
+            f"expected integers, or one sequence of them, got {', '.join(map(repr, shape))}"
+        ) from None
+
+
+def axes(dim: Any, axis: Any) -> Any:
+    """What is meant by a `dim` and NumPy's word for it, `axis`."""
+    chosen = dim if axis is None else axis
+    return tuple(chosen) if isinstance(chosen, list) else chosen
+
+
+def dimension(name: str, ndim: int, dim: Any) -> int:
+    """The dimension `dim` of `ndim`, counted from the front."""
+    try:
+        return range(ndim)[operator.index(dim)]
+    except IndexError:
+        raise IndexError(f"{name}: dim {dim} is out of range for {ndim} dimensions") from None
 
 
 def picks_once(key: Any) -> bool:

@@ -19,7 +19,7 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1.
+        At least 1; beyond 256 it counts as 256.
 
     Raises
     ------

@@ -47,6 +47,9 @@ SCHEDULERS = ("none", "cosine", "warmup_cosine", "onecycle", "linear", "step", "
 # Those whose course is set by the planned number of epochs: a resumed run cannot change it.
 PLANNED_SCHEDULERS = ("cosine", "warmup_cosine", "onecycle", "linear", "step", "exponential")
 
+# What a checkpoint of a run holds beside the states.
+SAVED = frozenset({"config", "sizes", "classes", "mean", "std", "history", "train_seconds"})
+
 _EVALUATION_ROWS = 2048
 _BAR_STEPS = 32  # steps between two updates of the progress bar
 
@@ -96,7 +99,7 @@ def load_dataset(config: Config, directory: str) -> Dataset:
     """Load ``digits``, ``mnist`` from ``directory``, or a CSV or npz file."""
     name = config.dataset
     if name == "digits":
-        parts = data.load_digits()
+        parts = data.load_digits(config.test_size)
     elif name == "mnist":
         parts = data.load_mnist(directory)
     else:
@@ -500,7 +503,7 @@ def confusion_lines(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[s
     lines = []
     total = matrix.sum(axis=1)
     if len(classes) <= 20:
-        names = [name[:12] for name in classes]
+        names = [" ".join(name.split())[:12] for name in classes]
         width = max(len(str(matrix.max())), *map(len, names))
         lines.append("confusion on the test set: rows are true, columns predicted")
         lines.append(" " * (width + 2) + " ".join(f"{name:>{width}}" for name in names) + "  recall")
@@ -511,7 +514,8 @@ def confusion_lines(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[s
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
     worst = [np.unravel_index(k, errors.shape) for k in np.argsort(-errors, axis=None, kind="stable")[:5]]
-    text = [f"{classes[i]} as {classes[j]} ({errors[i, j]})" for i, j in worst if errors[i, j]]
+    short = [" ".join(name.split())[:40] for name in classes]
+    text = [f"{short[i]} as {short[j]} ({errors[i, j]})" for i, j in worst if errors[i, j]]
     lines.append(
         f"most confused: {', '.join(text)}" if text else "most confused: none, every test row is right"
     )

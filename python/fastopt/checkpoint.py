@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fastopt import _random, _safetensors
 
-__all__ = ["load", "read", "save"]
+__all__ = ["load", "load_object", "read", "save", "save_object"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 Arrays: TypeAlias = dict[str, NDArray[Any]]
@@ -140,11 +140,49 @@ def load(
             if name in small:
                 undo.append((obj, copy.deepcopy(obj.state_dict())))
             obj.load_state_dict(contents[name])
-    except BaseException:
+    except BaseException as err:
         for obj, before in undo:
             obj.load_state_dict(before)
+        if isinstance(err, (LookupError, TypeError, AttributeError)):  # a state that lacks or mixes up things
+            raise ValueError(f"load: {name} in {path} does not fit: {err!r}") from err
         raise
     return {"epoch": contents["epoch"], "extra": contents["extra"]}
+
+
+def save_object(obj: Any, path: StrPath) -> None:
+    """Save one object, such as ``model.state_dict()``, to a file; ``fastopt.save`` is the same.
+
+    Parameters
+    ----------
+    obj
+        Anything made of dict, list, tuple, str, int, float, bool, None, arrays, Tensors and NumPy scalars.
+    path
+        The file; written as by `save`, whole or not at all.
+
+    Raises
+    ------
+    TypeError
+        `obj` holds something a checkpoint cannot; the message says where.
+    OSError
+        The file cannot be written.
+    """
+    save(path, extra=obj, rng=False)
+
+
+def load_object(path: StrPath) -> Any:
+    """Return what `save_object` wrote; ``fastopt.load`` is the same. Tensors come back as arrays.
+
+    Raises
+    ------
+    ValueError
+        Not a file of `save_object`.
+    OSError
+        The file cannot be read.
+    """
+    contents = read(path)
+    if parts := sorted(contents.keys() - {"epoch", "extra"}):
+        raise ValueError(f"{path}: a training run ({', '.join(parts)}): load it with checkpoint.load")
+    return contents["extra"]
 
 
 class _Generator:
@@ -178,20 +216,27 @@ def read(path: StrPath) -> dict[str, Any]:
         document = json.loads(metadata[_METADATA])
         if document["format"] != _FORMAT:
             raise ValueError(f"format is {document['format']!r}, this version reads {_FORMAT}")
-        return {name: _unpack(value, arrays) for name, value in document["contents"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        contents = {name: _unpack(value, arrays) for name, value in document["contents"].items()}
+        if missing := {"epoch", "extra"} - contents.keys():
+            raise ValueError(f"no {' and '.join(sorted(missing))}")
+        return contents
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
         raise ValueError(f"{path}: damaged checkpoint: {err!r}") from err
 
 
-def _check_model(path: StrPath, current: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def _check_model(path: StrPath, current: Mapping[str, Any], saved: Any) -> None:
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"load: the model in {path} is {type(saved).__name__}, expected arrays by name")
     missing = [name for name in current if name not in saved]
     unexpected = [name for name in saved if name not in current]
     if missing or unexpected:
         raise ValueError(f"load: {path} does not fit the model: missing {missing}, unexpected {unexpected}")
     for name, value in current.items():
         ours, theirs = _as_array(value), _as_array(saved[name])
-        if ours is None or theirs is None:
+        if ours is None:
             continue
+        if theirs is None:
+            raise ValueError(f"load: model[{name!r}] is no array in {path}")
         for what in ("shape", "dtype"):
             a, b = getattr(ours, what), getattr(theirs, what)
             if a != b:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as err:
+    except (ValueError, OSError, ImportError, MemoryError) as err:
         print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
         return _USAGE_ERROR
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _one_line(err: Exception) -> str:
     if isinstance(err, OSError) and err.filename is not None:
         return f"{os.fsdecode(err.filename)}: {err.strerror}"
-    return " ".join(str(err).split())
+    return " ".join(str(err).split()) or type(err).__name__
 
 
 # ------------------------------------------------------------------------------------------- parser
@@ -95,7 +95,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
         "--test-size",
         type=_share,
         metavar="SHARE",
-        help="share of a file's rows kept for testing (default: 0.2)",
+        help="share of the rows kept for testing where no test set is given (default: 0.2)",
     )
     p.add_argument(
         "--scale",
@@ -217,6 +217,8 @@ def _run_train(args: argparse.Namespace) -> int:
     for path in (args.save, args.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: no directory {path.parent}")
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path}: a directory, expected a file")
     if args.plot is not None:
         plot.check_path(args.plot)
     config = _resumed_config(args) if args.resume else _fresh_config(args)
@@ -246,6 +248,10 @@ def _fresh_config(args: argparse.Namespace) -> _train.Config:
     _, lr, weight_decay, _ = _train.OPTIMIZERS[optimizer]
     if args.momentum is not None and optimizer not in _train.MOMENTUM_OPTIMIZERS:
         raise ValueError(f"--momentum: {optimizer} has none, only {' and '.join(_train.MOMENTUM_OPTIMIZERS)}")
+    if args.label is not None and Path(name).suffix.lower() != ".csv":
+        raise ValueError(f"--label: is for a CSV file, got {name}")
+    if args.test_size is not None and name == "mnist":
+        raise ValueError("--test-size: mnist has a test set of its own")
 
     def given(value: Any, default: Any) -> Any:
         return default if value is None else value
@@ -272,7 +278,7 @@ def _fresh_config(args: argparse.Namespace) -> _train.Config:
 def _resumed_config(args: argparse.Namespace) -> _train.Config:
     """The saved run's settings; what the command line says about the result must agree with them."""
     extra = _read_model(args.resume)
-    config = _train.Config(**extra["config"])
+    config: _train.Config = extra["config"]
     done = len(extra["history"]["epoch"])
     for field in dataclasses.fields(config):
         value, saved = getattr(args, field.name), getattr(config, field.name)
@@ -291,9 +297,13 @@ def _resumed_config(args: argparse.Namespace) -> _train.Config:
 def _read_model(path: Path) -> dict[str, Any]:
     contents = checkpoint.read(path)
     extra = contents["extra"]
-    if "model" not in contents or not isinstance(extra, dict) or "config" not in extra:
+    if "model" not in contents or not isinstance(extra, dict) or not _train.SAVED.issubset(extra):
         raise ValueError(f"{path}: a checkpoint, but not one that fastopt train saved")
-    return {**extra, "model": contents["model"]}
+    try:
+        config = _train.Config(**extra["config"])
+    except TypeError as err:
+        raise ValueError(f"{path}: settings of another version: {err}") from err
+    return {**extra, "config": config, "model": contents["model"]}
 
 
 def _headline(trainer: _train.Trainer) -> str:
@@ -362,7 +372,7 @@ def _run_predict(args: argparse.Namespace) -> int:
     if args.threads is not None:
         _threads.set_num_threads(args.threads)
     saved = _read_model(args.model)
-    config, classes = _train.Config(**saved["config"]), saved["classes"]
+    config, classes = saved["config"], saved["classes"]
     x, labels = _read_rows(args, saved["sizes"][0], config.label)
     model = _train.build_model(saved["sizes"], config.activation, config.dropout)
     model.load_state_dict(saved["model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,13 @@ def ones_like(input: Any, dtype: npt.DTypeLike | None = None, requires_grad: boo
     return Tensor(np.ones_like(to_array(input), dtype=dtype), requires_grad)
 
 
+def full_like(
+    input: Any, fill_value: Any, dtype: npt.DTypeLike | None = None, requires_grad: bool = False
+) -> Tensor:
+    """Return a Tensor of the shape and dtype of `input`, full of `fill_value`."""
+    return Tensor(np.full_like(to_array(input), fill_value, dtype=dtype), requires_grad)
+
+
 def arange(
     start: float, end: float | None = None, step: float = 1, dtype: npt.DTypeLike | None = None,
     requires_grad: bool = False,
@@ -140,6 +148,48 @@ def rand(
     return Tensor(np.asarray(rng.random(sizes(size), drawn)).astype(wanted, copy=False), requires_grad)
 
 
+def randn_like(
+    input: Any, dtype: npt.DTypeLike | None = None, requires_grad: bool = False,
+    generator: np.random.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Return numbers from the standard normal distribution, of the shape and dtype of `input`."""
+    a = to_array(input)
+    return randn(a.shape, dtype=dtype or a.dtype, requires_grad=requires_grad, generator=generator)
+
+
+def rand_like(
+    input: Any, dtype: npt.DTypeLike | None = None, requires_grad: bool = False,
+    generator: np.random.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Return numbers uniform in [0, 1), of the shape and dtype of `input`."""
+    a = to_array(input)
+    return rand(a.shape, dtype=dtype or a.dtype, requires_grad=requires_grad, generator=generator)
+
+
+def normal(
+    mean: Any = 0.0, std: Any = 1.0, size: Any = None, dtype: npt.DTypeLike | None = None,
+    requires_grad: bool = False, generator: np.random.Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Return numbers from normal distributions.
+
+    Parameters
+    ----------
+    mean, std : number or array
+        Of all elements, or of each. `std` is at least 0.
+    size : int or sequence of int, optional
+        The shape; without it that of `mean` and `std` together.
+    dtype : dtype, optional
+        float32 unless said otherwise.
+    """
+    centre, spread = to_array(mean, "mean"), to_array(std, "std")
+    if not (spread >= 0).all():
+        raise ValueError(f"normal: std must be at least 0, got {spread.min()}")
+    shape = np.broadcast_shapes(centre.shape, spread.shape) if size is None else sizes((size,))
+    wanted, drawn, rng = _draw(dtype, generator)
+    numbers = centre + spread * rng.standard_normal(shape, drawn)
+    return Tensor(np.asarray(numbers).astype(wanted, copy=False), requires_grad)
+
+
 def randint(
     low: int, high: Any = None, size: Any = None, dtype: npt.DTypeLike | None = None,
     generator: np.random.Generator | None = None,
@@ -149,6 +199,7 @@ def randint(
         low, high, size = 0, low, high
     if size is None:
         raise TypeError("randint: size is missing")
+    low, high = operator.index(low), operator.index(high)
     if not low < high:
         raise ValueError(f"randint: high must be above low, got low {low} and high {high}")
     drawn = (generator or _random.generator()).integers(low, high, sizes((size,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastopt import _random
+from fastopt._arrays import as_view
 from fastopt._files import StrPath, Table, read_csv, read_idx, read_npz
 from fastopt.tensor import Tensor, to_array, wrap
 
 __all__ = [
     "DataLoader",
     "Table",
+    "TensorDataset",
     "load_digits",
     "load_mnist",
     "read_csv",
@@ -165,7 +168,7 @@ def train_test_split(
 
 
 def _test_rows(test_size: float | int, n: int) -> int:
-    if isinstance(test_size, float):
+    if isinstance(test_size, (float, np.floating)):
         if not 0 < test_size < 1:
             raise ValueError(f"train_test_split: test_size as a share must be in (0, 1), got {test_size}")
         n_test = max(1, round(n * test_size))
@@ -206,6 +209,35 @@ def _common_length(caller: str, arrays: tuple[Any, ...]) -> int:
     return len(arrays[0])
 
 
+class TensorDataset:
+    """Arrays or Tensors that belong together row by row, for `DataLoader`.
+
+    ``len(dataset)`` is the number of rows and ``dataset[index]`` the tuple of what the arrays have there.
+
+    Parameters
+    ----------
+    *tensors
+        One or more arrays or Tensors with the same number of rows.
+
+    Raises
+    ------
+    ValueError
+        No arrays, or different numbers of rows.
+    """
+
+    def __init__(self, *tensors: Any) -> None:
+        if not tensors:
+            raise ValueError("TensorDataset: no arrays given")
+        _common_length("TensorDataset", tensors)
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: Any) -> tuple[Any, ...]:
+        return tuple([t[index] for t in self.tensors])
+
+
 class DataLoader:
     """Iterate over arrays in batches.
 
@@ -215,8 +247,8 @@ class DataLoader:
     Parameters
     ----------
     x
-        An array (n, ...), or a tuple of arrays that are batched together. Tensors give batches that are
-        Tensors, everything else gives NumPy arrays.
+        An array (n, ...), or a tuple of arrays or a `TensorDataset` that are batched together. Tensors give
+        batches that are Tensors, everything else gives NumPy arrays.
     y
         Labels or targets (n, ...); None: the batches are ``xb`` alone.
     batch_size
@@ -254,7 +286,8 @@ class DataLoader:
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
-        parts = x if isinstance(x, tuple) else (x,)
+        joined = x.tensors if isinstance(x, TensorDataset) else x
+        parts = joined if isinstance(joined, tuple) else (joined,)
         if y is not None:
             parts = (*parts, y)
         self._tensors = [isinstance(a, Tensor) for a in parts]
@@ -264,7 +297,9 @@ class DataLoader:
         self._n = _common_length("DataLoader", self.arrays)
         if self._n == 0:
             raise ValueError("DataLoader: x has 0 rows")
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size != int(batch_size)):
+        self.dataset = x if isinstance(x, TensorDataset) else TensorDataset(*parts)
+        whole = isinstance(batch_size, (int, float, np.integer)) and not batch_size % 1
+        if batch_size is not None and (isinstance(batch_size, bool) or not whole):
             raise TypeError(f"DataLoader: batch_size must be an integer, got {batch_size!r}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"DataLoader: batch_size must be at least 1, got {batch_size}")
@@ -275,13 +310,13 @@ class DataLoader:
             )
         self.shuffle = shuffle
         self.drop_last = drop_last
-        if seed is not None and seed < 0:
+        if seed is not None and operator.index(seed) < 0:
             raise ValueError(f"DataLoader: seed must not be negative, got {seed}")
         self.seed = int(_random.generator().integers(2**63)) if seed is None else int(seed)
         self.epoch = 0
         self._batch = 0  # batches of this epoch already given out
         self._resume = False  # the next pass goes on in the middle of this epoch
-        self._single = y is None and not isinstance(x, tuple)
+        self._single = y is None and not isinstance(joined, tuple)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -331,11 +366,13 @@ class DataLoader:
             raise ValueError(
                 f"DataLoader.load_state_dict: batch is {state['batch']}, this loader has {len(self)}"
             )
+        seed = int(state["seed"])
         self.set_epoch(state["epoch"])
-        self.seed, self._batch, self._resume = int(state["seed"]), int(state["batch"]), True
+        self.seed, self._batch, self._resume = seed, int(state["batch"]), True
 
 
 def _as_rows(a: Any, name: str) -> NDArray[Any]:
-    if isinstance(a, (Tensor, list)) or hasattr(a, "__dlpack__"):
+    if isinstance(a, (Tensor, list)):
         return to_array(a, name)
-    return np.asarray(a)  # pandas and whatever else NumPy takes
+    # Beside arrays: pandas and whatever else NumPy takes.
+    return as_view(a, name) if hasattr(a, "__dlpack__") else np.asarray(a)

@@ -8,6 +8,7 @@ for those who write their own backward pass; the losses are in `_losses` and exp
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,8 +36,8 @@ from fastopt._losses import (
     smooth_l1_loss,
     smooth_l1_loss_with_grad,
 )
-from fastopt._rules import as_float, rows
-from fastopt.tensor import Tensor, activate, needs_grad, record, to_array, wrap
+from fastopt._rules import as_float, product, rows
+from fastopt.tensor import Tensor, activate, needs_grad, record, to_array, to_out, wrap
 
 __all__ = [
     "activation",
@@ -127,7 +128,7 @@ def linear(
     _check_linear(x, w, b)
 
     takes = needs_grad(input), needs_grad(weight), needs_grad(bias)
-    z = x @ w.T
+    z = product(x, w.T)
     needs_x, needs_y = _ops.activation_needs(activation) if activation and any(takes) else (False, False)
     if activation and needs_x:  # the backward pass wants what the activation saw: it may not be overwritten
         z = _ops.bias_activation(z, b, out=z)
@@ -144,9 +145,9 @@ def linear(
     def fn(dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         dz = _ops.activation_grad(activation, dy, keep_z, keep_y, params) if activation else dy
         return (
-            None if keep_w is None else (dz @ keep_w).astype(own, copy=False),
-            None if keep_x is None else rows(dz).T @ rows(keep_x),
-            _ops.bias_grad(rows(dz)) if takes_b else None,
+            None if keep_w is None else product(dz, keep_w).astype(own, copy=False),
+            None if keep_x is None else product(rows(dz).T, rows(keep_x)),
+            _bias_grad(dz) if takes_b else None,
         )
 
     inputs = (input if takes_x else None, weight if takes_w else None, bias if takes_b else None)
@@ -163,7 +164,15 @@ def linear_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
     expected = (*x.shape[:-1], w.shape[0])
     if dy.shape != expected:
         raise ValueError(f"linear_backward: dy has shape {dy.shape}, x and w give {expected}")
-    return dy @ w, rows(dy).T @ rows(x), _ops.bias_grad(rows(dy))
+    return product(dy, w), product(rows(dy).T, rows(x)), _bias_grad(dy)
+
+
+def _bias_grad(dy: Array) -> Array:
+    """The sums of `dy` over all but its last axis; of half precision summed in float32."""
+    if dy.dtype.itemsize >= 4:
+        return _ops.bias_grad(rows(dy))
+    total: Array = rows(dy).sum(axis=0, dtype=np.float32)
+    return total.astype(dy.dtype)
 
 
 def _check_linear(x: Array, w: Array, b: Array | None) -> None:
@@ -186,14 +195,19 @@ def activation(
     `inplace` overwrites the input where nothing is recorded; `out` receives the result and is for arrays.
     """
     if isinstance(input, Tensor):
-        if out is not None:
-            raise TypeError(f"{name}: out is for arrays, input is a Tensor")
+        _check_out(name, out)
         if not inplace or needs_grad(input):
             return activate(input, name, params)
         _ops.activation(name, input.data, params, input.data)
         return input
     a = to_array(input)
-    return _ops.activation(name, as_float(a), params, a if inplace else out)
+    return _ops.activation(name, as_float(a), params, a if inplace else to_out(out))
+
+
+def _check_out(name: str, out: Any) -> None:
+    """Refuse an `out` for a Tensor."""
+    if out is not None:
+        raise TypeError(f"{name}: out is for arrays, input is a Tensor")
 
 
 def _activation_grad(
@@ -207,7 +221,7 @@ def _activation_grad(
     if (needs_x and a is None) or (needs_y and b is None):
         raise TypeError(f"{name}_grad: x is missing")
     return _ops.activation_grad(
-        name, to_array(dy, "dy"), a if needs_x else None, b if needs_y else None, params, out
+        name, to_array(dy, "dy"), a if needs_x else None, b if needs_y else None, params, to_out(out)
     )
 
 
@@ -305,31 +319,25 @@ def softplus_grad(
 
 def softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
     """exp(x) over its sum along `dim`, computed without overflow."""
-    x = as_float(to_array(input))
-    y = _ops.softmax(x, dim, out)
-    if not isinstance(input, Tensor):
-        return y
-    if not needs_grad(input):
-        return wrap(y)
-    return record("softmax", y, (input,), lambda dy: _ops.softmax_grad(dy, y, dim))
+    if isinstance(input, Tensor):
+        _check_out("softmax", out)
+        return input.softmax(dim)
+    return _ops.softmax(as_float(to_array(input)), dim, to_out(out))
 
 
 def softmax_grad(dy: Any, x: Any = None, dim: int = -1, *, y: Any = None, out: Array | None = None) -> Array:
     """The gradient of `softmax` from its input `x` or result `y` (one is enough), and `dy`."""
     if y is None:
         y = _ops.softmax(to_array(x, "x"), dim)
-    return _ops.softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, out)
+    return _ops.softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, to_out(out))
 
 
 def log_softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
     """The logarithm of `softmax`, computed without overflow."""
-    x = as_float(to_array(input))
-    y = _ops.log_softmax(x, dim, out)
-    if not isinstance(input, Tensor):
-        return y
-    if not needs_grad(input):
-        return wrap(y)
-    return record("log_softmax", y, (input,), lambda dy: _ops.log_softmax_grad(dy, y, dim))
+    if isinstance(input, Tensor):
+        _check_out("log_softmax", out)
+        return input.log_softmax(dim)
+    return _ops.log_softmax(as_float(to_array(input)), dim, to_out(out))
 
 
 def log_softmax_grad(
@@ -338,7 +346,7 @@ def log_softmax_grad(
     """The gradient of `log_softmax` from its input `x` or result `y` (one is enough), and `dy`."""
     if y is None:
         y = _ops.log_softmax(to_array(x, "x"), dim)
-    return _ops.log_softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, out)
+    return _ops.log_softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, to_out(out))
 
 
 # ---------------------------------------------------------------------------- dropout, penalties, targets
@@ -376,9 +384,11 @@ def dropout(
         return input
     if (seed is None) != (offset is None):
         raise TypeError(f"dropout: seed and offset go together, got seed={seed} and offset={offset}")
-    key = _random.next_dropout() if seed is None or offset is None else (seed, offset)
     a = to_array(input)
     x = as_float(a)
+    if inplace and x is not a:
+        raise TypeError(f"dropout: inplace needs a floating-point input, got {a.dtype}")
+    key = _random.next_dropout() if seed is None or offset is None else (seed, offset)
     y = _dropped(x, p, key, a if inplace and not needs_grad(input) else None)
     if not isinstance(input, Tensor):
         return y
@@ -389,7 +399,7 @@ def dropout(
 
 def dropout_grad(dy: Any, p: float, seed: int, offset: int, *, out: Array | None = None) -> Array:
     """The gradient of `dropout` with that `seed` and `offset`, from `dy`."""
-    return _dropped(to_array(dy, "dy"), p, (seed, offset), out)
+    return _dropped(to_array(dy, "dy"), p, (seed, offset), to_out(out))
 
 
 def _dropped(x: Array, p: float, key: tuple[int, int], out: Array | None) -> Array:
@@ -412,7 +422,7 @@ def l1_penalty(params: Any, alpha: float) -> Any:
     -------
     float, or a Tensor where a parameter is one.
     """
-    return _penalty("l1_penalty", params, alpha, lambda a: float(np.abs(a).sum()), np.sign)
+    return _penalty("l1_penalty", params, alpha, _ops.abs_sum, np.sign)
 
 
 def l2_penalty(params: Any, alpha: float) -> Any:
@@ -424,16 +434,18 @@ def l2_penalty(params: Any, alpha: float) -> Any:
 
 
 def _penalty(name: str, params: Any, alpha: float, value: Any, gradient: Any) -> Any:
+    if not math.isfinite(alpha):
+        raise ValueError(f"{name}: alpha must be finite, got {alpha}")
     given: Iterable[Any]
     if isinstance(params, Mapping):
         given = params.values()
-    elif isinstance(params, (Tensor, np.ndarray)):
+    elif hasattr(params, "shape"):
         given = [params]
     else:
         given = params
     items = list(given)
     arrays = [to_array(p, f"params[{i}]") for i, p in enumerate(items)]
-    total = alpha * math.fsum(value(a) for a in arrays)
+    total = alpha * math.fsum(value(as_float(a)) for a in arrays)
     tensors = [p for p in items if isinstance(p, Tensor)]
     if not tensors:
         return total
@@ -455,7 +467,7 @@ def one_hot(target: Any, num_classes: int = -1) -> Any:
     t = to_array(target, "target")
     if t.dtype.kind not in "iu":
         raise TypeError(f"one_hot: target must hold integers, got {t.dtype}")
-    width = int(t.max(initial=-1)) + 1 if num_classes == -1 else num_classes
+    width = int(t.max(initial=-1)) + 1 if num_classes == -1 else operator.index(num_classes)
     if t.size and not (t.min() >= 0 and t.max() < width):
         raise ValueError(f"one_hot: target has classes from {t.min()} to {t.max()}, num_classes is {width}")
     y = (t[..., None] == np.arange(width)).astype(np.int64)

@@ -5,6 +5,7 @@ Arrays and numbers are taken as Tensors, and a Tensor comes out. (`functional` g
 
 from __future__ import annotations
 
+import builtins
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,10 +19,17 @@ from fastopt.tensor import Binary, Tensor, matmul, needs_grad, record, to_array,
 
 __all__ = [
     "abs",
+    "all",
+    "allclose",
+    "any",
     "argmax",
     "argmin",
     "cat",
     "clamp",
+    "clip",
+    "cos",
+    "dot",
+    "equal",
     "exp",
     "flatten",
     "log",
@@ -32,8 +40,12 @@ __all__ = [
     "min",
     "minimum",
     "mm",
+    "mv",
+    "norm",
+    "permute",
     "pow",
     "reshape",
+    "sin",
     "sqrt",
     "square",
     "squeeze",
@@ -61,17 +73,21 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 abs = _method("abs")
+all = _method("all")
+any = _method("any")
 argmax = _method("argmax")
 argmin = _method("argmin")
-clamp = _method("clamp")
+clamp = clip = _method("clamp")
+cos = _method("cos")
 exp = _method("exp")
 flatten = _method("flatten")
 log = _method("log")
-max = _method("max")
 mean = _method("mean")
-min = _method("min")
+norm = _method("norm")
+permute = _method("permute")
 pow = _method("pow")
 reshape = _method("reshape")
+sin = _method("sin")
 sqrt = _method("sqrt")
 square = _method("square")
 squeeze = _method("squeeze")
@@ -80,15 +96,17 @@ sum = _method("sum")
 transpose = _method("transpose")
 unsqueeze = _method("unsqueeze")
 var = _method("var")
-mm = matmul
+mm = mv = dot = matmul
 
 
 def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """Join Tensors along a dimension they have."""
     arrays = [to_array(t, f"tensors[{i}]") for i, t in enumerate(tensors)]
+    if not arrays:
+        raise ValueError("cat: tensors is empty")
     y = np.concatenate(arrays, axis=dim, dtype=functools.reduce(_wider, arrays).dtype)
     inputs = [t if needs_grad(t) else None for t in tensors]
-    if all(t is None for t in inputs):
+    if builtins.all(t is None for t in inputs):
         return wrap(y)
     ends = np.cumsum([a.shape[dim] for a in arrays])[:-1]
     dtypes = [a.dtype for a in arrays]
@@ -136,6 +154,34 @@ minimum = Binary(
     lambda a, b, z: lambda dy: _larger(dy, b, a),
     lambda a, b, z: lambda dy: _larger(dy, a, b),
 )
+
+
+def max(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same as ``input.max(...)``: see `Tensor.max`; of two Tensors `maximum`."""
+    return _extreme("max", maximum, input, *args, **kwargs)
+
+
+def min(input: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same as ``input.min(...)``: see `Tensor.min`; of two Tensors `minimum`."""
+    return _extreme("min", minimum, input, *args, **kwargs)
+
+
+def _extreme(name: str, of_two: Binary, input: Any, *args: Any, **kwargs: Any) -> Any:
+    if args and isinstance(args[0], (Tensor, np.ndarray)):
+        return of_two(input, *args, **kwargs)
+    return getattr(as_tensor(input), name)(*args, **kwargs)
+
+
+def allclose(
+    input: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> builtins.bool:
+    """Whether all elements are equal up to ``atol + rtol * |other|``."""
+    return np.allclose(to_array(input), to_array(other, "other"), rtol, atol, equal_nan)
+
+
+def equal(input: Any, other: Any) -> builtins.bool:
+    """Whether both have the same shape and the same elements."""
+    return np.array_equal(to_array(input), to_array(other, "other"))
 
 
 def _wider(a: Array, b: Array) -> Array:

@@ -18,6 +18,7 @@ from fastopt import _ops, _rules
 from fastopt._arrays import as_view
 from fastopt._dtypes import DEFAULT_FLOAT, dtype_of, float64, is_floating
 from fastopt._methods import Methods
+from fastopt._numeric import Numeric
 from fastopt._rules import as_float
 from fastopt._tape import Backward, Node, backward, mode
 
@@ -34,17 +35,27 @@ def to_array(x: Any, name: str = "input") -> Array:
     if isinstance(x, Tensor):
         return x._data
     if isinstance(x, np.generic):
-        return np.asarray(x)
-    if isinstance(x, (list, tuple, int, float)):
+        x = np.asarray(x)
+    if isinstance(x, (list, tuple, range, int, float)):
         first: Any = x
         while isinstance(first, (list, tuple)) and first:
             first = first[0]
-        a = np.array(x)
-        if a.dtype.kind in "OSUcV" and not is_floating(a.dtype):
-            raise TypeError(f"{name} holds {type(first).__name__}, expected real numbers")
-        keep = isinstance(first, (np.ndarray, np.generic, Tensor)) or a.dtype != float64
-        return a if keep else a.astype(DEFAULT_FLOAT)
-    return as_view(x, name)
+        try:
+            a = np.array(x)
+        except ValueError as error:  # lists of unequal length
+            raise ValueError(f"{name}: {error}") from error
+        if a.dtype == float64 and not isinstance(first, (np.ndarray, np.generic, Tensor)):
+            return a.astype(DEFAULT_FLOAT)
+    else:
+        a = as_view(x, name)
+    if a.dtype.kind not in "biuf" and not is_floating(a.dtype):
+        raise TypeError(f"{name} is {a.dtype}, expected real numbers")
+    return a
+
+
+def to_out(x: Any, name: str = "out") -> Array | None:
+    """Return the ndarray to write a result into, sharing the memory of the array or Tensor `x`."""
+    return x if x is None else x._data if isinstance(x, Tensor) else as_view(x, name)
 
 
 def wrap(data: Any, node: Node | None = None) -> Tensor:
@@ -115,12 +126,19 @@ divide = Binary(
     "divide", _rules.truediv, lambda a, b, z: lambda dy: dy / b, lambda a, b, z: lambda dy: -dy * (z / b)
 )
 power = Binary("power", operator.pow, _rules.pow_left, _rules.pow_right)
-matmul = Binary("matmul", operator.matmul, _rules.matmul_left, _rules.matmul_right)
+matmul = Binary("matmul", _rules.product, _rules.matmul_left, _rules.matmul_right)
 
 
 def _compare(op: Callable[[Any, Any], Any], x: Tensor, y: Any) -> Tensor:
     a, b = _rules.meet(x._data, _operand(y))
     return wrap(op(a, b))
+
+
+def _unrecorded(op: Callable[[Any, Any], Any], x: Tensor, y: Any) -> Tensor:
+    """What `_compare` does, for operations whose result would hide that a gradient is lost."""
+    if needs_grad(x) or needs_grad(y):
+        raise RuntimeError(f"{op.__name__} of a Tensor that requires grad is not recorded: detach() it")
+    return _compare(op, x, y)
 
 
 # ------------------------------------------------------------------------------------------ unary helpers
@@ -143,11 +161,6 @@ def _plain_index(key: Any) -> Any:
     return key._data if isinstance(key, Tensor) else key
 
 
-def _check_out(name: str, out: Any) -> None:
-    if out is not None:
-        raise TypeError(f"{name}: out must be None, got {type(out).__name__}")
-
-
 class Extreme(NamedTuple):
     """What `Tensor.max` and `Tensor.min` along a dimension return."""
 
@@ -158,7 +171,7 @@ class Extreme(NamedTuple):
 # ------------------------------------------------------------------------------------------------- Tensor
 
 
-class Tensor(Methods):
+class Tensor(Numeric, Methods):
     """An array with a gradient.
 
     Parameters
@@ -234,6 +247,8 @@ class Tensor(Methods):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Record operations on this leaf from now on, or stop doing so."""
+        if not isinstance(requires_grad, (bool, np.bool_)):
+            raise TypeError(f"requires_grad: expected True or False, got {requires_grad!r}")
         if requires_grad and not is_floating(self._data.dtype):
             raise TypeError(
                 f"requires_grad: only a floating-point Tensor can require grad, this one is {self.dtype}"
@@ -419,6 +434,21 @@ class Tensor(Methods):
     def __ge__(self, other: Any) -> Tensor:
         return _compare(operator.ge, self, other)
 
+    def __and__(self, other: Any) -> Tensor:
+        return _unrecorded(operator.and_, self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return _unrecorded(operator.or_, self, other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return _unrecorded(operator.xor, self, other)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return _unrecorded(operator.mod, self, other)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return _unrecorded(operator.floordiv, self, other)
+
     def __invert__(self) -> Tensor:
         return wrap(~self._data)
 
@@ -441,32 +471,6 @@ class Tensor(Methods):
         """The result of an operation on this Tensor alone; `make` makes its gradient function if needed."""
         return record(name, data, (self,), make()) if needs_grad(self) else wrap(data)
 
-    def abs(self) -> Tensor:
-        """The absolute value; its gradient at 0 is 0."""
-        x = self._data
-        return self._result("abs", np.abs(x), lambda: lambda dy: dy * np.sign(x))
-
-    __abs__ = abs
-
-    def exp(self) -> Tensor:
-        y = np.exp(as_float(self._data))
-        return self._result("exp", y, lambda: lambda dy: dy * y)
-
-    def log(self) -> Tensor:
-        """The natural logarithm."""
-        x = as_float(self._data)
-        return self._result("log", np.log(x), lambda: lambda dy: dy / x)
-
-    def sqrt(self) -> Tensor:
-        y = np.sqrt(as_float(self._data))
-        return self._result("sqrt", y, lambda: lambda dy: dy / (2 * y))
-
-    def clamp(self, min: float | None = None, max: float | None = None) -> Tensor:
-        """Limit the elements to [min, max]; no gradient passes outside."""
-        x = self._data
-        y = np.clip(x, min, max)
-        return self._result("clamp", y, lambda: lambda dy: dy * (x == y))
-
     def relu(self) -> Tensor:
         return activate(self, "relu")
 
@@ -476,71 +480,50 @@ class Tensor(Methods):
     def tanh(self) -> Tensor:
         return activate(self, "tanh")
 
+    def softmax(self, dim: int = -1) -> Tensor:
+        """exp(x) over its sum along `dim`, computed without overflow."""
+        y = _ops.softmax(as_float(self._data), dim)
+        return self._result("softmax", y, lambda: lambda dy: _ops.softmax_grad(dy, y, dim))
+
+    def log_softmax(self, dim: int = -1) -> Tensor:
+        """The logarithm of `softmax`, computed without overflow."""
+        y = _ops.log_softmax(as_float(self._data), dim)
+        return self._result("log_softmax", y, lambda: lambda dy: _ops.log_softmax_grad(dy, y, dim))
+
     # ------------------------------------------------------------------------------------ reductions
 
-    def sum(
-        self,
-        dim: _rules.Dim = None,
-        keepdim: bool = False,
-        *,
-        axis: _rules.Dim = None,
-        dtype: Any = None,
-        out: None = None,
-    ) -> Tensor:
-        """The sum of all elements, or along `dim` (`axis` is the same). `out` is NumPy's and must be None."""
-        _check_out("sum", out)
-        axis = dim if axis is None else axis
-        x = self._data if dtype is None else self._data.astype(dtype)
-        y = x.sum(axis=axis, keepdims=keepdim)
-        own = self._data.dtype
-        return self._result(
-            "sum", y, lambda: lambda dy: _rules.spread(dy, x.shape, axis, keepdim).astype(own, copy=False)
-        )
-
-    def mean(
-        self,
-        dim: _rules.Dim = None,
-        keepdim: bool = False,
-        *,
-        axis: _rules.Dim = None,
-        dtype: Any = None,
-        out: None = None,
-    ) -> Tensor:
-        """The mean of all elements, or along `dim` (`axis` is the same); float32 for integers and bools."""
-        _check_out("mean", out)
-        axis = dim if axis is None else axis
-        x = as_float(self._data) if dtype is None else self._data.astype(dtype)
-        y = np.asarray(x.mean(axis=axis, keepdims=keepdim))
-        n = x.size / y.size if y.size else 1
-        own = self._data.dtype
-        return self._result(
-            "mean",
-            y,
-            lambda: lambda dy: _rules.spread(dy / n, x.shape, axis, keepdim).astype(own, copy=False),
-        )
-
-    def max(self, dim: int | None = None, keepdim: bool = False) -> Any:
+    def max(self, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None) -> Any:
         """The largest element, or along `dim` the pair (values, indices)."""
-        return self._extreme("max", dim, keepdim)
+        return self._extreme("max", dim if axis is None else axis, keepdim)
 
-    def min(self, dim: int | None = None, keepdim: bool = False) -> Any:
+    def min(self, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None) -> Any:
         """The smallest element, or along `dim` the pair (values, indices)."""
-        return self._extreme("min", dim, keepdim)
+        return self._extreme("min", dim if axis is None else axis, keepdim)
 
     def _extreme(self, name: str, dim: int | None, keepdim: bool) -> Tensor | Extreme:
         if dim is None:
             y, fn = _rules.extreme(name, self._data)
             return self._result(name, y, lambda: fn)
+        if not isinstance(dim, (int, np.integer)):
+            raise TypeError(f"{name}: dim must be an int, got {type(dim).__name__}; {name}imum compares two")
         y, indices, fn = _rules.extreme_along(name, self._data, dim, keepdim)
         return Extreme(self._result(name, y, lambda: fn), wrap(indices))
 
-    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    def argmax(self, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None) -> Tensor:
         """Where the largest element is, in the flattened Tensor or along `dim`."""
-        return wrap(np.argmax(self._data, axis=dim, keepdims=keepdim))
+        return wrap(np.argmax(self._data, axis=dim if axis is None else axis, keepdims=keepdim))
 
-    def argmin(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    def argmin(self, dim: int | None = None, keepdim: bool = False, *, axis: int | None = None) -> Tensor:
         """Where the smallest element is, in the flattened Tensor or along `dim`."""
-        return wrap(np.argmin(self._data, axis=dim, keepdims=keepdim))
+        return wrap(np.argmin(self._data, axis=dim if axis is None else axis, keepdims=keepdim))
+
+    def any(self, dim: _rules.Dim = None, keepdim: bool = False) -> Tensor:
+        """Whether an element is not 0, of all or along `dim`."""
+        return wrap(self._data.any(axis=dim, keepdims=keepdim))
+
+    def all(self, dim: _rules.Dim = None, keepdim: bool = False) -> Tensor:
+        """Whether no element is 0, of all or along `dim`."""
+        return wrap(self._data.all(axis=dim, keepdims=keepdim))
 
     # ----------------------------------------------------------------------------------------- shape
 
@@ -569,7 +552,10 @@ class Tensor(Methods):
                 np.add.at(g, key, dy)
             return g
 
-        return self._result("getitem", self._data[key], lambda: scatter)
+        part = self._data[key]
+        if part.__class__ is not np.ndarray:  # of one element too a view, that writing reaches this Tensor
+            part = self._data[(*key, ...) if isinstance(key, tuple) else (key, ...)]
+        return self._result("getitem", part, lambda: scatter)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._check_writable(value)
@@ -589,7 +575,14 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
     "exp": Tensor.exp,
     "log": Tensor.log,
     "sqrt": Tensor.sqrt,
+    "sin": Tensor.sin,
+    "cos": Tensor.cos,
     "tanh": Tensor.tanh,
+    "bitwise_and": Tensor.__and__,
+    "bitwise_or": Tensor.__or__,
+    "bitwise_xor": Tensor.__xor__,
+    "remainder": Tensor.__mod__,
+    "floor_divide": Tensor.__floordiv__,
     "equal": Tensor.__eq__,
     "not_equal": Tensor.__ne__,
     "less": Tensor.__lt__,

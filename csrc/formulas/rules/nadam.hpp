@@ -7,7 +7,8 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-// c_g and c_m weigh the gradient and the first moment; both carry their bias corrections and momentum schedule.
+// c_g and c_m weigh the gradient and the first moment; both carry their bias corrections and momentum
+// schedule.
 template <class T>
 struct Nadam {
   static constexpr const char* name = "nadam";

@@ -10,8 +10,9 @@ inline namespace FASTOPT_ISA {
 
 template <class T, bool WithMomentum, bool Centered>
 struct RmspropRule {
-  static constexpr const char* name = WithMomentum ? (Centered ? "rmsprop_centered_momentum" : "rmsprop_momentum")
-                                                   : (Centered ? "rmsprop_centered" : "rmsprop");
+  static constexpr const char* name = WithMomentum
+                                          ? (Centered ? "rmsprop_centered_momentum" : "rmsprop_momentum")
+                                          : (Centered ? "rmsprop_centered" : "rmsprop");
   static constexpr Names states = WithMomentum
                                       ? (Centered ? Names("square_avg", "momentum_buffer", "grad_avg")
                                                   : Names("square_avg", "momentum_buffer"))

@@ -1,6 +1,6 @@
 """Modules: layers, activations, losses and containers, under torch's names."""
 
-from fastopt.nn import functional, init
+from fastopt.nn import functional, init, utils
 from fastopt.nn.activations import (
     ELU,
     GELU,
@@ -57,4 +57,5 @@ __all__ = [
     "Tanh",
     "functional",
     "init",
+    "utils",
 ]

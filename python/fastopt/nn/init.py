@@ -80,8 +80,11 @@ def trunc_normal_(
 ) -> Any:
     """Fill from the normal distribution cut to [a, b]."""
     x = _target("trunc_normal_", tensor)
-    if not (std > 0 and a < b):
-        raise ValueError(f"trunc_normal_: std must be above 0 and a below b, got std={std}, a={a}, b={b}")
+    if not (math.isfinite(mean) and 0 < std < math.inf and a < b):
+        raise ValueError(
+            "trunc_normal_: mean must be finite, std above 0 and a below b, "
+            f"got mean={mean}, std={std}, a={a}, b={b}"
+        )
     rng = _rng(generator)
     values = np.empty(x.size)
     missing = np.arange(x.size)
@@ -227,7 +230,11 @@ def _drawn(x: Array) -> DType:
 
 def _target(name: str, tensor: Any, at_least: int = 0, exactly: int | None = None) -> Array:
     """The array to fill."""
+    if isinstance(tensor, (list, tuple, int, float)):
+        raise TypeError(f"{name}: tensor is {type(tensor).__name__}, expected a Tensor or an array to fill")
     x = to_array(tensor, "tensor")
+    if not x.flags.writeable:
+        raise ValueError(f"{name}: tensor is read-only")
     if not is_floating(x.dtype):
         raise TypeError(f"{name}: tensor must be floating-point, got {x.dtype}")
     if x.ndim < at_least or exactly not in (None, x.ndim):

@@ -49,6 +49,8 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args = tuple([wrap(a) if isinstance(a, np.ndarray) else a for a in args])
+        if kwargs:
+            kwargs = {k: wrap(a) if isinstance(a, np.ndarray) else a for k, a in kwargs.items()}
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +66,10 @@ class Module:
         if name in own.get("_buffers", ()) and not (value is None or isinstance(value, Tensor)):
             value = wrap(to_array(value, name))
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self.__dict__.get("_buffers", {}).pop(name, None)
 
     # ---------------------------------------------------------------------------------- what is in it
 
@@ -84,6 +90,8 @@ class Module:
         """Set a module under `name`; the same as setting the attribute."""
         if module is not None and not isinstance(module, Module):
             raise TypeError(f"register_module: {name} must be a Module or None, got {type(module).__name__}")
+        if not name or "." in name or hasattr(type(self), name):
+            raise ValueError(f"register_module: {name!r} is no name for a module: empty, dotted or taken")
         setattr(self, name, module)
 
     add_module = register_module
@@ -221,10 +229,13 @@ class Module:
         """The same as ``train(False)``."""
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or fill them with zeros."""
         for parameter in self.parameters():
-            parameter.grad = None
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.zero_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Train all parameters, or none of them."""

@@ -37,6 +37,16 @@ FRACTION = Interval(0.0, 1.0, "[0, 1)")
 UNIT = Interval(0.0, 1.0, "[0, 1]")
 
 
+def number(owner: str, name: str, value: Any, where: str = "") -> float:
+    """Return `value` as a float, or raise TypeError."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{owner}: {name} must be a number, got {value!r}{where}")
+
+
 class Optimizer:
     """Base class of the optimizers.
 
@@ -159,9 +169,7 @@ class Optimizer:
 
     def _require(self, key: str, value: Any, interval: Interval, where: str = "") -> None:
         """Raise unless `value` is a number in `interval`."""
-        if isinstance(value, str) or not hasattr(value, "__float__"):
-            raise TypeError(f"{type(self).__name__}: {key} must be a number, got {value!r}{where}")
-        if not interval.holds(float(value)):
+        if not interval.holds(number(type(self).__name__, key, value, where)):
             raise ValueError(f"{type(self).__name__}: {key} must be in {interval.text}, got {value}{where}")
 
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
@@ -312,6 +320,12 @@ class Optimizer:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
             raise TypeError("load_state_dict: expected a dict with 'state' and 'param_groups'")
         saved = state_dict["param_groups"]
+        dicts = {"state": state_dict["state"]}
+        dicts |= {f"param_groups[{g}]": group for g, group in enumerate(saved)}
+        dicts |= {f"state[{key!r}]": entry for key, entry in dict(state_dict["state"]).items()}
+        for where, value in dicts.items():
+            if not isinstance(value, Mapping):
+                raise TypeError(f"load_state_dict: {where} is {type(value).__name__}, expected a dict")
         if len(saved) != len(self.param_groups):
             raise ValueError(
                 f"load_state_dict: state_dict has {len(saved)} parameter groups, "
@@ -319,6 +333,8 @@ class Optimizer:
             )
         groups, entries = [], []
         for g, (new, group) in enumerate(zip(saved, self.param_groups, strict=True)):
+            if "params" not in new:
+                raise ValueError(f"load_state_dict: param_groups[{g}] has no 'params'")
             if len(new["params"]) != len(group["params"]):
                 raise ValueError(
                     f"load_state_dict: param_groups[{g}] has {len(new['params'])} parameters, "

@@ -126,7 +126,7 @@ class LBFGS(Optimizer):
             s["n_iter"] += 1
             s["d"] = d = self._direction(s, g, int(group["history_size"]))
             s["prev_flat_grad"], s["prev_loss"] = g, loss
-            t = group["lr"] * (min(1.0, 1.0 / float(np.sum(np.abs(g)))) if s["n_iter"] == 1 else 1.0)
+            t = group["lr"] * (min(1.0, 1.0 / _ops.abs_sum(g)) if s["n_iter"] == 1 else 1.0)
             s["t"] = t
             slope = _ops.dot(g, d)
             if slope > -change:

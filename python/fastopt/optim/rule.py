@@ -12,7 +12,7 @@ import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, as_view
-from fastopt.optim.base import FRACTION, NDARRAY_ONLY, NONNEGATIVE, POSITIVE, Optimizer
+from fastopt.optim.base import FRACTION, NDARRAY_ONLY, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.ema import swapped
 
 RULES = _core.rules()
@@ -250,7 +250,9 @@ class RuleOptimizer(Optimizer):
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
         if self._max_norm is not None:
-            norm = math.hypot(*[plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
+            norms = [plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)]
+            # hypot prefers an infinity to a NaN.
+            norm = math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
             scale = self._max_norm / (norm + 1e-6)
             scale = 1.0 if scale > 1.0 else scale
         advanced = []
@@ -421,7 +423,14 @@ class RuleOptimizer(Optimizer):
         for i, entry in enumerate(entries):
             g = int(np.searchsorted(self._starts, i, side="right")) - 1
             arrays = self._load_arrays(i, entry)
-            scalars = {name: float(entry.get(name, value)) for name, value in self.scalars.items()}
+            scalars = {}
+            for name, initial in self.scalars.items():
+                where = f"state[{i}][{name!r}]"
+                scalars[name] = number("load_state_dict", where, entry.get(name, initial))
+                if not NONNEGATIVE.holds(scalars[name]):
+                    raise ValueError(
+                        f"load_state_dict: {where} must be in {NONNEGATIVE.text}, got {scalars[name]}"
+                    )
             if not self.saves_scalars:
                 scalars["step"] = float(bool(arrays.keys() - {"ema"}))
             lacking = [name for name in RULES[self.rule(groups[g])]["states"] if name not in arrays]
@@ -452,8 +461,8 @@ class RuleOptimizer(Optimizer):
                 continue
             where = f"load_state_dict: state[{i}][{name!r}]"
             view = np.asarray(value) if isinstance(value, float | int | list) else as_view(value, where)
-            if view.dtype.kind in "OSUMm":
-                raise TypeError(f"{where} is {view.dtype}, expected numbers")
+            if view.dtype.kind in "cOSUMm":
+                raise TypeError(f"{where} is {view.dtype}, expected real numbers")
             if view.shape != shape:
                 raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
             arrays[name] = np.array(view, self._state_dtype(i))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
-from fastopt.optim.base import Optimizer
+from fastopt.optim.base import Optimizer, number
 
 
 def check_optimizer(optimizer: Any, owner: str) -> None:
@@ -24,21 +25,39 @@ def per_group(name: str, value: Any, optimizer: Optimizer, owner: str) -> list[A
 
 
 def positive_int(name: str, value: Any, owner: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        n = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        n = 0
+    if n < 1:
         raise ValueError(f"{owner}: {name} must be an integer of at least 1, got {value!r}")
-    return value
+    return n
 
 
-def in_unit(name: str, value: float, owner: str, *, zero: bool = True) -> float:
-    if not (0.0 <= value <= 1.0 if zero else 0.0 < value <= 1.0):
+def in_unit(name: str, value: Any, owner: str, *, zero: bool = True) -> float:
+    result = number(owner, name, value)
+    if not (0.0 <= result <= 1.0 if zero else 0.0 < result <= 1.0):
         raise ValueError(f"{owner}: {name} must be in {'[' if zero else '('}0, 1], got {value}")
-    return value
+    return result
 
 
-def finite(name: str, value: float, owner: str) -> float:
-    if not math.isfinite(value):
+def finite(name: str, value: Any, owner: str) -> float:
+    result = number(owner, name, value)
+    if not math.isfinite(result):
         raise ValueError(f"{owner}: {name} must be finite, got {value}")
-    return value
+    return result
+
+
+def all_finite(name: str, value: Any, optimizer: Optimizer, owner: str) -> list[float]:
+    """Return one finite number for each group."""
+    return [finite(name, v, owner) for v in per_group(name, value, optimizer, owner)]
+
+
+def check_groups(optimizer: Optimizer, n: int, owner: str) -> None:
+    if len(optimizer.param_groups) != n:
+        raise RuntimeError(
+            f"{owner}: the optimizer has {len(optimizer.param_groups)} groups, the schedule was made for {n}"
+        )
 
 
 def cosine(start: float, end: float, fraction: float) -> float:
@@ -82,6 +101,7 @@ class LRScheduler:
                 )
         self.base_lrs: list[float] = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
+        self._position: float = last_epoch
         self._last_lr: list[float] = []
         self.step()
 
@@ -99,7 +119,9 @@ class LRScheduler:
         target = self.last_epoch + 1 if epoch is None else epoch
         if target < 0:
             raise ValueError(f"{type(self).__name__}: epoch must be at least 0, got {epoch}")
+        check_groups(self.optimizer, len(self.base_lrs), type(self).__name__)
         self._apply(target)
+        self._position = target
         self.last_epoch = math.floor(target)
 
     def _apply(self, step: float) -> None:
@@ -130,4 +152,5 @@ class LRScheduler:
                 f"the optimizer has {len(self.optimizer.param_groups)} groups"
             )
         self.__dict__.update({key: list(v) if isinstance(v, list) else v for key, v in state_dict.items()})
-        self._apply(self.last_epoch)
+        self._position = state_dict.get("_position", self.last_epoch)  # torch has whole steps only
+        self._apply(self._position)

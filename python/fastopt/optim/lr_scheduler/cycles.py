@@ -8,10 +8,11 @@ from typing import Any, Literal
 from fastopt.optim.base import Optimizer
 from fastopt.optim.lr_scheduler.base import (
     LRScheduler,
+    all_finite,
     check_optimizer,
     cosine,
+    finite,
     in_unit,
-    per_group,
     positive_int,
 )
 
@@ -30,8 +31,8 @@ class _MomentumCycle(LRScheduler):
                 f"{owner}: cycle_momentum needs momentum or betas, {type(optimizer).__name__} has none"
             )
         self.use_beta1 = "betas" in settings
-        self.base_momentums = per_group("base_momentum", base, optimizer, owner)
-        self.max_momentums = per_group("max_momentum", top, optimizer, owner)
+        self.base_momentums = all_finite("base_momentum", base, optimizer, owner)
+        self.max_momentums = all_finite("max_momentum", top, optimizer, owner)
 
     def momentum_at(self, step: float) -> list[float]:
         """Return each group's momentum after `step` steps."""
@@ -94,12 +95,14 @@ class CyclicLR(_MomentumCycle):
             raise ValueError(f"CyclicLR: mode must be triangular, triangular2 or exp_range, got {mode!r}")
         if scale_mode not in ("cycle", "iterations"):
             raise ValueError(f"CyclicLR: scale_mode must be cycle or iterations, got {scale_mode!r}")
-        base_lrs = per_group("base_lr", base_lr, optimizer, "CyclicLR")
-        self.max_lrs = per_group("max_lr", max_lr, optimizer, "CyclicLR")
+        base_lrs = all_finite("base_lr", base_lr, optimizer, "CyclicLR")
+        self.max_lrs = all_finite("max_lr", max_lr, optimizer, "CyclicLR")
         self.step_size_up = positive_int("step_size_up", step_size_up, "CyclicLR")
-        self.step_size_down = positive_int("step_size_down", step_size_down or step_size_up, "CyclicLR")
+        if step_size_down is None:
+            step_size_down = step_size_up
+        self.step_size_down = positive_int("step_size_down", step_size_down, "CyclicLR")
         self.mode = mode
-        self.gamma = gamma
+        self.gamma = finite("gamma", gamma, "CyclicLR")
         self.scale_fn = scale_fn
         self.scale_mode = scale_mode
         self.cycle_momentum = cycle_momentum
@@ -191,8 +194,11 @@ class OneCycleLR(_MomentumCycle):
             raise ValueError(f"OneCycleLR: anneal_strategy must be cos or linear, got {anneal_strategy!r}")
         self.anneal_strategy = anneal_strategy
         self.three_phase = three_phase
-        self.final_div_factor = final_div_factor
-        self.max_lrs = per_group("max_lr", max_lr, optimizer, "OneCycleLR")
+        for name, value in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
+            if not finite(name, value, "OneCycleLR") > 0.0:
+                raise ValueError(f"OneCycleLR: {name} must be above 0, got {value}")
+        self.final_div_factor = float(final_div_factor)
+        self.max_lrs = all_finite("max_lr", max_lr, optimizer, "OneCycleLR")
         self.cycle_momentum = cycle_momentum
         if cycle_momentum:
             self._start_momentum(base_momentum, max_momentum, optimizer)

@@ -36,6 +36,9 @@ class LambdaLR(LRScheduler):
     ) -> None:
         check_optimizer(optimizer, "LambdaLR")
         self.lr_lambdas = per_group("lr_lambda", lr_lambda, optimizer, "LambdaLR")
+        for g, fn in enumerate(self.lr_lambdas):
+            if not callable(fn):
+                raise TypeError(f"LambdaLR: lr_lambda[{g}] is {type(fn).__name__}, expected a function")
         super().__init__(optimizer, last_epoch)
 
     def lr_at(self, step: float) -> list[float]:
@@ -81,7 +84,7 @@ class MultiStepLR(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        self.milestones = sorted(milestones)
+        self.milestones = sorted(finite("milestones", m, "MultiStepLR") for m in milestones)
         self.gamma = finite("gamma", gamma, "MultiStepLR")
         super().__init__(optimizer, last_epoch)
 
@@ -96,7 +99,7 @@ class ConstantLR(LRScheduler):
         self, optimizer: Optimizer, factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int = -1
     ) -> None:
         self.factor = in_unit("factor", factor, "ConstantLR")
-        self.total_iters = total_iters
+        self.total_iters = finite("total_iters", total_iters, "ConstantLR")
         super().__init__(optimizer, last_epoch)
 
     def factor_at(self, step: float) -> float:

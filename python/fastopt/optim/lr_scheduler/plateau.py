@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 from fastopt.optim.base import Optimizer
-from fastopt.optim.lr_scheduler.base import check_optimizer, per_group
+from fastopt.optim.lr_scheduler.base import all_finite, check_groups, check_optimizer, finite
 
 
 class ReduceLROnPlateau:
@@ -53,16 +53,16 @@ class ReduceLROnPlateau:
         self.optimizer = optimizer
         self.mode = mode
         self.factor = factor
-        self.patience = patience
-        self.threshold = threshold
+        self.patience = finite("patience", patience, "ReduceLROnPlateau")
+        self.threshold = finite("threshold", threshold, "ReduceLROnPlateau")
         self.threshold_mode = threshold_mode
-        self.cooldown = cooldown
-        self.min_lrs = per_group("min_lr", min_lr, optimizer, "ReduceLROnPlateau")
-        self.eps = eps
+        self.cooldown = finite("cooldown", cooldown, "ReduceLROnPlateau")
+        self.min_lrs = all_finite("min_lr", min_lr, optimizer, "ReduceLROnPlateau")
+        self.eps = finite("eps", eps, "ReduceLROnPlateau")
         self.best = math.inf if mode == "min" else -math.inf
         self.last_epoch = 0
         self.num_bad_epochs = 0
-        self.cooldown_counter = 0
+        self.cooldown_counter: float = 0
         self._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def _improves(self, metric: float) -> bool:
@@ -75,6 +75,7 @@ class ReduceLROnPlateau:
     def step(self, metrics: Any) -> None:
         """Take one value of the metric (a number or a 0-d array); reduce the rate if it is time."""
         metric = float(metrics)
+        check_groups(self.optimizer, len(self.min_lrs), "ReduceLROnPlateau")
         self.last_epoch += 1
         if self._improves(metric):
             self.best = metric

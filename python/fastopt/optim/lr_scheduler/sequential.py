@@ -59,7 +59,7 @@ class SequentialLR(LRScheduler):
     def _apply(self, step: float) -> None:
         scheduler, local = self._locate(step)
         scheduler._apply(local)
-        scheduler.last_epoch = math.floor(local)
+        scheduler._position, scheduler.last_epoch = local, math.floor(local)
         self._last_lr = scheduler.get_last_lr()
 
     def state_dict(self) -> dict[str, Any]:
