@@ -13,6 +13,8 @@ import numpy as np
 import fastopt as fo
 from fastopt import _core
 
+#: Longer than idle workers of OpenMP and of our own pool keep spinning.
+PAUSE_SECONDS = 0.01
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,7 +45,8 @@ def interleave(
     """Time each provider once a round, in turns, and return its seconds per call for every round.
 
     A sample repeats a short call until it lasts `sample_seconds`. Each round starts with another provider, so
-    that none always runs behind the same neighbour.
+    that none always runs behind the same neighbour, and each sample follows a pause, in which the neighbour's
+    threads stop spinning, and a quarter of its calls untimed, which bring its data back into the caches.
     """
     repeats = {}
     for name, call in providers.items():
@@ -57,7 +60,9 @@ def interleave(
         for k in range(len(names)):
             name = names[(turn + k) % len(names)]
             call, count = providers[name], repeats[name]
-            call()  # its own data back into the caches, as in a loop of its own
+            time.sleep(PAUSE_SECONDS)
+            for _ in range(1 + count // 4):
+                call()
             start = time.perf_counter()
             for _ in range(count):
                 call()

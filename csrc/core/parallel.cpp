@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -17,7 +18,10 @@ namespace fastopt {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr int kSpins = 4000;  // about 50 us of pause instructions, then the worker sleeps
+constexpr int kSpins = 4000;  // some 50 us of pause instructions
+// A worker that has spun for nothing gives way to others on its CPU for this long, and then sleeps: waking it
+// takes 100 us and more on a virtual machine, and the steps of a training loop are closer than that.
+constexpr std::chrono::microseconds kYield{1000};
 
 void pause() {
 #if defined(__x86_64__)
@@ -48,6 +52,7 @@ class Pool {
  public:
   void run(Index count, int threads, Task task, void* context) {
     grow(threads - 1);
+    leave_cpu_of_caller();
     task_ = task;
     context_ = context;
     participants_ = threads;
@@ -83,12 +88,27 @@ class Pool {
     while (workers_ < workers) {
       const int id = workers_ + 1;
       try {
-        std::thread([this, id, seen = epoch_.load()] { serve(id, seen); }).detach();
+        std::thread worker([this, id, seen = epoch_.load()] { serve(id, seen); });
+        handles_[workers_] = worker.native_handle();
+        worker.detach();
       } catch (const std::system_error&) {
         return;
       }
       workers_ = id;
     }
+  }
+
+  // The scheduler at times wakes a worker on the caller's own CPU and leaves it there for milliseconds, where
+  // it only takes the caller's time. Workers may run on any other CPU that the caller may use.
+  void leave_cpu_of_caller() {
+    const int cpu = sched_getcpu();
+    if (cpu == avoided_cpu_ && placed_ == workers_) return;
+    avoided_cpu_ = cpu;
+    placed_ = workers_;
+    cpu_set_t allowed;
+    if (cpu < 0 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+    CPU_CLR(std::size_t(cpu), &allowed);
+    for (int w = 0; w < workers_; ++w) pthread_setaffinity_np(handles_[w], sizeof allowed, &allowed);
   }
 
   void work(int self) {
@@ -105,6 +125,9 @@ class Pool {
   void serve(int id, std::uint64_t seen) {
     for (;;) {
       for (int spin = 0; spin < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spin) pause();
+      const auto patience = std::chrono::steady_clock::now() + kYield;
+      while (epoch_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < patience)
+        std::this_thread::yield();
       if (epoch_.load() == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);
@@ -130,6 +153,8 @@ class Pool {
   int participants_ = 1;
   Range ranges_[kMaxThreads];
   int workers_ = 0;
+  pthread_t handles_[kMaxThreads] = {};
+  int avoided_cpu_ = -1, placed_ = 0;  // the CPU that the first placed_ workers keep off
   std::atomic<std::uint64_t> epoch_{0};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;

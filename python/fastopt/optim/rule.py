@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from fastopt import _core
-from fastopt._arrays import Array, as_view
+from fastopt._arrays import Array, as_view, zeros_together
 from fastopt.optim.base import FRACTION, NDARRAY_ONLY, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.ema import swapped
 
@@ -343,35 +343,45 @@ class RuleOptimizer(Optimizer):
             index = [i for i, g in enumerate(groups) if kinds[g] == kind]
             if not index:
                 continue
-            states = [
-                [self._state_array(i, name, self.initial(self.param_groups[groups[i]])) for i in index]
-                for name in RULES[rule]["states"]
-            ]
-            emas = [self._state_array(i, "ema", None) for i in index] if average else None
+            names = list(RULES[rule]["states"])
+            self._allocate(index, [*names, "ema"] if average else names)
+            states = [[self._state_array(i, name) for i in index] for name in names]
+            emas = [self._state_array(i, "ema") for i in index] if average else None
             native = _core.StepPlan(rule, [self._dense[i].array for i in index], states, emas)
             plan = _Plan(rule, native, index, len(index) == len(groups))
             plan.assign(self._row_of)
             plans.append(plan)
         return plans
 
-    def _state_array(self, i: int, name: str, fill: float | None) -> Array:
-        """Return array `name` of parameter i in the kernels' layout; without `fill`, new as the weights."""
-        dense = self._dense[i]
-        old = self._state[i].get(name)
-        if old is not None:
-            arranged = dense.arrange(old)
-            if np.may_share_memory(arranged, old):
-                return arranged
+    def _allocate(self, index: list[int], names: list[str]) -> None:
+        """Make the state arrays that parameters lack, those of C-contiguous parameters in one piece."""
+        lacking = [(i, name) for name in names for i in index if name not in self._state[i]]
+        together = [(i, name) for i, name in lacking if self._dense[i].plain]
+        arrays = zeros_together(
+            [self._dense[i].source.shape for i, _ in together], [self._state_dtype(i) for i, _ in together]
+        )
+        made = dict(zip(together, arrays, strict=True))
+        for i, name in lacking:
+            new = made[i, name] if (i, name) in made else self._zeros(i)
+            if name == "ema":
+                new[...] = self._dense[i].source
+            elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group]):
+                new.fill(start)
+            self._state[i][name] = new
+
+    def _zeros(self, i: int) -> Array:
+        dense, dtype = self._dense[i], self._state_dtype(i)
         p = dense.source
-        dtype = self._state_dtype(i)
-        # Fresh pages of zeros cost nothing until they are touched.
-        new = np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
-        if old is not None:
-            new[...] = old
-        elif fill is None:
-            new[...] = p
-        elif fill:
-            new.fill(fill)
+        return np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+
+    def _state_array(self, i: int, name: str) -> Array:
+        """Return state array `name` of parameter i in the kernels' layout, laid out anew where it has another."""
+        dense, array = self._dense[i], self._state[i][name]
+        arranged = dense.arrange(array)
+        if np.may_share_memory(arranged, array) or not array.size:
+            return arranged
+        new = self._zeros(i)
+        new[...] = array
         self._state[i][name] = new
         return dense.arrange(new)
 
@@ -406,9 +416,7 @@ class RuleOptimizer(Optimizer):
         row = self._rows[self._row_of[i]]
         scalars = row.scalars
         if self.eager_state:
-            group = self.param_groups[row.group]
-            for name in RULES[self.rule(group)]["states"]:
-                self._state_array(i, name, self.initial(group))
+            self._allocate([i], list(RULES[self.rule(self.param_groups[row.group])]["states"]))
         started = self.eager_state or scalars["step"] > 0
         entry: dict[str, Any] = {}
         if started and self.saves_scalars:
