@@ -18,10 +18,14 @@ struct StepChunk {
   Index n;
 };
 using StepKernel = void (*)(const StepChunk& chunk, const double* coefs);
-struct StepKernels {
-  StepKernel at[kDTypes][2];  // [storage][with average]
+struct StorageKernels {
+  StepKernel at[2][2];  // [with average][clipped by value or with an L1 penalty]
 };
-inline constexpr int kCommonCoefs = 7;  // grad_scale clip_value l1 l2 lr decay ema_decay
+struct StepKernels {
+  StorageKernels at[kDTypes];  // [storage]
+};
+inline constexpr int kClipValue = 1, kL1 = 2,
+                     kCommonCoefs = 7;  // grad_scale clip_value l1 l2 lr decay ema_decay
 
 // One chunk of a reduction, in the monoid's 16 lanes; chunk results are merged in chunk order by the caller.
 enum class Monoid : std::uint8_t { sum, abs_sum, sum_squares, abs_max };

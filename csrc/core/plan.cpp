@@ -46,7 +46,9 @@ void StepPlan::step(const void* const* grads, const double* coefs, Index width, 
     for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], chunk.begin, state_dtype(dtype));
     piece.ema = at(tensor.ema, chunk.begin, state_dtype(dtype));
     piece.n = chunk.end - chunk.begin;
-    kernel.at[int(dtype)][tensor.ema != nullptr](piece, coefs + (rows ? rows[chunk.tensor] : 0) * width);
+    const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
+    const bool bounded = !std::isinf(row[kClipValue]) || row[kL1] != 0.0;
+    kernel.at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
   });
 }
 
