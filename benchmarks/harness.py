@@ -40,7 +40,7 @@ class Row:
 
 
 def interleave(
-    providers: Mapping[str, Callable[[], object]], rounds: int = 25, sample_seconds: float = 2e-3
+    providers: Mapping[str, Callable[[], object]], rounds: int = 25, sample_seconds: float = 1e-2
 ) -> dict[str, np.ndarray]:
     """Time each provider once a round, in turns, and return its seconds per call for every round.
 

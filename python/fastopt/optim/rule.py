@@ -17,6 +17,7 @@ from fastopt.optim.ema import swapped
 
 RULES = _core.rules()
 _COMMON_COEFS = 7
+_SMALL = 2**20  # bytes of a parameter whose state shares memory with others'; a larger one fills pages itself
 
 
 class Common(TypedDict, total=False):
@@ -354,9 +355,11 @@ class RuleOptimizer(Optimizer):
         return plans
 
     def _allocate(self, index: list[int], names: list[str]) -> None:
-        """Make the state arrays that parameters lack, those of C-contiguous parameters in one piece."""
+        """Make the state arrays that parameters lack, those of small C-contiguous parameters in one piece."""
         lacking = [(i, name) for name in names for i in index if name not in self._state[i]]
-        together = [(i, name) for i, name in lacking if self._dense[i].plain]
+        together = [
+            (i, name) for i, name in lacking if self._dense[i].plain and self._dense[i].source.nbytes < _SMALL
+        ]
         arrays = zeros_together(
             [self._dense[i].source.shape for i, _ in together], [self._state_dtype(i) for i, _ in together]
         )
