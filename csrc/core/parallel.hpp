@@ -1,4 +1,4 @@
-// The thread pool: one parallel region at a time over a list of tasks, spin then sleep, fork-safe.
+// The thread pool: one parallel region at a time over a list of tasks, spin, yield, then sleep; fork-safe.
 // No OpenMP runtime: none is shipped, none can clash with the one of torch or scikit-learn.
 #pragma once
 
