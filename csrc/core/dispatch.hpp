@@ -116,6 +116,50 @@ struct RowKernels {
   double (*nll)(const CrossEntropyArgs& args, Index begin_row, Index end_row);
 };
 
+// Element (i, j) of a matrix operand lies at data + i row + j col; strides in elements, of any sign.
+struct Operand {
+  const void* data;
+  Index row, col;
+};
+
+// What becomes of a finished piece of an m x n product, in this order. Other m x n arrays are C-contiguous.
+// The default leaves it as it is.
+struct Epilogue {
+  const void* bias = nullptr;   // n values, added to each row
+  void* kept_input = nullptr;   // receives what the activation sees
+  int activation = -1;          // formula; negative: none
+  void* kept_output = nullptr;  // receives what the activation returns, before dropout
+  bool dropout = false;         // of element i n + j by its word of the Philox stream (seed, offset)
+  std::uint64_t seed = 0, offset = 0;
+  std::uint32_t last_kept = 0;
+  double kept_scale = 1.0;  // of the elements that stay
+  int gradient = -1;        // formula: times its derivative at x or y; negative: none
+  const void *x = nullptr, *y = nullptr;
+  const double* params = nullptr;  // of the activation or the gradient
+  const void* residual = nullptr;  // c = residual + residual_scale c
+  double residual_scale = 1.0;
+};
+
+// C = epilogue(A B + beta C), A: m x k, B: k x n, C: m x n with rows of contiguous elements c_row apart.
+struct GemmArgs {
+  Index m, n, k;
+  Operand a, b;
+  void* c;
+  Index c_row;
+  double beta = 0.0;  // 0: C is not read
+  bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float32; float only
+  Epilogue epilogue = {};
+};
+struct GemmKernels {
+  // Rows [begin_row, end_row) and columns [begin_col, end_col) of C. begin_col is a multiple of `columns`.
+  // scratch: scratch_bytes, 64-byte aligned, of the calling thread. Sums over k are taken in an order that
+  // depends on m, n, k and the strides alone, so no cut of C changes a bit.
+  void (*run)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
+              void* scratch);
+  Index rows, columns;  // of the register tile: cuts at their multiples waste nothing
+  Index scratch_bytes;
+};
+
 using MathKernel = void (*)(const void* x, void* y, Index n);
 struct MathKernels {
   MathKernel at[kComputeTypes];
@@ -128,6 +172,7 @@ struct KernelTable {
   const SumKernels* sums;                 // [compute type]
   const RowKernels* rows;                 // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
+  const GemmKernels* gemm;                // [compute type]
   const MathKernels* math;                // [function of math.hpp], for the accuracy tests
 };
 

@@ -1,10 +1,10 @@
 // The elementwise driver: activations with their bias, gradients, dropout, axpy. Blocks of narrower storage
 // are staged as float, so that a formula's loop exists for float and double only.
 #include "core/dispatch.hpp"
+#include "cpu/apply.hpp"
 #include "cpu/storage.hpp"
 #include "cpu/table.hpp"
 #include "formulas/philox.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -73,34 +73,6 @@ FO_HD void deliver(const Compute<S>* staged, S* y, Index n) {
 }
 
 template <class T>
-using Value = void (*)(const T* x, T* y, Index n, const double* params);
-template <class T>
-using Grad = void (*)(const T* dy, const T* x, const T* y, T* dx, Index n, const double* params);
-
-template <template <class> class F, class T>
-void value(const T* x, T* y, Index n, const double* params) {
-  const F<T> f(params);
-  FO_INDEPENDENT
-  for (Index i = 0; i < n; ++i) y[i] = f.value(x[i]);
-}
-
-template <template <class> class F, class T>
-void grad(const T* dy, const T* x, const T* y, T* dx, Index n, const double* params) {
-  const F<T> f(params);
-  FO_INDEPENDENT
-  for (Index i = 0; i < n; ++i)
-    dx[i] = dy[i] * f.grad(F<T>::grad_needs_x ? x[i] : T(0), F<T>::grad_needs_y ? y[i] : T(0));
-}
-
-template <class List, class T>
-struct Table;
-template <template <class> class... F, class T>
-struct Table<Formulas<F...>, T> {
-  static constexpr Value<T> values[] = {value<F, T>...};
-  static constexpr Grad<T> grads[] = {grad<F, T>...};
-};
-
-template <class T>
 FO_HD void add(const T* x, const T* y, T* sum, Index n) {
   FO_INDEPENDENT
   for (Index i = 0; i < n; ++i) sum[i] = x[i] + y[i];
@@ -135,7 +107,7 @@ class Bias {
 template <class S>
 void activation(const ActivationArgs& args, Index begin, Index end) {
   using T = Compute<S>;
-  const Value<T> formula = args.formula < 0 ? nullptr : Table<Activations, T>::values[args.formula];
+  const Value<T> formula = args.formula < 0 ? nullptr : ActivationLoops<Activations, T>::values[args.formula];
   const S* x = static_cast<const S*>(args.x);
   S* y = static_cast<S*>(args.y);
   Bias<S> bias(args.bias, args.columns);
@@ -158,7 +130,7 @@ void activation(const ActivationArgs& args, Index begin, Index end) {
 template <class S>
 void activation_grad(const ActivationGradArgs& args, Index begin, Index end) {
   using T = Compute<S>;
-  const Grad<T> formula = Table<Activations, T>::grads[args.formula];
+  const Grad<T> formula = ActivationLoops<Activations, T>::grads[args.formula];
   const S *dy = static_cast<const S*>(args.dy), *x = static_cast<const S*>(args.x);
   const S* y = static_cast<const S*>(args.y);
   S* dx = static_cast<S*>(args.dx);

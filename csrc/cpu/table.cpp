@@ -14,6 +14,7 @@ KernelTable kernel_table() {
       .sums = sum_table(),
       .rows = row_table(),
       .elementwise = elementwise_table(),
+      .gemm = gemm_table(),
       .math = math_table(),
   };
 }

@@ -11,6 +11,7 @@ const ReduceKernels* reduce_table();
 const SumKernels* sum_table();
 const RowKernels* row_table();
 const ElementwiseKernels* elementwise_table();
+const GemmKernels* gemm_table();
 const MathKernels* math_table();
 
 }  // namespace FASTOPT_ISA
