@@ -159,7 +159,7 @@ FLOORS = [
     {"operations", "functional"},
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},
-    {"data", "checkpoint"},
+    {"data", "checkpoint", "_reading"},
     {"_train", "program", "sklearn"},
     {"cli"},
     {"__main__", "__init__"},
