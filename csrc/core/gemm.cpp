@@ -55,10 +55,18 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   return tasks;
 }
 
+void run_gemm(DType dtype, const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
+              Index end_col) {
+  const KernelTable& table = kernels();
+  const GemmKernels& kernel = table.gemm[int(dtype)];
+  const GemmKernel run = !args.bf16 ? kernel.run : table.bf16_pairs ? table.bf16_pairs : kernel.run_bf16;
+  run(args, begin_row, end_row, begin_col, end_col, gemm_scratch());
+}
+
 void run_gemm_task(DType dtype, const GemmArgs& args, const GemmTasks& tasks, Index task) {
   const Index row = task % tasks.row_blocks * tasks.rows, column = task / tasks.row_blocks * tasks.columns;
-  kernels().gemm[int(dtype)].run(args, row, std::min(row + tasks.rows, args.m), column,
-                                 std::min(column + tasks.columns, args.n), gemm_scratch());
+  run_gemm(dtype, args, row, std::min(row + tasks.rows, args.m), column,
+           std::min(column + tasks.columns, args.n));
 }
 
 void gemm(DType dtype, const GemmArgs& args) {
