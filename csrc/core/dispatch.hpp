@@ -153,8 +153,7 @@ struct GemmArgs {
 using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
                             Index end_col, void* scratch);
 struct GemmKernels {
-  // Rows [begin_row, end_row) and columns [begin_col, end_col) of C. begin_col is a multiple of `columns`.
-  // scratch: scratch_bytes, 64-byte aligned, of the calling thread. Sums over k are taken in an order that
+  // Rows [begin_row, end_row) and columns [begin_col, end_col) of C.   // scratch: scratch_bytes, 64-byte aligned, of the calling thread. Sums over k are taken in an order that
   // depends on m, n, k and the strides alone, so no cut of C changes a bit.
   GemmKernel run;
   GemmKernel run_bf16;  // A and B rounded to bfloat16, sums in float; null for double

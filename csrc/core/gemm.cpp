@@ -38,7 +38,9 @@ void* gemm_scratch() {
 
 GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];
-  const Index panels = cuts_of(args.n, kernel.columns), tiles = cuts_of(args.m, kernel.rows);
+  // Where there are few panels, half ones are cut: a register tile of one vector is still a good one.
+  const Index unit = args.n < 4 * threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
+  const Index panels = cuts_of(args.n, unit), tiles = cuts_of(args.m, kernel.rows);
   // Several tasks a thread, so that a late thread delays nobody, but none that is not worth handing over.
   const double work = double(args.m) * double(args.n) * double(args.k);
   const Index wanted = threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, 4 * threads) : 1;
@@ -49,7 +51,7 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const Index row_cuts = std::min(tiles, cuts_of(wanted, std::max<Index>(column_cuts, 1)));
   GemmTasks tasks;
   tasks.rows = cuts_of(tiles, std::max<Index>(row_cuts, 1)) * kernel.rows;
-  tasks.columns = cuts_of(panels, std::max<Index>(column_cuts, 1)) * kernel.columns;
+  tasks.columns = cuts_of(panels, std::max<Index>(column_cuts, 1)) * unit;
   tasks.row_blocks = tiles ? cuts_of(args.m, tasks.rows) : 0;
   tasks.count = panels ? tasks.row_blocks * cuts_of(args.n, tasks.columns) : 0;
   return tasks;

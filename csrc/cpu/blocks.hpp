@@ -20,6 +20,8 @@ constexpr Index kBlockRows = 252;  // a multiple of both kTileRows
 template <class T>
 constexpr Index kPanel = 2 * Simd<T>::size;
 constexpr Index kPanelsTogether = 8;
+// Of one or two rows a tile is wider, so that enough sums are under way at once.
+constexpr int kWideTile = 4, kWideRows = kVectorRegisters == 32 ? 2 : 1;
 
 FO_HD Index at_most(Index n, Index limit) { return n < limit ? n : limit; }
 FO_HD Index blocks_of(Index n, Index size) { return n > size ? (n + size - 1) / size : 1; }
@@ -78,7 +80,7 @@ struct Product {
     for (Index j = 0; j < cols; j += N) Arithmetic::convert(to + j * depth, d, N);
   }
 
-  // One panel of columns, `at` from the block's first, by a block of rows.
+  // One panel of columns, or several of a B that lies as it is, `at` from the block's first, by a block of rows.
   void multiply(Index row, Index rows, Index col, Index at, Index cols, Index p, Index d) const {
     constexpr Index N = kPanel<T>;
     TileArgs<T> tile{};
@@ -102,7 +104,9 @@ struct Product {
       const Index height = at_most(kTileRows, rows - i);
       tile.a = pack_a ? packed_a + i * depth : a(row + i, p);
       tile.c = c(row + i, col);
-      if (cols <= N / 2) {
+      if (cols == kWideTile * N) {
+        run_tile<T, 2 * kWideTile, false, kWideRows, Arithmetic>(height, tile);
+      } else if (cols <= N / 2) {
         if (tile.a_row == 1) {
           run_tile<T, 1, true, kTileRows, Arithmetic>(height, tile);
         } else {
@@ -132,6 +136,7 @@ void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begi
   const bool pack_b = Arithmetic::packs || args.b.col != 1 || height > 160 ||
                       (height > 2 * kTileRows && crowds_cache<T>(args.b.row));
   const Product<Arithmetic> product{args, packed_b + depth * kWidth, packed_b, depth, pack_a, pack_b};
+  const bool wide = !pack_b && height <= kWideRows;
   // Rows are cut evenly, in whole tiles.
   const Index tiles = (height + kTileRows - 1) / kTileRows, cuts = blocks_of(tiles, kBlockRows / kTileRows);
   const Index block_rows = (tiles + cuts - 1) / cuts * kTileRows;
@@ -142,8 +147,10 @@ void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begi
       for (Index row = begin_row; row < end_row; row += block_rows) {
         const Index rows = at_most(block_rows, end_row - row);
         if (product.pack_a) product.fill_a(row, rows, p, d);
-        for (Index col = left; col < right; col += N) {
-          const Index at = col - left, cols = at_most(N, right - col), group = kPanelsTogether * N;
+        Index cols = 0;
+        for (Index col = left; col < right; col += cols) {
+          const Index at = col - left, group = kPanelsTogether * N;
+          cols = wide && right - col >= kWideTile * N ? kWideTile * N : at_most(N, right - col);
           if (row == begin_row && (product.pack_b ? at % group == 0 : col == whole))
             product.fill_b(col, product.pack_b ? at_most(group, right - col) : cols, at, p, d);
           product.multiply(row, rows, col, at, cols, p, d);
