@@ -160,6 +160,7 @@ FLOORS = [
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},
     {"data", "checkpoint", "_reading"},
+    {"_stepping"},
     {"_train", "program", "sklearn"},
     {"cli"},
     {"__main__", "__init__"},

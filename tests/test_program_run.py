@@ -193,6 +193,26 @@ def test_every_schedule(name, every):
         assert_same(*results)
 
 
+def test_a_schedule_may_turn_a_rule_into_another():
+    x, y = data()
+    results = []
+    for compiled in (True, False):
+        step = make("SGD", lr=0.1, momentum=0.9, dropout=0.0)
+        scheduler = lr_scheduler.CyclicLR(step.optimizer, 0.01, 0.3, step_size_up=3, base_momentum=0.0)
+        rules = set()
+        if compiled:
+            losses = step.run(x, y, 8, epochs=4, scheduler=scheduler)
+        else:
+            losses = []
+            for xb, yb in [batch for _ in range(4) for batch in DataLoader(x, y, 8)]:
+                losses.append(step(xb, yb))
+                rules.add(step.optimizer.rule(step.optimizer.param_groups[0]))
+                scheduler.step()
+            assert rules == {"sgd", "momentum"}
+        results.append([losses, *left(step)])
+    assert_same(*results)
+
+
 def test_schedules_are_checked():
     x, y = data()
     step, other = make(), make()

@@ -342,20 +342,19 @@ const double* Program::row_of(const ProgramParameter& p, const double* coefs) co
 void Program::run_weight_task(const Task& task, Index rows, const double* coefs) {
   const Layer& layer = layers_[std::size_t(task.layer)];
   const ProgramParameter& weight = layer.weight;
-  const GemmKernels& kernel = kernels().gemm[int(dtype_)];
   GemmArgs args{layer.out,   layer.in, rows, {layer.gradient, 1, layer.out}, {layer.input, layer.in, 1},
                 weight.grad, layer.in};
   args.bf16 = bf16_;
   args.beta = weight.use > 0 ? 1.0 : 0.0;
   if (weight.grad) {
-    kernel.run(args, task.begin_row, task.end_row, task.begin_col, task.end_col, gemm_scratch());
+    run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
     return;
   }
   const Index width = task.end_col - task.begin_col, height = task.end_row - task.begin_row;
   char* const piece = piece_room.reserve(height * width * item_);
   args.c_row = width;
   args.c = piece - (task.begin_row * width + task.begin_col) * item_;
-  kernel.run(args, task.begin_row, task.end_row, task.begin_col, task.end_col, gemm_scratch());
+  run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
   const StepPlan& plan = *plans_[std::size_t(weight.plan)].plan;
   const double* const row = row_of(weight, coefs);
   // Whole rows lie side by side in the weight too.

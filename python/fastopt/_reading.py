@@ -18,6 +18,11 @@ Array = npt.NDArray[Any]
 _SOFT: dict[Any, str] = {nn.Softmax.forward: "softmax", nn.LogSoftmax.forward: "log_softmax"}
 
 
+def key_of(a: Array) -> tuple[int, tuple[int, ...]]:
+    """What tells one parameter's memory from another's."""
+    return a.__array_interface__["data"][0], a.shape
+
+
 @dataclass
 class Layer:
     """One layer: a kind, for linear layers with the activation and dropout that follow."""
@@ -61,9 +66,9 @@ class Model:
         return [layer.dropout for layer in self.layers if layer.dropout is not None]
 
     def uses(self) -> Counter[Any]:
-        """How many layers use each parameter, by address and shape."""
+        """How many layers use each parameter, by its `key_of`."""
         both = [p.data for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
-        return Counter([(a.__array_interface__["data"][0], a.shape) for a in both])
+        return Counter([key_of(a) for a in both])
 
     def check_arrays(self) -> None:
         """Refuse parameters that the kernels cannot use in place."""

@@ -7,19 +7,17 @@ import operator
 import threading
 import time
 from collections.abc import Callable
-from operator import is_not
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _core, _random, nn
-from fastopt._arrays import zeros_together
+from fastopt import nn
 from fastopt._reading import read_loss, read_model
+from fastopt._stepping import Block, Stepping
 from fastopt.data import DataLoader, as_rows
 from fastopt.optim.base import Optimizer
 from fastopt.optim.lr_scheduler import ReduceLROnPlateau
-from fastopt.optim.rule import RuleOptimizer
 
 Array = npt.NDArray[Any]
 
@@ -133,24 +131,17 @@ class CompiledStep:
             raise ValueError(f"compile: precision must be None or 'bf16', got {precision!r}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self._batch_size = batch_size
-        self._fuse = fuse_update
         self._read = read_model(model)
         self._dtype = self._read.dtype
-        self._bf16 = precision == "bf16"
-        if self._bf16 and self._dtype != np.float32:
+        if precision == "bf16" and self._dtype != np.float32:
             raise TypeError(f"compile: precision 'bf16' is for float32, the model is {self._dtype}")
         self._in, self._out = self._read.layers[0].width_in, self._read.layers[-1].width_out
         self._loss = read_loss(loss_fn, self._out, self._dtype)
-        self._rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+        self._stepping = Stepping(
+            self._read, self._loss, optimizer, fuse_update, precision == "bf16", batch_size
+        )
+        self._factors: dict[Any, Array] = {}
         self._lock = threading.RLock()
-        self._native: _core.Program | None = None
-        self._bound: list[Any] | None = None  # what the native program was made for
-        self._factors: dict[Any, Array | None] = {}
-        self._place()
-        if fuse_update is True:
-            self._fusable(True)
-        if batch_size is not None:
-            self._inference().reserve(batch_size)
 
     def __repr__(self) -> str:
         parts = (type(self.loss_fn).__name__, type(self.optimizer).__name__)
@@ -180,11 +171,12 @@ class CompiledStep:
         """
         with self._lock:
             data = self._data("step", x, y)
+            n = len(data.x)
             factors = self._loss_factors("step", data.shape)
-            if self._rule:
-                block = _Block("step", data, factors, None, 0, len(data.x), len(data.x), 1)
-                return float(self._steps(block, None)[0])
-            return self._closure_step("step", data, factors)
+            block = Block("step", data.x, data.target, None, 0, n, n, 1, *factors)
+            if self._stepping.rule:
+                return float(self._stepping.steps(block)[0])
+            return self._stepping.closure_step(block)
 
     def run(
         self,
@@ -261,18 +253,18 @@ class CompiledStep:
             order = loader.order(epoch)
             first = done
             while (at := done - first) < length:
-                steps = min(steps, length - at) if self._rule else 1
-                block = _Block("run", data, factors, order, at * batch, n, batch, steps)
+                steps = min(steps, length - at)
                 began = time.perf_counter()
-                if self._rule:
-                    losses[done : done + steps] = self._steps(block, each_step)
+                block = Block("run", data.x, data.target, order, at * batch, n, batch, steps, *factors)
+                if self._stepping.rule:
+                    taken = self._stepping.steps(block, each_step)
                 else:
-                    losses[done] = self._batch_step(block)
-                    if each_step is not None:
-                        each_step.step()
-                done += steps
+                    taken = self._closure_steps(block, each_step)
+                losses[done : done + len(taken)] = taken
+                done += len(taken)
                 seconds = max(time.perf_counter() - began, 1e-6)
-                steps = max(1, min(_BLOCK_STEPS, 8 * steps, int(_BLOCK_SECONDS * steps / seconds)))
+                limit = int(_BLOCK_SECONDS * len(taken) / seconds)
+                steps = max(1, min(_BLOCK_STEPS, 8 * len(taken), limit))
                 ended = done - first == length
                 mean = float(losses[first:done].mean()) if callback or ended else 0.0
                 if ended and scheduler is not None and every == "epoch":
@@ -281,6 +273,19 @@ class CompiledStep:
                     progress = Progress(epoch + ended, epochs, done, epochs * length, mean)
                     if callback(progress) is False:
                         return losses[:done]
+        return losses
+
+    def _closure_steps(self, block: Block, scheduler: Any) -> npt.NDArray[np.float64]:
+        """The same for an optimizer that evaluates the model itself: one step after the other."""
+        losses = np.empty(block.steps)
+        for k in range(block.steps):
+            rows = slice(block.begin + k * block.batch, block.begin + (k + 1) * block.batch)
+            index: Any = rows if block.order is None else block.order[rows]
+            x, target = block.x[index], block.target[index]
+            part = block._replace(x=x, target=target, order=None, begin=0, end=len(x), batch=len(x), steps=1)
+            losses[k] = self._stepping.closure_step(part)
+            if scheduler is not None:
+                scheduler.step()
         return losses
 
     def _check_run(self, epochs: int, scheduler: Any, every: str) -> None:
@@ -312,8 +317,8 @@ class CompiledStep:
         with self._lock:
             if batch_size is not None and operator.index(batch_size) < 1:
                 raise ValueError(f"predict: batch_size must be at least 1, got {batch_size}")
-            a, shape = self._samples("predict", as_rows(x, "predict: x"))
-            native = self._inference()
+            a, shape = self._samples("predict", _rows(x, "predict: x"))
+            native = self._stepping.inference()
             rows = math.prod(shape[:-1])
             each = batch_size or max(self._batch_size or 0, _PREDICT_ROWS)
             return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
@@ -346,8 +351,8 @@ class CompiledStep:
         return _dense(x, self._dtype), (*shape[:-1], self._out)
 
     def _data(self, call: str, x: Any, y: Any) -> _Data:
-        a, shape = self._samples(call, as_rows(x, f"{call}: x"))
-        t = as_rows(y, f"{call}: target")
+        a, shape = self._samples(call, _rows(x, f"{call}: x"))
+        t = _rows(y, f"{call}: target")
         if self._loss.classes and t.dtype.kind in "iu":
             if len(shape) != 2:
                 raise ValueError(
@@ -358,7 +363,7 @@ class CompiledStep:
                     f"{call}: target has shape {t.shape}, expected one class for each row, {shape[:-1]}"
                 )
             classes = _dense(t, np.dtype(np.int64))
-            self._inference().check_classes(call, classes)
+            self._stepping.inference().check_classes(call, classes)
             return _Data(a, classes, shape)
         if self._loss.kind == "nll" or t.dtype.kind not in "biuf" or (self._loss.classes and t.dtype == bool):
             kinds = "classes (integers)" if self._loss.kind == "nll" else "numbers"
@@ -380,6 +385,8 @@ class CompiledStep:
 
     def _loss_factors(self, call: str, shape: tuple[int, ...]) -> tuple[Array | None, Array | None]:
         """The loss's weight and pos_weight for each element of a batch's output."""
+        if self._loss.weight is None and self._loss.pos_weight is None:
+            return None, None
         return (
             self._factor(call, "weight", self._loss.weight, shape),
             self._factor(call, "pos_weight", self._loss.pos_weight, shape),
@@ -399,257 +406,9 @@ class CompiledStep:
             self._factors[name] = known
         return known
 
-    # Binding --------------------------------------------------------------------------------------------
 
-    def _place(self) -> None:
-        """Find the optimizer's parameters among the model's, and those to train."""
-        optimizer = self.optimizer
-        known = {_key(p.data): p for p in self._read.parameters}
-        sources = [dense.source for dense in optimizer._dense]
-        for i, source in enumerate(sources):
-            if _key(source) not in known:
-                raise ValueError(
-                    f"compile: the optimizer's {optimizer._label(i)} is not a parameter of the model"
-                )
-        self._flags = [p.requires_grad for p in self._read.parameters]
-        given = [known[_key(source)].requires_grad for source in sources]
-        if not any(given):
-            raise ValueError("compile: no parameter of the optimizer requires grad")
-        self._trained = {_key(s): i for i, (s, g) in enumerate(zip(sources, given, strict=True)) if g}
-        self._given = None if all(given) else np.array(given)
-
-    def _fusable(self, required: bool = False) -> bool:
-        """Whether updates may be fused; where that is required, an error that says why not."""
-        reason = ""
-        if not self._rule:
-            reason = f"{type(self.optimizer).__name__} is no rule optimizer"
-        elif getattr(self.optimizer, "max_norm", None) is not None:
-            reason = "max_norm needs all gradients before the first update"
-        if reason and required:
-            raise ValueError(f"compile: fuse_update is True, but {reason}")
-        return not reason and self._fuse is not False
-
-    def _inference(self) -> _core.Program:
-        """A native program that can predict: the bound one, or one without updates."""
-        if self._native is None or self._arrays_moved():
-            self._bound = None
-            self._arrays = [p.data for p in self._read.parameters]
-            self._native = self._make(lambda array, use: None, [])
-        return self._native
-
-    def _arrays_moved(self) -> bool:
-        return any(map(is_not, self._arrays, [p.data for p in self._read.parameters]))
-
-    def _bind(self, plans: list[Any]) -> _core.Program:
-        """The native program for these plans, made anew where anything it was made for has changed."""
-        moved = self._native is None or self._arrays_moved()
-        if moved or self._flags != [p.requires_grad for p in self._read.parameters]:
-            self._read.check_arrays()
-            self._place()
-            self._bound = None
-        fusable = self._fusable(self._fuse is True)
-        wanted: list[Any] = [fusable]
-        for plan in plans:
-            wanted += (plan.native, plan.rows)
-        bound = self._bound
-        if self._native is not None and bound is not None and len(bound) == len(wanted):
-            if not any(map(is_not, bound, wanted)):
-                return self._native
-        where = {i: (n, t) for n, plan in enumerate(plans) for t, i in enumerate(plan.index)}
-        self._arrays = [p.data for p in self._read.parameters]
-        counts = self._read.uses()
-        stored = [
-            (k, a)
-            for k, a in {_key(a): a for a in self._arrays}.items()
-            if k in self._trained and (not fusable or counts[k] > 1)
-        ]
-        made = zeros_together([a.shape for _, a in stored], [a.dtype for _, a in stored])
-        grads = {k: g for (k, _), g in zip(stored, made, strict=True)}
-        self._grads = [grads.get(_key(dense.source)) for dense in self.optimizer._dense]
-
-        def describe(array: Array, use: int) -> tuple[Array | None, int, int, int] | None:
-            key = _key(array)
-            if key not in self._trained:
-                return None
-            plan, tensor = where[self._trained[key]] if plans else (-1, 0)
-            return grads.get(key), plan, tensor, use
-
-        self._native = self._make(describe, plans)
-        self._bound = wanted
-        return self._native
-
-    def _make(self, describe: Callable[[Array, int], Any], plans: list[Any]) -> _core.Program:
-        seen: dict[Any, int] = {}
-
-        def parameter(p: nn.Parameter | None) -> Any:
-            if p is None:
-                return None
-            use = seen[_key(p.data)] = seen.get(_key(p.data), -1) + 1
-            grad, plan, tensor, use = describe(p.data, use) or (None, -1, 0, use)
-            return p.data, grad, plan, tensor, use
-
-        layers = [
-            (
-                layer.kind,
-                layer.width_in,
-                layer.width_out,
-                parameter(layer.weight),
-                parameter(layer.bias),
-                layer.activation,
-                layer.params,
-                layer.dropout is not None,
-            )
-            for layer in self._read.layers
-        ]
-        loss = self._loss
-        native = _core.Program(
-            self._dtype.name,
-            self._bf16,
-            layers,
-            (loss.kind, loss.params, loss.reduction, loss.class_weight, loss.ignore_index, loss.smoothing),
-            [(plan.native, len(plan.rows), plan.sets) for plan in plans],
-        )
-        if self._batch_size is not None:
-            native.reserve(self._batch_size)
-        return native
-
-    def _rates(self) -> list[float]:
-        """The probability of each dropout as it is now; 0 outside training."""
-        rates = [m.p if m.training else 0.0 for m in self._read.dropouts]
-        for p in rates:
-            if not 0 <= p <= 1:
-                raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-        return rates
-
-    # Updates --------------------------------------------------------------------------------------------
-
-    def _steps(self, block: _Block, scheduler: Any) -> npt.NDArray[np.float64]:
-        """Run a block of steps natively, with the coefficients of all of them worked out before.
-
-        Whatever happens on the way, step counts and the schedule end where the updates do.
-        """
-        optimizer = self.optimizer
-        assert isinstance(optimizer, RuleOptimizer)
-        optimizer._require_weights()
-        if optimizer._movable:
-            optimizer._follow()
-        rates = self._rates()
-        plans = optimizer._refresh()
-        active = None if self._given is None else optimizer._split(self._given)
-        native = self._bind(plans)
-        max_norm = optimizer.max_norm
-        rows = optimizer._rows
-        numbers = [[row.scalars for row in rows]]
-        schedule = None if scheduler is None else _Schedule(scheduler, optimizer)
-        before = native.steps
-        table = []
-        try:
-            for _ in range(block.steps):
-                for row, s in optimizer._advance(plans, active, 1.0):
-                    row.scalars = s
-                table.append(np.concatenate([plan.coefs.ravel() for plan in plans]))
-                numbers.append([row.scalars for row in rows])
-                if schedule is not None:
-                    schedule.step()
-            masks = sum([rate > 0 for rate in rates])
-            seed, offset = _random.next_dropout(block.steps * masks) if masks else (0, 0)
-            losses, norm = block.run(
-                native, rates, seed, offset, np.concatenate(table), math.inf if max_norm is None else max_norm
-            )
-            optimizer.grad_norm = None if max_norm is None else norm
-            return losses
-        finally:
-            done = native.steps - before
-            for row, s in zip(rows, numbers[min(done, len(numbers) - 1)], strict=True):
-                row.scalars = s
-            if schedule is not None and done < schedule.steps:
-                schedule.back_to(done)
-
-    def _closure_step(self, call: str, data: _Data, factors: tuple[Array | None, Array | None]) -> float:
-        """A step of an optimizer that evaluates the model itself."""
-        native = self._bind([])
-        rates = self._rates()
-        block = _Block(call, data, factors, None, 0, len(data.x), len(data.x), 1)
-
-        def closure() -> tuple[float, list[Array | None]]:
-            masks = sum([rate > 0 for rate in rates])
-            seed, offset = _random.next_dropout(masks) if masks else (0, 0)
-            losses, _ = block.run(native, rates, seed, offset, np.empty(0), math.inf)
-            return float(losses[0]), self._grads
-
-        step: Any = self.optimizer.step  # type: ignore[attr-defined]
-        return float(step(closure))
-
-    def _batch_step(self, block: _Block) -> float:
-        data, rows = block.data, slice(block.begin, block.begin + block.batch)
-        index: Any = rows if block.order is None else block.order[rows]
-        part = _Data(data.x[index], data.target[index], data.shape)
-        return self._closure_step(block.call, part, block.factors)
-
-
-class _Block(NamedTuple):
-    """Steps of one native call: samples from `begin` on, in batches of `batch`, in the order given."""
-
-    call: str
-    data: _Data
-    factors: tuple[Array | None, Array | None]
-    order: npt.NDArray[np.int64] | None
-    begin: int
-    end: int
-    batch: int
-    steps: int
-
-    def run(
-        self,
-        native: _core.Program,
-        rates: list[float],
-        seed: int,
-        offset: int,
-        coefs: npt.NDArray[np.float64],
-        max_norm: float,
-    ) -> tuple[npt.NDArray[np.float64], float]:
-        return native.run(
-            self.call,
-            self.data.x,
-            self.data.target,
-            self.order,
-            self.begin,
-            self.end,
-            self.batch,
-            self.steps,
-            *self.factors,
-            rates,
-            seed,
-            offset,
-            coefs,
-            max_norm,
-        )
-
-
-class _Schedule:
-    """A scheduler that runs ahead of the steps, and can be taken back to where they are."""
-
-    def __init__(self, scheduler: Any, optimizer: Optimizer) -> None:
-        self._scheduler, self._optimizer = scheduler, optimizer
-        self._state = scheduler.state_dict()
-        self._groups = [dict(group) for group in optimizer.param_groups]
-        self.steps = 0
-
-    def step(self) -> None:
-        self.steps += 1
-        self._scheduler.step()
-
-    def back_to(self, steps: int) -> None:
-        self._scheduler.load_state_dict(self._state)
-        for group, saved in zip(self._optimizer.param_groups, self._groups, strict=True):
-            group.update(saved)
-        for _ in range(steps):
-            self._scheduler.step()
-
-
-def _key(a: Array) -> tuple[int, tuple[int, ...]]:
-    """What tells one parameter's memory from another's."""
-    return a.__array_interface__["data"][0], a.shape
+def _rows(x: Any, name: str) -> Array:
+    return x if type(x) is np.ndarray else as_rows(x, name)
 
 
 def _dense(a: Array, dtype: np.dtype[Any]) -> Array:
