@@ -4,81 +4,20 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <iterator>
 #include <utility>
 #include <vector>
 
 #include "bindings/arrays.hpp"
+#include "bindings/formulas.hpp"
 #include "bindings/modules.hpp"
+#include "core/column_sums.hpp"
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
 #include "formulas/monoids.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 namespace {
-
-struct FormulaInfo {
-  const char* name;
-  Names params;
-  bool grad_needs_x = true, grad_needs_y = false;
-};
-
-template <class List>
-struct Infos;
-template <template <class> class... F>
-struct Infos<Formulas<F...>> {
-  template <template <class> class G>
-  static constexpr FormulaInfo info() {
-    if constexpr (requires { G<double>::grad_needs_x; }) {
-      return {G<double>::name, G<double>::params, G<double>::grad_needs_x, G<double>::grad_needs_y};
-    } else {
-      return {G<double>::name, G<double>::params};
-    }
-  }
-  static constexpr FormulaInfo at[] = {info<F>()...};
-};
-constexpr auto& kActivations = Infos<Activations>::at;
-constexpr auto& kLosses = Infos<Losses>::at;
-
-// One formula chosen by name, with its parameters.
-struct Chosen {
-  int index;
-  const FormulaInfo& info;
-  double params[Names::kMax] = {};
-};
-
-template <class InfoList>
-Chosen choose(const char* kind, const InfoList& infos, const std::string& name, const py::tuple& params) {
-  std::string known;
-  for (int f = 0; f < int(std::size(infos)); ++f) {
-    const FormulaInfo& info = infos[f];
-    if (name != info.name) {
-      known += std::string(f ? ", " : "") + info.name;
-      continue;
-    }
-    if (int(params.size()) != info.params.size)
-      throw py::type_error(name + ": params has " + std::to_string(params.size()) + " entries, expected " +
-                           std::to_string(info.params.size));
-    Chosen chosen{f, info};
-    for (int i = 0; i < info.params.size; ++i) chosen.params[i] = params[std::size_t(i)].cast<double>();
-    return chosen;
-  }
-  throw py::value_error(std::string(kind) + ": name is '" + name + "', expected one of " + known);
-}
-
-template <class InfoList>
-py::dict describe(const InfoList& infos) {
-  py::dict result;
-  for (const FormulaInfo& info : infos) {
-    py::tuple params(info.params.size);
-    for (int i = 0; i < info.params.size; ++i) params[std::size_t(i)] = py::str(info.params.at[i]);
-    result[info.name] = py::make_tuple(params, info.grad_needs_x, info.grad_needs_y);
-  }
-  return result;
-}
 
 // An array that goes with `x`: same dtype and shape.
 ArrayView like(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name) {
@@ -94,11 +33,6 @@ ArrayView output_like(py::handle object, const ArgName& name, const ArrayView& x
   require_dense(view, name, true);
   require_apart(view, name, x, x_name, true);
   return view;
-}
-
-void require_computed(const ArrayView& x, const ArgName& name) {
-  if (int(x.dtype) >= kComputeTypes)
-    throw py::type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");
 }
 
 Index pieces(Index n, Index chunk) { return (n + chunk - 1) / chunk; }
@@ -192,8 +126,8 @@ void dropout(const py::object& x_, double p, std::uint64_t seed, std::uint64_t f
     std::memset(y.data, 0, std::size_t(y.size * item_bytes(y.dtype)));
     return;
   }
-  const double keep = 1.0 - p, kept_words = std::max(std::floor(keep * 0x1p32), 1.0);
-  const DropoutArgs args{x.data, y.data, seed, first, std::uint32_t(kept_words - 1.0), 1.0 / keep};
+  const Kept kept(p);
+  const DropoutArgs args{x.data, y.data, seed, first, kept.last, kept.scale};
   const auto kernel = kernels().elementwise[int(x.dtype)].dropout;
   for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
 }
@@ -232,9 +166,7 @@ void store(const ArrayView& out, Index element, double value) {
   }
 }
 
-// A task sums some rows of some columns; the sums of the row blocks are then added in order.
 void bias_grad(const py::object& dy_, const py::object& out_) {
-  constexpr Index kColumns = 512;
   const ArgName dy_name{"bias_grad", "dy"}, out_name{"bias_grad", "out"};
   const ArrayView dy = dense_input(dy_, dy_name), out = dense_output(out_, out_name);
   require_computed(dy, dy_name);
@@ -244,23 +176,8 @@ void bias_grad(const py::object& dy_, const py::object& out_) {
                           shape_text(dy));
   require_apart(out, out_name, dy, dy_name, false);
   const Index columns = out.size, rows = columns ? dy.size / columns : 0;
-  if (columns == 0) return;
-  const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
-  const Index height = std::max<Index>(2 * kChunk / width, 1),
-              blocks = std::max<Index>(pieces(rows, height), 1);
-  std::vector<double> sums(std::size_t(blocks * columns));
-  const auto kernel = kernels().sums[int(dy.dtype)].column_sums;
-  for_chunks(blocks * tiles, 1, dy.size, [&](Index task, Index) {
-    const Index block = task / tiles, first = task % tiles * width;
-    const ColumnSumArgs args{dy.data, columns, first, std::min(columns, first + width),
-                             sums.data() + block * columns};
-    kernel(args, block * height, std::min(rows, (block + 1) * height));
-  });
-  for (Index c = 0; c < columns; ++c) {
-    double total = 0.0;
-    for (Index block = 0; block < blocks; ++block) total += sums[std::size_t(block * columns + c)];
-    store(out, c, total);
-  }
+  const py::gil_scoped_release release;
+  column_sums(dy.dtype, dy.data, rows, columns, out.data, false);
 }
 
 // The output of a loss, made by the caller for it: one entry, or one for each element or row.

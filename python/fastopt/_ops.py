@@ -126,9 +126,7 @@ def dropout(x: Array, p: float, seed: int, offset: int, out: Array | None = None
     """
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-    for argument, value in (("seed", seed), ("offset", offset)):
-        if not 0 <= value < _MAX_SEED:
-            raise ValueError(f"dropout: {argument} must be in [0, 2**64), got {value}")
+    _check_seed("dropout", seed, offset)
     x = _dense(x, "dropout", "x")
     y = _room(out, x, "dropout")
     _core.dropout(x, p, seed, offset, y)
@@ -490,6 +488,12 @@ def _check_probabilities(x: Array, argument: str) -> None:
     index = np.unravel_index(np.flatnonzero(~((x >= 0) & (x <= 1)))[0], x.shape)
     place = f"{argument}[{', '.join(map(str, index))}]" if index else argument
     raise ValueError(f"bce: {place} is {x[index]}, expected a probability in [0, 1]")
+
+
+def _check_seed(call: str, seed: int, offset: int) -> None:
+    for argument, value in (("seed", seed), ("offset", offset)):
+        if not 0 <= value < _MAX_SEED:
+            raise ValueError(f"{call}: {argument} must be in [0, 2**64), got {value}")
 
 
 def _checked(name: str, params: Params) -> tuple[float, ...]:
