@@ -38,7 +38,9 @@ void* gemm_scratch() {
 
 GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];
-  const Index panels = cuts_of(args.n, kernel.columns), tiles = cuts_of(args.m, kernel.rows);
+  // Where there are few panels, half ones are cut: a register tile of one vector is still a good one.
+  const Index unit = args.n < 4 * threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
+  const Index panels = cuts_of(args.n, unit), tiles = cuts_of(args.m, kernel.rows);
   // Several tasks a thread, so that a late thread delays nobody, but none that is not worth handing over.
   const double work = double(args.m) * double(args.n) * double(args.k);
   const Index wanted = threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, 4 * threads) : 1;
@@ -49,16 +51,24 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const Index row_cuts = std::min(tiles, cuts_of(wanted, std::max<Index>(column_cuts, 1)));
   GemmTasks tasks;
   tasks.rows = cuts_of(tiles, std::max<Index>(row_cuts, 1)) * kernel.rows;
-  tasks.columns = cuts_of(panels, std::max<Index>(column_cuts, 1)) * kernel.columns;
+  tasks.columns = cuts_of(panels, std::max<Index>(column_cuts, 1)) * unit;
   tasks.row_blocks = tiles ? cuts_of(args.m, tasks.rows) : 0;
   tasks.count = panels ? tasks.row_blocks * cuts_of(args.n, tasks.columns) : 0;
   return tasks;
 }
 
+void run_gemm(DType dtype, const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
+              Index end_col) {
+  const KernelTable& table = kernels();
+  const GemmKernels& kernel = table.gemm[int(dtype)];
+  const GemmKernel run = !args.bf16 ? kernel.run : table.bf16_pairs ? table.bf16_pairs : kernel.run_bf16;
+  run(args, begin_row, end_row, begin_col, end_col, gemm_scratch());
+}
+
 void run_gemm_task(DType dtype, const GemmArgs& args, const GemmTasks& tasks, Index task) {
   const Index row = task % tasks.row_blocks * tasks.rows, column = task / tasks.row_blocks * tasks.columns;
-  kernels().gemm[int(dtype)].run(args, row, std::min(row + tasks.rows, args.m), column,
-                                 std::min(column + tasks.columns, args.n), gemm_scratch());
+  run_gemm(dtype, args, row, std::min(row + tasks.rows, args.m), column,
+           std::min(column + tasks.columns, args.n));
 }
 
 void gemm(DType dtype, const GemmArgs& args) {

@@ -26,7 +26,7 @@ struct TileArgs {
   T beta;                // 0: C is not read
 };
 
-template <class T, int Rows, int Vectors, bool UnitRow>
+template <class T, int Rows, int Vectors, bool UnitRow, class Arithmetic>
 static void tile(const TileArgs<T>& args) {
   constexpr int W = Simd<T>::size;
   const T *a = args.a, *b = args.b;
@@ -50,7 +50,7 @@ static void tile(const TileArgs<T>& args) {
     for (int i = 0; i < Rows; ++i) {
       const Vector<T> x = broadcast(a[i * a_row]);
       FO_UNROLL
-      for (int j = 0; j < Vectors; ++j) sum[i][j] = fma(x, v[j], sum[i][j]);
+      for (int j = 0; j < Vectors; ++j) sum[i][j] = Arithmetic::add_product(x, v[j], sum[i][j]);
     }
     a += a_col;
     b += b_row;
@@ -84,13 +84,13 @@ static void tile(const TileArgs<T>& args) {
 }
 
 // A tile of 1 ... Rows rows, by recursion over the number.
-template <class T, int Vectors, bool UnitRow, int Rows>
+template <class T, int Vectors, bool UnitRow, int Rows, class Arithmetic>
 FO_HD void run_tile(Index rows, const TileArgs<T>& args) {
   if constexpr (Rows == 1) {
-    tile<T, 1, Vectors, UnitRow>(args);
+    tile<T, 1, Vectors, UnitRow, Arithmetic>(args);
   } else {
-    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow>(args);
-    run_tile<T, Vectors, UnitRow, Rows - 1>(rows, args);
+    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow, Arithmetic>(args);
+    run_tile<T, Vectors, UnitRow, Rows - 1, Arithmetic>(rows, args);
   }
 }
 

@@ -26,6 +26,7 @@ struct Simd {
   static constexpr int size = kVectorBytes / int(sizeof(T)), quarter = 16 / int(sizeof(T));
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  typedef Bits<T> Words __attribute__((vector_size(kVectorBytes)));
   typedef T Short __attribute__((vector_size(16)));
   typedef T ShortUnaligned __attribute__((vector_size(16), aligned(alignof(T)), may_alias));
 };
@@ -42,7 +43,7 @@ FO_HD void store_vector(T* p, Vector<T> v) {
 }
 template <class T>
 FO_HD Vector<T> broadcast(T x) {
-  return x - Vector<T>{};  // -0 stays -0
+  return Vector<T>(to_bits(x) - typename Simd<T>::Words{});  // in integers, which keep the bits of a NaN
 }
 
 // a b + c, with one rounding where the level has it.
