@@ -79,6 +79,7 @@ def linear(
     _check_layer(x, w, b, r)
     bf16 = _is_bf16("linear", precision, w)
     _check_dropout("linear", dropout, seed, offset)
+    needs_z, needs_y = _needs(activation, params)
     room = to_out(out)
     is_tensor = any(isinstance(v, Tensor) for v in (input, weight, bias, residual))
     if room is not None:
@@ -92,7 +93,8 @@ def linear(
     x, w = _wide(x.astype(dtype, copy=False)), _wide(w)
     mask = _mask(dropout if training else 0.0, seed, offset)
     takes = [needs_grad(v) for v in (input, weight, bias, residual)]
-    needs_z, needs_y = _ops.activation_needs(activation) if activation and any(takes[:3]) else (False, False)
+    if not any(takes[:3]):
+        needs_z = needs_y = False
     z = np.empty(shape, w.dtype) if needs_z else None
     # What the activation returns is the result itself where nothing comes after it.
     kept = np.empty(shape, w.dtype) if needs_y and (mask.p or r is not None) else None
@@ -262,6 +264,15 @@ def _mask(p: float, seed: int | None, offset: int | None) -> Dropout:
     if p == 0:
         return NO_DROPOUT
     return Dropout(p, *(_random.next_dropout() if seed is None or offset is None else (seed, offset)))
+
+
+def _needs(activation: str | None, params: tuple[float, ...]) -> tuple[bool, bool]:
+    """Return whether a backward pass reads z and y, of an activation whose parameters are checked."""
+    if not activation:
+        return False, False
+    needs = _ops.activation_needs(activation)
+    _ops._checked(activation, params)
+    return needs
 
 
 def _check_dropout(call: str, p: float, seed: int | None, offset: int | None) -> None:

@@ -501,8 +501,10 @@ def _checked(name: str, params: Params) -> tuple[float, ...]:
     if not params:
         return _DEFAULTS.get(name, ())
     values = tuple(float(value) for value in params)
-    names = (_ACTIVATIONS.get(name) or _LOSSES.get(name) or ((),))[0]
-    for argument, value in zip(names, values, strict=False):
+    names = (_ACTIVATIONS.get(name) or _LOSSES.get(name) or (values,))[0]
+    if len(values) != len(names):
+        raise TypeError(f"{name}: params has {len(values)} entries, expected {len(names)}")
+    for argument, value in zip(names, values, strict=True):
         if math.isnan(value) or (math.isinf(value) and argument != "threshold"):
             raise ValueError(f"{name}: {argument} must be finite, got {value}")
     if name == "softplus" and values[0] == 0:
