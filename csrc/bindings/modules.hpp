@@ -5,7 +5,8 @@
 
 namespace fastopt {
 
-void bind_step(pybind11::module_& m);     // step.cpp: StepPlan, rules
-void bind_kernels(pybind11::module_& m);  // kernels.cpp: activations, losses, reductions, rows
+void bind_step(pybind11::module_& m);      // step.cpp: StepPlan, rules
+void bind_kernels(pybind11::module_& m);   // kernels.cpp: activations, losses, reductions, rows
+void bind_ceilings(pybind11::module_& m);  // ceilings.cpp: copy, fma_peak
 
 }  // namespace fastopt

@@ -160,6 +160,13 @@ struct GemmKernels {
   Index scratch_bytes;
 };
 
+// What the machine does at best, for benchmarks to compare with.
+struct CeilingKernels {
+  void (*copy)(const float* x, float* y, Index n);  // past the caches
+  void (*multiply_add_chains)(float* sum);          // so many operations in registers:
+  double operations;                                // a multiply-add counts as two
+};
+
 using MathKernel = void (*)(const void* x, void* y, Index n);
 struct MathKernels {
   MathKernel at[kComputeTypes];
@@ -173,7 +180,8 @@ struct KernelTable {
   const RowKernels* rows;                 // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
   const GemmKernels* gemm;                // [compute type]
-  const MathKernels* math;                // [function of math.hpp], for the accuracy tests
+  const CeilingKernels* ceilings;
+  const MathKernels* math;  // [function of math.hpp], for the accuracy tests
 };
 
 // The table in use. set_isa returns false when the level is not built in or this CPU lacks it.

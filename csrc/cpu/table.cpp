@@ -15,6 +15,7 @@ KernelTable kernel_table() {
       .rows = row_table(),
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
+      .ceilings = ceiling_table(),
       .math = math_table(),
   };
 }
