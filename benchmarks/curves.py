@@ -1,0 +1,50 @@
+"""Cost against size: training steps over batch and width, Adam over the number of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import train
+from harness import Call, Case
+from peers import gather
+
+PEERS = ("torch", "jax")
+
+BATCHES = [1, 4, 16, 64, 256, 1024, 4096]
+WIDTHS = [16, 64, 256, 1024, 4096]
+PARAMETERS = [10**4, 10**5, 10**6, 10**7, 10**8, 3 * 10**8, 10**9]
+#: Arrays of a parameter: its gradient, and for each of the two or three providers itself and two moments.
+ARRAYS = 1 + 3 * 3
+
+
+def _adam(parameters: int, peers: Mapping[str, Any]) -> dict[str, Call]:
+    arrays = [np.full(parameters, 0.5, np.float32)]
+    grads = [np.full(parameters, 0.01, np.float32)]
+    return gather(peers, "adam", arrays, grads)
+
+
+def _size_of(number: int) -> str:
+    return f"{number:.0e}".replace("e+0", "e")
+
+
+CASES = [
+    *(train.case((784, 256, 10), b, op="batch", batches=4, compile=False) for b in BATCHES),
+    *(train.case((784, w, 10), 64, op="width", batches=8, compile=False) for w in WIDTHS),
+    *(
+        Case(
+            op="adam",
+            mode="step",
+            size=_size_of(n),
+            build=partial(_adam, n),
+            flops=12.0 * n,
+            nbytes=28.0 * n,
+            ceilings=("copy",),
+            memory=4.0 * n * ARRAYS if n >= 10**8 else 0.0,
+        )
+        for n in PARAMETERS
+    ),
+]
