@@ -17,34 +17,36 @@ PEERS = ("torch", "jax")
 BATCHES = [1, 4, 16, 64, 256, 1024, 4096]
 WIDTHS = [16, 64, 256, 1024, 4096]
 PARAMETERS = [10**4, 10**5, 10**6, 10**7, 10**8, 3 * 10**8, 10**9]
-#: Arrays of a parameter: its gradient, and for each of the two or three providers itself and two moments.
+#: From here on no peer fits into memory beside us.
+ALONE = 10**9
+#: Four bytes a parameter each: its gradient, and for each provider itself and two moments.
 ARRAYS = 1 + 3 * 3
+ARRAYS_ALONE = 1 + 3
 
 
 def _adam(parameters: int, peers: Mapping[str, Any]) -> dict[str, Call]:
+    peers = {} if parameters >= ALONE else peers
     arrays = [np.full(parameters, 0.5, np.float32)]
     grads = [np.full(parameters, 0.01, np.float32)]
     return gather(peers, "adam", arrays, grads)
 
 
-def _size_of(number: int) -> str:
-    return f"{number:.0e}".replace("e+0", "e")
+def adam(parameters: int) -> Case:
+    """One array of so many parameters."""
+    return Case(
+        op="adam",
+        mode="step",
+        size=f"{parameters:.0e}".replace("e+0", "e"),
+        build=partial(_adam, parameters),
+        flops=12.0 * parameters,
+        nbytes=28.0 * parameters,
+        calls=2,
+        memory=4.0 * parameters * (ARRAYS_ALONE if parameters >= ALONE else ARRAYS),
+    )
 
 
 CASES = [
     *(train.case((784, 256, 10), b, op="batch", batches=4, compile=False) for b in BATCHES),
     *(train.case((784, w, 10), 64, op="width", batches=8, compile=False) for w in WIDTHS),
-    *(
-        Case(
-            op="adam",
-            mode="step",
-            size=_size_of(n),
-            build=partial(_adam, n),
-            flops=12.0 * n,
-            nbytes=28.0 * n,
-            ceilings=("copy",),
-            memory=4.0 * n * ARRAYS if n >= 10**8 else 0.0,
-        )
-        for n in PARAMETERS
-    ),
+    *(adam(n) for n in PARAMETERS),
 ]

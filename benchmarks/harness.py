@@ -219,8 +219,12 @@ def interleave(
     return {name: np.array(values) for name, values in samples.items()}
 
 
+class Differs(Exception):
+    """A provider's result is not that of the others: its time would mean nothing."""
+
+
 def compare(case: Case, calls: Mapping[str, Call]) -> None:
-    """Make every provider do its work, and raise where one's result differs from the first's.
+    """Make every provider do its work, and raise Differs where one's result is not the first's.
 
     Those that do many units of work in a call are tested on their own, as they are ahead of the others.
     """
@@ -229,14 +233,17 @@ def compare(case: Case, calls: Mapping[str, Call]) -> None:
     for name, call in single.items() if case.calls else ():
         for _ in range(case.calls):
             result = call()
-        results[name] = [np.asarray(part, np.float64) for part in parts(result)]
+        results[name] = [np.array(part, np.float64) for part in parts(result)]
     first = next(iter(results), "")
     for name in list(results)[1:]:
         for ours, theirs in zip(results[first], results[name], strict=True):
+            where = f"{' '.join(case.key)}: {name}"
+            if ours.shape != theirs.shape:
+                raise Differs(f"{where} has shape {theirs.shape}, {first} has {ours.shape}")
             scale = max(float(np.abs(ours).max(initial=0.0)), 1e-30)
             error = float(np.abs(ours - theirs).max(initial=0.0)) / scale
-            if ours.shape != theirs.shape or not error <= case.tolerance:
-                raise AssertionError(f"{' '.join(case.key)}: {name} differs from {first} by {error:.1e}")
+            if not error <= case.tolerance:
+                raise Differs(f"{where} differs from {first} by {error:.1e}")
 
 
 def parts(result: Any) -> Sequence[Any]:
@@ -276,13 +283,21 @@ def _row(case: Case, provider: str, seconds: np.ndarray, work: float, unit: str,
 
 
 def run(cases: Iterable[Case], peers: Mapping[str, Any], rounds: int) -> Iterator[list[Row]]:
-    """Measure the cases one after the other, say how each comes out, and yield its rows."""
+    """Measure the cases one after the other, say how each comes out, and yield its rows.
+
+    A case whose providers disagree, or that needs more memory than there is, is named and left out.
+    """
     for case in cases:
         if case.memory > available_memory():
             print(f"{' '.join(case.key)}: left out, it needs {case.memory / 2**30:.0f} GiB", flush=True)
             continue
-        table = measure(case, peers, rounds)
-        gc.collect()
+        try:
+            table = measure(case, peers, rounds)
+        except Differs as error:
+            print(f"LEFT OUT: {error}", flush=True)
+            continue
+        finally:
+            gc.collect()
         for comparison in comparisons(table):
             print(comparison.text(case), flush=True)
         yield table

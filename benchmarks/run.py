@@ -48,7 +48,7 @@ def main() -> None:
     print(f"isa {fo._core.isa()}, threads {fo.get_num_threads()}, {args.rounds} rounds", flush=True)
     cases = [case for case in benchmark.CASES if args.only in " ".join(case.key)]
     table = [row for rows in harness.run(cases, peers, args.rounds) for row in rows]
-    print(f"{time.perf_counter() - start:.0f} s")
+    print(f"{len(table)} rows, {time.perf_counter() - start:.0f} s")
     if args.dry or not table:
         return
     if args.only:

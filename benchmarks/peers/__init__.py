@@ -14,13 +14,14 @@ from typing import Any
 NAMES = ("torch", "jax", "sklearn", "thinc", "numpy")
 
 
-def load(names: Iterable[str] = NAMES, threads: int = 1) -> dict[str, Any]:
+def load(names: Iterable[str] = NAMES, threads: int | None = None) -> dict[str, Any]:
     """Return the modules of those libraries that are installed; the others are named in a line each."""
     found = {}
     for name in names:
         try:
             found[name] = importlib.import_module(f"peers.with_{name}")
-            found[name].set_threads(threads)
+            if threads is not None:
+                found[name].set_threads(threads)
         except ImportError as error:
             print(f"{name}: left out, {error}", flush=True)
     return found

@@ -107,5 +107,11 @@ def train(net: Any) -> Calls:
 
 
 def adam(arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:
+    """The update in place; like the others it returns the beginning of the first array, for comparison."""
     step = fo.optim.Adam(arrays, lr=1e-3).step
-    return {"fastopt": lambda: step(grads)}
+
+    def call() -> np.ndarray:
+        step(grads)
+        return arrays[0][:1000]
+
+    return {"fastopt": call}

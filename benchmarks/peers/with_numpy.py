@@ -120,5 +120,11 @@ def train(net: Any) -> Calls:
 
 
 def adam(arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:
-    step = Adam(arrays, 1e-3).step
-    return {"numpy": lambda: step(grads)}
+    own = [a.copy() for a in arrays]
+    step = Adam(own, 1e-3).step
+
+    def call() -> np.ndarray:
+        step(grads)
+        return own[0][:1000]
+
+    return {"numpy": call}

@@ -30,9 +30,7 @@ def train(net: Any) -> Calls:
         made.set_param("b", b.copy())
         layers.append(made)
     model = chain(*layers)
-    optimizer = Adam(
-        net.lr, beta1=0.9, beta2=0.999, eps=1e-8, L2=0.0, grad_clip=0.0, use_averages=False
-    )
+    optimizer = Adam(net.lr, beta1=0.9, beta2=0.999, eps=1e-8, L2=0.0, grad_clip=0.0, use_averages=False)
     batch = len(net.xs[0])
     rows = np.arange(batch)
     batches = itertools.cycle(list(zip(net.xs, net.ys, strict=True)))
