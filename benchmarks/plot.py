@@ -54,6 +54,12 @@ def tidy(axis: Any) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def label_bars(axis: Any, bars: Any, labels: Sequence[str]) -> None:
+    """Write behind each bar, over whatever lines are there."""
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axis.bar_label(bars, labels, padding=3, fontsize=7.5, bbox=ground)
+
+
 def save(figure: Any, name: str) -> None:
     figure.savefig(harness.RESULTS / f"{name}.png", dpi=120)
     plt.close(figure)
@@ -71,9 +77,9 @@ def ratio_bars(groups: dict[str, list[tuple[str, float]]], label: str, name: str
         squeeze=False,
     )
     for axis, (title, bars) in zip(axes[0], groups.items(), strict=True):
-        axis.barh([b for b, _ in bars], [r for _, r in bars], color=BLUE)
+        drawn = axis.barh([b for b, _ in bars], [r for _, r in bars], color=BLUE)
         axis.axvline(1, color="black", linewidth=0.8)
-        axis.bar_label(axis.containers[0], fmt="%.2g", padding=2, fontsize=8)
+        label_bars(axis, drawn, [f"{r:.2f}" if r < 10 else f"{r:.0f}" for _, r in bars])
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.18)
         tidy(axis)
@@ -102,113 +108,129 @@ def _median(found: Sequence[Comparison], ceiling: str) -> float:
     return float(np.median([c.ceilings[ceiling].rate for c in found if ceiling in c.ceilings]))
 
 
+def spaced(positions: Sequence[float], gap: float) -> list[float]:
+    """Move neighbours apart until they are `gap` from each other; increasing positions stay so."""
+    moved = np.array(positions, float)
+    for _ in range(100):
+        for i in np.flatnonzero(np.diff(moved) < gap - 1e-9):
+            middle = (moved[i] + moved[i + 1]) / 2
+            moved[i], moved[i + 1] = middle - gap / 2, middle + gap / 2
+    return moved.tolist()
+
+
 def roofline(table: Sequence[Row]) -> None:
     """Achieved arithmetic of every linear case over its operations a byte, under the roofs of the same run.
 
-    The memory roof is that of arrays beyond the caches; smaller ones lie above it, below the cache's.
+    The memory roof is that of arrays beyond the caches; smaller ones may lie above it, below the cache's.
     """
     cases = tables.by_key(linear.CASES)
     found = [c for c in harness.comparisons(table) if c.key in cases and c.mine and c.best()]
+    found.sort(key=lambda c: cases[c.key].flops / cases[c.key].nbytes)
     peak, memory = _median(found, "fma"), _median(found, "copy")
-    cached = float(np.max([c.ceilings["stream"].rate for c in found]))
-    intensity = {c.key: cases[c.key].flops / cases[c.key].nbytes for c in found}
-    x = np.geomspace(min(intensity.values()) / 2, max(intensity.values()) * 2, 200)
-
-    figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    axis.loglog(x, np.minimum(peak, memory * x), color="black", linewidth=1.4)
-    axis.loglog(x, np.minimum(peak, cached * x), color=GREY, linewidth=1, linestyle="--")
-    axis.text(x[-1], peak * 1.06, f"multiply-adds: {peak:.0f} GFLOP/s", ha="right", fontsize=8)
-    for rate, text, tone in ((memory, "copy of memory", "black"), (cached, "stream in cache", GREY)):
-        at = peak / rate / 3.2
-        if at > x[0]:
-            axis.annotate(
-                f"{text}: {rate:.0f} GB/s",
-                (at, rate * at),
-                xytext=(-4, 5),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color=tone,
-            )
-    for mode, marker in (("forward", "o"), ("backward", "s")):
+    cached = max(c.ceilings["stream"].rate for c in found)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, sharex=True, layout="constrained")
+    x = np.geomspace(0.2, 700, 300)
+    for axis, mode in zip(axes, ("forward", "backward"), strict=True):
+        axis.loglog(
+            x, np.minimum(peak, memory * x), color="black", linewidth=1.4,
+            label=f"copy of memory {memory:.0f} GB/s, multiply-adds {peak:.0f} GFLOP/s",
+        )  # fmt: skip
+        axis.loglog(
+            x, np.minimum(peak, cached * x), color=GREY, linewidth=1.1, linestyle="--", zorder=1,
+            label=f"fastest stream in cache {cached:.0f} GB/s",
+        )  # fmt: skip
         chosen = [c for c in found if c.key[1] == mode]
-        at = [intensity[c.key] for c in chosen]
-        best = [c.best() for c in chosen]
-        mine = [c.mine.rate for c in chosen if c.mine]
-        theirs = [b.rate for b in best if b]
-        axis.vlines(at, mine, theirs, color=GREY, linewidth=0.8, zorder=2)
-        axis.scatter(
-            at,
-            theirs,
-            marker=marker,
-            s=34,
-            facecolor="white",
-            edgecolor=ORANGE,
-            zorder=3,
-            label=f"best peer, {mode}",
+        at = [cases[c.key].flops / cases[c.key].nbytes for c in chosen]
+        mine, theirs = (
+            [r.rate for c in chosen if (r := pick(c))] for pick in (lambda c: c.mine, Comparison.best)
         )
-        axis.scatter(at, mine, marker=marker, s=38, color=BLUE, zorder=4, label=f"fastopt, {mode}")
-    for c in found:
-        if c.key[1] == "forward" and c.mine:
-            best_rate = min(c.mine.rate, c.best().rate)  # type: ignore[union-attr]
-            axis.annotate(
-                c.key[2], (intensity[c.key], best_rate), xytext=(0, -8), textcoords="offset points",
-                ha="center", va="top", fontsize=7, color="#444444", rotation=0,
+        axis.vlines(at, mine, theirs, color=ORANGE, linewidth=0.8, zorder=2)
+        axis.scatter(
+            at, theirs, s=34, facecolor="white", edgecolor=ORANGE, zorder=3, label="best of torch and NumPy"
+        )
+        axis.scatter(at, mine, s=38, color=BLUE, zorder=4, label="fastopt")
+        bottom = min(r.rate for c in found for r in (c.mine, c.best()) if r) / 8
+        axis.vlines(at, bottom, np.minimum(mine, theirs), color="#dddddd", linewidth=0.8, zorder=0)
+        for place, c in zip(spaced(np.log10(at), 0.13), chosen, strict=True):
+            axis.text(
+                10**place, bottom * 1.1, c.key[2], rotation=90, ha="center", va="bottom", fontsize=7.5,
+                color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             )  # fmt: skip
-    axis.set_xlabel("operations a byte of arrays read and written once")
-    axis.set_ylabel("GFLOP/s")
-    axis.set_title("Linear layers with bias and ReLU (batch x out x in)", fontsize=11)
-    axis.grid(which="major", color="#e6e6e6", linewidth=0.6)
-    axis.legend(fontsize=8, loc="lower right", frameon=False)
-    tidy(axis)
+        axis.set_ylim(bottom, 1.6 * max(peak, *mine, *theirs))
+        axis.set_xlim(x[0], x[-1])
+        axis.set_title(f"linear + bias + ReLU, {mode} (batch x out x in)", fontsize=10)
+        tidy(axis)
+    axes[0].set_ylabel("GFLOP/s")
+    figure.supxlabel("operations a byte, each array read or written once", fontsize=9)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False
+    )
     save(figure, "roofline")
 
 
-def memory_bars(table: Sequence[Row], name: str, title: str) -> None:
-    """The rate of every memory-bound operation as a share of the copy's, ours and the best peer's."""
+def memory_bars(table: Sequence[Row], name: str, title: str, split: bool = False) -> None:
+    """The rate of every memory-bound operation as a share of the copy's, ours and the best peer's.
+
+    With `split` each mode has a panel of its own.
+    """
     found = [c for c in harness.comparisons(table) if c.mine]
-    modes = list(dict.fromkeys(c.key[1] for c in found))
-    longest = max(sum(c.key[1] == mode for c in found) for mode in modes)
+    panels: dict[str, list[Comparison]] = {}
+    for c in found:
+        panels.setdefault(c.key[1] if split else "", []).append(c)
+    longest = max(len(chosen) for chosen in panels.values())
     figure, axes = plt.subplots(
-        1, len(modes), figsize=(4.6 * len(modes), 0.42 * longest + 1.3), layout="constrained", squeeze=False
+        1,
+        len(panels),
+        figsize=(4.6 * len(panels) + (0 if split else 3.4), 0.46 * longest + 1.5),
+        layout="constrained",
+        squeeze=False,
     )
-    for axis, mode in zip(axes[0], modes, strict=True):
-        chosen = [c for c in found if c.key[1] == mode]
-        sizes = {c.key[2] for c in chosen}
-        labels = [c.key[0].split(".")[-1] + (f" {c.key[2]}" if len(sizes) > 1 else "") for c in chosen]
+    for axis, (mode, chosen) in zip(axes[0], panels.items(), strict=True):
+        labels = [c.key[0].split(".")[-1] + ("" if split else f" {c.key[2]}") for c in chosen]
         at = np.arange(len(chosen))
         best = [c.best() for c in chosen]
-        axis.barh(at - 0.2, [c.mine.share * 100 for c in chosen if c.mine], 0.38, color=BLUE, label="fastopt")
-        axis.barh(at + 0.2, [b.share * 100 if b else 0 for b in best], 0.38, color=ORANGE, label="best peer")
-        for bars in axis.containers:
-            axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
         axis.axvline(100, color="black", linewidth=0.8)
+        for shift, shares, tone, whose in (
+            (-0.2, [100 * c.mine.share if c.mine else 0.0 for c in chosen], BLUE, "fastopt"),
+            (0.2, [100 * b.share if b else 0.0 for b in best], ORANGE, "best peer"),
+        ):
+            bars = axis.barh(at + shift, shares, 0.38, color=tone, label=whose)
+            label_bars(axis, bars, [f"{share:.0f}" if share else "" for share in shares])
         axis.set_yticks(at, labels)
         axis.set_title(mode, fontsize=10)
-        axis.margins(x=0.1)
+        axis.set_xlim(0, max(112, axis.get_xlim()[1] * 1.05))
         axis.invert_yaxis()
         tidy(axis)
-    axes[0][-1].legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("% of the bandwidth of a copy, measured in the same rounds", fontsize=9)
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False
+    )
     save(figure, name)
 
 
 def train_bars(table: Sequence[Row]) -> None:
     """The time of a training step of every network, one panel each."""
     found = [c for c in harness.comparisons(table) if c.key[1] == "step"]
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(2.9 * len(found) + 1, 3.3), layout="constrained", sharey=True, squeeze=False
-    )
+    columns = min(3, len(found))
+    lines = -(-len(found) // columns)
     order = [p for p in NAMES if any(p in c.ours or p in c.peers for c in found)]
-    for axis, c in zip(axes[0], found, strict=True):
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(3.5 * columns + 1, (0.27 * len(order) + 0.8) * lines + 0.3),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    for axis, c in zip(axes.flat, found, strict=False):
         rows = {**c.ours, **c.peers}
         shown = [rows[p].p50 if p in rows else 0.0 for p in order]
         bars = axis.barh([NAMES[p] for p in order], shown, color=[colour(p) for p in order])
         base = c.mine.p50 if c.mine else 1.0
-        axis.bar_label(
-            bars, [f"{t:.0f}  ({t / base:.1f}x)" if t else "" for t in shown], padding=2, fontsize=7
-        )
+        label_bars(axis, bars, [f"{t:.0f}  ({t / base:.1f}x)" if t else "" for t in shown])
         axis.set_title(c.key[2], fontsize=10)
         axis.margins(x=0.42)
         axis.locator_params(axis="x", nbins=4)
@@ -274,9 +296,9 @@ def curve_lines(table: Sequence[Row]) -> None:
 FIGURES: dict[str, list[Callable[[Sequence[Row]], None]]] = {
     "optim": [optim_bars],
     "linear": [roofline, linear_bars],
-    "losses": [lambda table: memory_bars(table, "losses", "Losses with their gradients, and softmax")],
+    "losses": [lambda table: memory_bars(table, "losses", "Losses with their gradients, softmax")],
     "activations": [
-        lambda table: memory_bars(table, "activations", "Activations, 16M elements into an existing array")
+        lambda table: memory_bars(table, "activations", "Activations of 16M elements", split=True)
     ],
     "train": [train_bars],
     "curves": [curve_lines],

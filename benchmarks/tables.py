@@ -27,7 +27,7 @@ def footnote(table: Sequence[Row]) -> str:
     named = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     threads, isas = ({getattr(row, name) for row in table} for name in ("threads", "isa"))
     return (
-        f"\n{named}; {', '.join(map(str, sorted(threads)))} threads, instruction set {', '.join(sorted(isas))}, "
+        f"\n{named}; threads: {', '.join(map(str, sorted(threads)))}, instruction set {', '.join(sorted(isas))}, "
         "float32.\n"
     )
 

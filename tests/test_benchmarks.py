@@ -183,7 +183,7 @@ def test_train_table() -> None:
         "| 784-256-10 b64 | 50 / 40 | - | 100 | - | 150 / - | 500 / 400 | - | - "
         "| **2.00** (aim 2.5x torch/jax), 10.00 (aim 8x sklearn) | 10.00 (aim 8x sklearn) |"
     )
-    assert text.endswith("2 threads, instruction set v4, float32.\n")
+    assert text.endswith("threads: 2, instruction set v4, float32.\n")
     assert tables.render("linear") is None
 
 

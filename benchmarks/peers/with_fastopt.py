@@ -23,23 +23,14 @@ LOSSES = {
 }
 
 
-#: Whether linear takes arrays for its results.
-_OUT = "out" in inspect.signature(F.linear).parameters
-
-
 def linear_forward(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> Calls:
     y = np.zeros((len(x), len(w)), np.float32)
-    if not _OUT:
-        return {"fastopt": lambda: F.linear(x, w, b, activation="relu")}
     return {"fastopt": lambda: F.linear(x, w, b, activation="relu", out=y)}
 
 
 def linear_backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, y: np.ndarray) -> Calls:
-    out = np.zeros_like(x), np.zeros_like(w), np.zeros(len(w), np.float32)
-    if not _OUT:
-        dz = np.zeros_like(dy)
-        return {"fastopt": lambda: F.linear_backward(F.relu_grad(dy, y=y, out=dz), x, w)}
-    return {"fastopt": lambda: F.linear_backward(dy, x, w, activation="relu", y=y, out=out)}
+    out, dz = (np.zeros_like(x), np.zeros_like(w), np.zeros(len(w), np.float32)), np.zeros_like(dy)
+    return {"fastopt": lambda: F.linear_backward(dy, x, w, activation="relu", y=y, out=out, dz=dz)}
 
 
 def activation(name: str, x: np.ndarray) -> Calls:
@@ -92,18 +83,14 @@ def train(net: Any) -> Calls:
         optimizer.step()
         return float(loss.item())
 
-    calls: Calls = {"fastopt-eager": eager}
-    if hasattr(fo, "compile"):
-        step, run = fo.compile(*_network(net)), fo.compile(*_network(net))
-        own = itertools.cycle(list(zip(net.xs, net.ys, strict=True)))
-        x, y = np.concatenate(net.xs), np.concatenate(net.ys)
-        size = len(net.xs[0])
-        calls = {
-            "fastopt": lambda: step(*next(own)),
-            "fastopt-run": Many(lambda: run.run(x, y, batch_size=size, epochs=1, shuffle=False), len(net.xs)),
-            **calls,
-        }
-    return calls
+    step, run = fo.compile(*_network(net)), fo.compile(*_network(net))
+    own = itertools.cycle(list(zip(net.xs, net.ys, strict=True)))
+    x, y, size = np.concatenate(net.xs), np.concatenate(net.ys), len(net.xs[0])
+    return {
+        "fastopt": lambda: step(*next(own)),
+        "fastopt-run": Many(lambda: run.run(x, y, batch_size=size, epochs=1, shuffle=False), len(net.xs)),
+        "fastopt-eager": eager,
+    }
 
 
 def adam(arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:
