@@ -15,8 +15,9 @@ KernelTable kernel_table() {
       .rows = row_table(),
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
-      .ceilings = ceiling_table(),
+      .bf16_pairs = bf16_pairs(),
       .math = math_table(),
+      .ceilings = ceiling_table(),
   };
 }
 
