@@ -7,6 +7,8 @@
 
 namespace fastopt {
 
+void bind_ceilings(pybind11::module_& m);  // ceilings.cpp: what the machine does at best
+
 void bind_step(pybind11::module_& m);     // step.cpp: StepPlan, rules
 void bind_kernels(pybind11::module_& m);  // kernels.cpp: activations, losses, reductions, rows
 void bind_linear(pybind11::module_& m);   // linear.cpp: matrix products, linear layers
