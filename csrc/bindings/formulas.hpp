@@ -60,4 +60,15 @@ Chosen choose(const char* kind, const InfoList& infos, const std::string& name,
   throw pybind11::value_error(std::string(kind) + ": name is '" + name + "', expected one of " + known);
 }
 
+template <class InfoList>
+pybind11::dict describe(const InfoList& infos) {
+  pybind11::dict result;
+  for (const FormulaInfo& info : infos) {
+    pybind11::tuple params(info.params.size);
+    for (int i = 0; i < info.params.size; ++i) params[std::size_t(i)] = pybind11::str(info.params.at[i]);
+    result[info.name] = pybind11::make_tuple(params, info.grad_needs_x, info.grad_needs_y);
+  }
+  return result;
+}
+
 }  // namespace fastopt

@@ -12,23 +12,13 @@
 #include "bindings/formulas.hpp"
 #include "bindings/modules.hpp"
 #include "core/chunks.hpp"
+#include "core/column_sums.hpp"
 #include "core/dispatch.hpp"
 #include "core/dropout.hpp"
 #include "core/losses.hpp"
 
 namespace fastopt {
 namespace {
-
-template <class InfoList>
-py::dict describe(const InfoList& infos) {
-  py::dict result;
-  for (const FormulaInfo& info : infos) {
-    py::tuple params(info.params.size);
-    for (int i = 0; i < info.params.size; ++i) params[std::size_t(i)] = py::str(info.params.at[i]);
-    result[info.name] = py::make_tuple(params, info.grad_needs_x, info.grad_needs_y);
-  }
-  return result;
-}
 
 // An array that goes with `x`: same dtype and shape.
 ArrayView like(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name) {
@@ -44,11 +34,6 @@ ArrayView output_like(py::handle object, const ArgName& name, const ArrayView& x
   require_dense(view, name, true);
   require_apart(view, name, x, x_name, true);
   return view;
-}
-
-void require_computed(const ArrayView& x, const ArgName& name) {
-  if (int(x.dtype) >= kComputeTypes)
-    throw py::type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");
 }
 
 // f(begin, end) over [0, n) in chunks on the pool, without the GIL.
@@ -168,9 +153,7 @@ void store(const ArrayView& out, Index element, double value) {
   }
 }
 
-// A task sums some rows of some columns; the sums of the row blocks are then added in order.
 void bias_grad(const py::object& dy_, const py::object& out_) {
-  constexpr Index kColumns = 512;
   const ArgName dy_name{"bias_grad", "dy"}, out_name{"bias_grad", "out"};
   const ArrayView dy = dense_input(dy_, dy_name), out = dense_output(out_, out_name);
   require_computed(dy, dy_name);
@@ -180,23 +163,8 @@ void bias_grad(const py::object& dy_, const py::object& out_) {
                           shape_text(dy));
   require_apart(out, out_name, dy, dy_name, false);
   const Index columns = out.size, rows = columns ? dy.size / columns : 0;
-  if (columns == 0) return;
-  const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
-  const Index height = std::max<Index>(2 * kChunk / width, 1),
-              blocks = std::max<Index>(pieces(rows, height), 1);
-  std::vector<double> sums(std::size_t(blocks * columns));
-  const auto kernel = kernels().sums[int(dy.dtype)].column_sums;
-  for_chunks(blocks * tiles, 1, dy.size, [&](Index task, Index) {
-    const Index block = task / tiles, first = task % tiles * width;
-    const ColumnSumArgs args{dy.data, columns, first, std::min(columns, first + width),
-                             sums.data() + block * columns};
-    kernel(args, block * height, std::min(rows, (block + 1) * height));
-  });
-  for (Index c = 0; c < columns; ++c) {
-    double total = 0.0;
-    for (Index block = 0; block < blocks; ++block) total += sums[std::size_t(block * columns + c)];
-    store(out, c, total);
-  }
+  const py::gil_scoped_release release;
+  column_sums(dy.dtype, dy.data, rows, columns, out.data, false);
 }
 
 // The output of a loss, made by the caller for it: one entry, or one for each element or row.

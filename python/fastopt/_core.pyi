@@ -87,6 +87,8 @@ def activation_grad(
     out: _Array,
 ) -> None: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array) -> None: ...
+def copy(x: _Array, y: _Array) -> None: ...
+def fma_peak(tasks: int) -> float: ...
 def axpy(a: float, x: _Array, y: _Array) -> None: ...
 def sum(x: _Array) -> float: ...
 def abs_sum(x: _Array) -> float: ...
@@ -118,4 +120,53 @@ def cross_entropy(
     label_smoothing: float,
     reduction: str,
     log_probabilities: bool,
+) -> None: ...
+def matmul(x: _Array, y: _Array, out: _Array, beta: float, bf16: bool) -> None: ...
+def linear(
+    input: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    activation: str,
+    params: tuple[float, ...],
+    p: float,
+    seed: int,
+    offset: int,
+    residual: _Array | None,
+    residual_scale: float,
+    kept_input: _Array | None,
+    kept_output: _Array | None,
+    out: _Array,
+    bf16: bool,
+) -> None: ...
+def linear_dx(
+    dy: _Array,
+    w: _Array,
+    activation: str,
+    params: tuple[float, ...],
+    x: _Array | None,
+    y: _Array | None,
+    p: float,
+    seed: int,
+    offset: int,
+    out: _Array,
+    bf16: bool,
+) -> None: ...
+def linear_backward(
+    dy: _Array,
+    x: _Array | None,
+    w: _Array | None,
+    activation: str,
+    params: tuple[float, ...],
+    z: _Array | None,
+    y: _Array | None,
+    p: float,
+    seed: int,
+    offset: int,
+    scale: float,
+    dz: _Array | None,
+    dx: _Array | None,
+    dw: _Array | None,
+    db: _Array | None,
+    add: bool,
+    bf16: bool,
 ) -> None: ...
