@@ -513,7 +513,7 @@ def test_refused_layers(options: dict, error: type[Exception], message: str) -> 
         ({"dropout": 0.5}, TypeError, "dropout needs the seed and offset of the mask"),
         ({"dropout": -0.5}, ValueError, r"dropout must be in \[0, 1\], got -0.5"),
         ({"x": X[:1]}, ValueError, r"dy has shape \(2, 5\), x and w give \(1, 5\)"),
-        ({"x": X.astype(float)}, TypeError, "x is float64, w is float32"),
+        ({"x": X.astype(float)}, TypeError, "x is float64, dy is float32"),
         ({"activation": "gelu", "z": DY[:1]}, ValueError, r"z has shape \(1, 5\), expected \(2, 5\)"),
         ({"accumulate": True}, ValueError, "accumulate needs dw and db in out to add to"),
         ({"out": (None, None, B[:3])}, ValueError, r"db has shape \(3,\), expected shape \(5,\)"),

@@ -80,19 +80,18 @@ def linear(
     bf16 = _is_bf16("linear", precision, w)
     _check_dropout("linear", dropout, seed, offset)
     needs_z, needs_y = _needs(activation, params)
-    room = to_out(out)
+    own, dtype, shape = x.dtype, w.dtype, (*x.shape[:-1], w.shape[0])
     is_tensor = any(isinstance(v, Tensor) for v in (input, weight, bias, residual))
+    room = to_out(out)
     if room is not None:
         if is_tensor:
             raise TypeError("linear: out is for arrays, an argument is a Tensor")
-        _ops._check_out(
-            room, np.broadcast_to(np.empty((), w.dtype), (*x.shape[:-1], w.shape[0])), "linear", "out"
-        )
+        if dropout or dtype.itemsize == 2:  # before a mask is drawn; the native call checks it anyway
+            _ops._check_out(room, np.broadcast_to(np.empty((), dtype), shape), "linear", "out")
 
-    own, dtype, shape = x.dtype, w.dtype, (*x.shape[:-1], w.shape[0])
-    x, w = _wide(x.astype(dtype, copy=False)), _wide(w)
+    x, w = _wide(x if own == dtype else x.astype(dtype)), _wide(w)
     mask = _mask(dropout if training else 0.0, seed, offset)
-    takes = [needs_grad(v) for v in (input, weight, bias, residual)]
+    takes = [needs_grad(v) for v in (input, weight, bias, residual)] if is_tensor else [False] * 4
     if not any(takes[:3]):
         needs_z = needs_y = False
     z = np.empty(shape, w.dtype) if needs_z else None
@@ -112,7 +111,7 @@ def linear(
         out=room if dtype == w.dtype else None,
         bf16=bf16,
     )
-    result = _ops._deliver(y.astype(dtype, copy=False), room)
+    result = y if y.dtype == dtype else _ops._deliver(y.astype(dtype), room)
     if not any(takes):
         return wrap(result) if is_tensor else result
 
@@ -210,40 +209,67 @@ def linear_backward(
     _check_dropout("linear_backward", dropout, seed, offset)
     if dropout and seed is None:
         raise TypeError("linear_backward: dropout needs the seed and offset of the mask")
-    rooms = [to_out(a, name) for a, name in zip(out, ("dx", "dw", "db"), strict=True)]
-    if accumulate and any(needs[i] and rooms[i] is None for i in (1, 2)):
+    dx, dw, db = (to_out(a, name) for a, name in zip(out, ("dx", "dw", "db"), strict=True))
+    if accumulate and ((needs[1] and dw is None) or (needs[2] and db is None)):
         raise ValueError("linear_backward: accumulate needs dw and db in out to add to")
     if activation and y is None and z is not None and _ops.activation_needs(activation)[1]:
         y = _ops.activation(activation, z, params)
-    for name, a in (("dy", dy), ("x", x), ("z", z), ("y", y), *zip(("dx", "dw", "db"), rooms, strict=True)):
+    compute = _products.linear_backward if w.dtype.itemsize > 2 else _half_backward
+    return compute(
+        dy,
+        x,
+        w,
+        activation,
+        params,
+        z,
+        y,
+        dropout=_mask(dropout, seed, offset),
+        residual_scale=residual_scale,
+        needs=needs,
+        out=(dx, dw, db),
+        dz=to_out(dz, "dz"),
+        accumulate=accumulate,
+        bf16=bf16,
+    )
+
+
+def _half_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    activation: str | None,
+    params: tuple[float, ...],
+    z: Array | None,
+    y: Array | None,
+    *,
+    out: tuple[Array | None, Array | None, Array | None],
+    dz: Array | None,
+    **options: Any,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """`_products.linear_backward` of arrays of half precision, computed in float32."""
+    outputs = {"dx": out[0], "dw": out[1], "db": out[2], "dz": dz}
+    for name, a in {"dy": dy, "x": x, "z": z, "y": y, **outputs}.items():
         if a is not None and a.dtype != w.dtype:
             raise TypeError(f"linear_backward: {name} is {a.dtype}, w is {w.dtype}")
-    given = [*rooms, to_out(dz, "dz")]
-    for name, a in zip(("dx", "dw", "db", "dz"), given, strict=True):
-        if a is not None and not a.flags.writeable:
+        if a is not None and name in outputs and not a.flags.writeable:
             raise ValueError(f"linear_backward: {name} is read-only")
-    g = _wide(dy)
-    *wide, dz = [None if a is None else g if a is dy else _wide(a) for a in given]
+    wide = [None if a is None else _wide(a) for a in (*out, dz)]
     gradients = _products.linear_backward(
-        g,
+        _wide(dy),
         _wide(x),
         _wide(w),
         activation,
         params,
         None if z is None else _wide(z),
         None if y is None else _wide(y),
-        dropout=_mask(dropout, seed, offset),
-        residual_scale=residual_scale,
-        needs=needs,
         out=(wide[0], wide[1], wide[2]),
-        dz=dz,
-        accumulate=accumulate,
-        bf16=bf16,
+        dz=wide[3],
+        **options,
     )
-    for made, a in zip((*gradients, dz), given, strict=True):
-        if made is not None:
-            _ops._deliver(made, a)
-    dx, dw, db = (_fit(made, w.dtype) if a is None else a for made, a in zip(gradients, rooms, strict=True))
+    dx, dw, db, _ = (
+        None if made is None else made.astype(w.dtype) if a is None else _ops._deliver(made, a)
+        for made, a in zip((*gradients, wide[3]), outputs.values(), strict=True)
+    )
     return dx, dw, db
 
 
@@ -256,7 +282,7 @@ def _wide(a: Array) -> Array:
 
 
 def _fit(g: Array | None, dtype: np.dtype[Any]) -> Array | None:
-    return None if g is None else g.astype(dtype, copy=False)
+    return g if g is None or g.dtype == dtype else g.astype(dtype)
 
 
 def _mask(p: float, seed: int | None, offset: int | None) -> Dropout:
@@ -290,7 +316,7 @@ def _is_bf16(call: str, precision: str | None, w: Array) -> bool:
         raise ValueError(f"{call}: precision must be None or 'bf16', got {precision!r}")
     if precision and w.dtype == float64:
         raise ValueError(f"{call}: precision 'bf16' is for float32, weight is {w.dtype}")
-    return precision is not None or w.dtype.name == "bfloat16"
+    return precision is not None or (w.dtype.kind != "f" and w.dtype.name == "bfloat16")
 
 
 def _check_layer(x: Array, w: Array, b: Array | None, r: Array | None) -> None:

@@ -326,6 +326,8 @@ def _room(
 
 
 def _check_dropout(call: str, dropout: Dropout) -> None:
+    if dropout is NO_DROPOUT:
+        return
     if not 0.0 <= dropout.p <= 1.0:
         raise ValueError(f"{call}: dropout must be in [0, 1], got {dropout.p}")
     _check_seed(call, dropout.seed, dropout.offset)

@@ -34,6 +34,8 @@ def to_array(x: Any, name: str = "input") -> Array:
     """
     if isinstance(x, Tensor):
         return x._data
+    if type(x) is np.ndarray and x.dtype.kind == "f":
+        return x
     if isinstance(x, np.generic):
         x = np.asarray(x)
     if isinstance(x, (list, tuple, range, int, float)):
