@@ -46,6 +46,8 @@ def main() -> None:
     names = args.peers.split(",") if args.peers else benchmark.PEERS
     peers = load(names, fo.get_num_threads())
     print(f"isa {fo._core.isa()}, threads {fo.get_num_threads()}, {args.rounds} rounds", flush=True)
+    if (load_average := os.getloadavg()[0]) > 0.5:
+        print(f"load average {load_average:.1f}: others are running, and short calls gain by it", flush=True)
     cases = [case for case in benchmark.CASES if args.only in " ".join(case.key)]
     table = [row for rows in harness.run(cases, peers, args.rounds) for row in rows]
     print(f"{len(table)} rows, {time.perf_counter() - start:.0f} s")
