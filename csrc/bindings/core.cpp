@@ -79,4 +79,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       py::arg("seed"), py::arg("offset"), py::arg("n"), "The first n words of the counter-based generator.");
   bind_step(m);
   bind_kernels(m);
+  bind_linear(m);
+  bind_program(m);
 }
