@@ -36,6 +36,9 @@ struct Levels {
   void add(bool supported, const KernelTable& table) {
     if (!supported) return;
     tables[size] = table;
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("avx512bf16")) tables[size].bf16_pairs = nullptr;
+#endif
     names[size++] = table.isa;
   }
 

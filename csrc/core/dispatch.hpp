@@ -147,15 +147,17 @@ struct GemmArgs {
   void* c;
   Index c_row;
   double beta = 0.0;  // 0: C is not read
-  bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float32; float only
+  bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float; float only
   Epilogue epilogue = {};
 };
+using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
+                            Index end_col, void* scratch);
 struct GemmKernels {
-  // Rows [begin_row, end_row) and columns [begin_col, end_col) of C. begin_col is a multiple of `columns`.
-  // scratch: scratch_bytes, 64-byte aligned, of the calling thread. Sums over k are taken in an order that
-  // depends on m, n, k and the strides alone, so no cut of C changes a bit.
-  void (*run)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
-              void* scratch);
+  // Rows [begin_row, end_row) and columns [begin_col, end_col) of C. scratch: scratch_bytes,
+  // 64-byte aligned, of the calling thread. Sums over k are taken in an order that depends on m, n, k and the
+  // strides alone, so no cut of C changes a bit.
+  GemmKernel run;
+  GemmKernel run_bf16;  // A and B rounded to bfloat16, sums in float; null for double
   Index rows, columns;  // of the register tile: cuts at their multiples waste nothing
   Index scratch_bytes;
 };
@@ -173,6 +175,7 @@ struct KernelTable {
   const RowKernels* rows;                 // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
   const GemmKernels* gemm;                // [compute type]
+  GemmKernel bf16_pairs;                  // what to use as run_bf16; null where the CPU lacks it
   const MathKernels* math;                // [function of math.hpp], for the accuracy tests
 };
 

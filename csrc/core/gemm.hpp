@@ -13,6 +13,10 @@ struct GemmTasks {
 GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads);
 void run_gemm_task(DType dtype, const GemmArgs& args, const GemmTasks& tasks, Index task);
 
+// Rows [begin_row, end_row) and columns [begin_col, end_col) on the calling thread; see GemmKernels.
+void run_gemm(DType dtype, const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
+              Index end_col);
+
 // The whole product on the pool; small ones on the caller's thread.
 void gemm(DType dtype, const GemmArgs& args);
 

@@ -15,6 +15,7 @@ KernelTable kernel_table() {
       .rows = row_table(),
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
+      .bf16_pairs = bf16_pairs(),
       .math = math_table(),
   };
 }

@@ -14,5 +14,10 @@ const ElementwiseKernels* elementwise_table();
 const GemmKernels* gemm_table();
 const MathKernels* math_table();
 
+// GemmKernels::run_bf16; bf16_pairs returns the one that needs AVX512-BF16, null where the level has none.
+void run_bf16(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
+              void* scratch);
+GemmKernel bf16_pairs();
+
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

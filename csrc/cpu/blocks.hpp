@@ -1,0 +1,166 @@
+// The blocks of a matrix product: packed into panels that stay in cache, multiplied by register tiles.
+#pragma once
+
+#include "core/dispatch.hpp"
+#include "cpu/epilogue.hpp"
+#include "cpu/pack.hpp"
+#include "cpu/tile.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+namespace {  // gemm.cpp and gemm_bf16.cpp are compiled with other flags
+
+// Blocks: A's panels of a block fill half of a second-level cache of 1 MiB, B's two, which the third level
+// delivers fast enough as each is read once for kBlockRows rows.
+template <class T>
+constexpr Index kDepth = 2048 / Index(sizeof(T));
+template <class T>
+constexpr Index kBlockColumns = 4096 / Index(sizeof(T));
+constexpr Index kBlockRows = 252;  // a multiple of both kTileRows
+template <class T>
+constexpr Index kPanel = 2 * Simd<T>::size;
+constexpr Index kPanelsTogether = 8;
+// Of one or two rows a tile is wider, so that enough sums are under way at once.
+constexpr int kWideTile = 4, kWideRows = kVectorRegisters == 32 ? 2 : 1;
+
+FO_HD Index at_most(Index n, Index limit) { return n < limit ? n : limit; }
+FO_HD Index blocks_of(Index n, Index size) { return n > size ? (n + size - 1) / size : 1; }
+
+// Strides of whole multiples of 1 KiB map the rows of an operand to few sets of a cache.
+template <class T>
+FO_HD bool crowds_cache(Index stride) {
+  return stride * Index(sizeof(T)) % 1024 == 0;
+}
+
+// How the elements of packed panels are multiplied. `steps` of k share an element of a panel after `convert`.
+template <class T>
+struct Exact {
+  using Type = T;
+  static constexpr Index steps = 1;
+  static constexpr bool packs = false;  // whether operands must be packed
+  FO_HD static Vector<T> add_product(Vector<T> x, Vector<T> y, Vector<T> sum) { return fma(x, y, sum); }
+  static void convert(T*, Index, Index) {}
+};
+
+// The operands and blocks of one call, with pointers to where the next block is read and packed.
+template <class Arithmetic>
+struct Product {
+  using T = typename Arithmetic::Type;
+  const GemmArgs& args;
+  T *packed_a, *packed_b;
+  Index depth;  // of a block of k
+  bool pack_a, pack_b;
+
+  const T* a(Index row, Index p) const {
+    return static_cast<const T*>(args.a.data) + row * args.a.row + p * args.a.col;
+  }
+  const T* b(Index p, Index col) const {
+    return static_cast<const T*>(args.b.data) + p * args.b.row + col * args.b.col;
+  }
+  T* c(Index row, Index col) const { return static_cast<T*>(args.c) + row * args.c_row + col; }
+
+  void fill_a(Index row, Index rows, Index p, Index d) const {
+    for (Index i = 0; i < rows; i += kTileRows) {
+      T* const to = packed_a + i * depth;
+      pack_panel<T>(a(row + i, p), args.a.row, args.a.col, at_most(kTileRows, rows - i), d, kTileRows, to);
+      Arithmetic::convert(to, d, kTileRows);
+    }
+  }
+
+  // Columns from `col` on, which lie `at` from the block's first.
+  void fill_b(Index col, Index cols, Index at, Index p, Index d) const {
+    constexpr Index N = kPanel<T>;
+    T* const to = packed_b + at * depth;
+    const Index whole = args.b.col == 1 ? cols / N : 0;
+    for (Index panel = 0; panel < whole; panel += kPanelsTogether)
+      pack_panels<T, N>(b(p, col + panel * N), args.b.row, at_most(kPanelsTogether, whole - panel), d,
+                        depth * N, to + panel * depth * N);
+    for (Index j = whole * N; j < cols; j += N)
+      pack_panel<T>(b(p, col + j), args.b.col, args.b.row, at_most(N, cols - j), d, N, to + j * depth);
+    for (Index j = 0; j < cols; j += N) Arithmetic::convert(to + j * depth, d, N);
+  }
+
+  // One panel of columns, or several of a B that lies as it is, `at` from the block's first, by a block of rows.
+  void multiply(Index row, Index rows, Index col, Index at, Index cols, Index p, Index d) const {
+    constexpr Index N = kPanel<T>;
+    TileArgs<T> tile{};
+    tile.depth = (d + Arithmetic::steps - 1) / Arithmetic::steps;
+    tile.a_row = 1;
+    tile.a_col = kTileRows;
+    tile.b = b(p, col);
+    tile.b_row = args.b.row;
+    tile.c_row = args.c_row;
+    tile.columns = cols;
+    tile.beta = p == 0 ? T(args.beta) : T(1);
+    if (pack_b || cols < N) {
+      tile.b = packed_b + at * depth;
+      tile.b_row = N;
+    }
+    if (!pack_a) {
+      tile.a_row = args.a.row;
+      tile.a_col = args.a.col;
+    }
+    for (Index i = 0; i < rows; i += kTileRows) {
+      const Index height = at_most(kTileRows, rows - i);
+      tile.a = pack_a ? packed_a + i * depth : a(row + i, p);
+      tile.c = c(row + i, col);
+      if (cols == kWideTile * N) {
+        run_tile<T, 2 * kWideTile, false, kWideRows, Arithmetic>(height, tile);
+      } else if (cols <= N / 2) {
+        if (tile.a_row == 1) {
+          run_tile<T, 1, true, kTileRows, Arithmetic>(height, tile);
+        } else {
+          run_tile<T, 1, false, kTileRows, Arithmetic>(height, tile);
+        }
+      } else {
+        if (tile.a_row == 1) {
+          run_tile<T, 2, true, kTileRows, Arithmetic>(height, tile);
+        } else {
+          run_tile<T, 2, false, kTileRows, Arithmetic>(height, tile);
+        }
+      }
+    }
+  }
+};
+
+template <class Arithmetic>
+void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
+                void* scratch) {
+  using T = typename Arithmetic::Type;
+  constexpr Index N = kPanel<T>, kWidth = kBlockColumns<T>;
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = (args.k + blocks - 1) / blocks;
+  const Index height = end_row - begin_row, width = end_col - begin_col;
+  T* const packed_b = static_cast<T*>(scratch);
+  const bool pack_a = Arithmetic::packs || width >= 16 * N ||
+                      (width >= 4 * N && crowds_cache<T>(args.a.row == 1 ? args.a.col : args.a.row));
+  const bool pack_b = Arithmetic::packs || args.b.col != 1 || height > 160 ||
+                      (height > 2 * kTileRows && crowds_cache<T>(args.b.row));
+  const Product<Arithmetic> product{args, packed_b + depth * kWidth, packed_b, depth, pack_a, pack_b};
+  const bool wide = !pack_b && height <= kWideRows;
+  // Rows are cut evenly, in whole tiles.
+  const Index tiles = (height + kTileRows - 1) / kTileRows, cuts = blocks_of(tiles, kBlockRows / kTileRows);
+  const Index block_rows = (tiles + cuts - 1) / cuts * kTileRows;
+  for (Index left = begin_col; left < end_col; left += kWidth) {
+    const Index right = at_most(end_col, left + kWidth), whole = left + (right - left) / N * N;
+    for (Index block = 0; block < blocks; ++block) {
+      const Index p = block * depth, d = at_most(depth, args.k - p);
+      for (Index row = begin_row; row < end_row; row += block_rows) {
+        const Index rows = at_most(block_rows, end_row - row);
+        if (product.pack_a) product.fill_a(row, rows, p, d);
+        Index cols = 0;
+        for (Index col = left; col < right; col += cols) {
+          const Index at = col - left, group = kPanelsTogether * N;
+          cols = wide && right - col >= kWideTile * N ? kWideTile * N : at_most(N, right - col);
+          if (row == begin_row && (product.pack_b ? at % group == 0 : col == whole))
+            product.fill_b(col, product.pack_b ? at_most(group, right - col) : cols, at, p, d);
+          product.multiply(row, rows, col, at, cols, p, d);
+          if (block == blocks - 1) finish<T>(args, row, rows, col, cols);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt
