@@ -18,8 +18,8 @@ struct Element {
 template <template <class> class Rule>
 std::vector<double> coefficients(bool bounded) {
   std::vector<double> c = {0.5, bounded ? 0.1 : kNoClip, bounded ? 0.01 : 0.0, 0.02, 0.05, 0.99, 0.9};
-  constexpr Names kOwn = Rule<double>::coefs;
-  for (int i = 0; i < kOwn.size; ++i) c.push_back(std::strcmp(kOwn.at[i], "eps") == 0 ? 0.01 : 0.6);
+  constexpr Names kNames = Rule<double>::coefs;
+  for (int i = 0; i < kNames.size; ++i) c.push_back(std::strcmp(kNames.at[i], "eps") == 0 ? 0.01 : 0.6);
   return c;
 }
 
