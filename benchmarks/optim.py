@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 import fastopt as fo
-from fastopt import _core
-from harness import Row, Stream, interleave, rows
-from peers import torch_optim
+from harness import Aim, Call, Case
+
+PEERS = ("torch",)
 
 #: Sets of shapes: where memory decides, a deep network's many tensors, a small network, and many small tensors.
 SETS = {
@@ -20,6 +22,7 @@ SETS = {
 }
 #: The target of the ratio (best of torch / ours) for classes that torch fuses; twice that for the others.
 TARGETS = {"1 x 64M": 0.95, "161 x 29M": 1.0, "mlp 784-256-10": 2.0, "1000 x 64x64": 3.5}
+FUSED = {"SGD", "Adam", "AdamW", "Adagrad"}
 
 #: Class -> options.
 OPTIMIZERS = {
@@ -31,55 +34,34 @@ OPTIMIZERS = {
     "NAdam": {"lr": 2e-3},
     "Adadelta": {"lr": 1.0},
 }
-
-
 STATES = {"AdamW": 2, "Adam": 2, "NAdam": 2, "Adadelta": 2, "SGD": 1, "Adagrad": 1, "RMSprop": 1}
 
 
-def run(sets: list[str] | None = None, optimizers: list[str] | None = None, rounds: int = 15) -> list[Row]:
-    """Time every optimizer on every set and return the rows."""
-    threads = fo.get_num_threads()
-    print(f"isa {_core.isa()}, threads {threads}")
-    versions = {"fastopt": fo.__version__, "torch": torch_optim.version()}
-    table: list[Row] = []
-    for size in sets or list(SETS):
-        for name in optimizers or list(OPTIMIZERS):
-            rng = np.random.default_rng(0)
-            arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in SETS[size]]
-            grads = [rng.standard_normal(shape, dtype=np.float32) for shape in SETS[size]]
-            elements = sum(a.size for a in arrays)
-            calls = torch_optim.steppers(name, OPTIMIZERS[name], arrays, grads, threads)
-            ours = getattr(fo.optim, name)(arrays, **OPTIMIZERS[name])
-            stream = Stream(elements * 4 * (2 + STATES[name]))
-            calls = {"fastopt": partial(ours.step, grads), **calls, "stream": stream}
-            samples = interleave(calls, rounds)
-            stream_seconds = float(np.median(samples.pop("stream")))
-            # Parameter and state are read and written, the gradient is read.
-            table += rows(
-                f"optim.{name}",
-                "step",
-                "float32",
-                size,
-                samples,
-                work=elements * 4 * (3 + 2 * STATES[name]),
-                unit="GB/s",
-                ceiling=stream.work / stream_seconds,
-                versions=versions,
-            )
-            report(
-                table[-len(samples) :], 2 * TARGETS[size] if name not in torch_optim.FUSED else TARGETS[size]
-            )
-    return table
+def _build(size: str, name: str, peers: Mapping[str, Any]) -> dict[str, Call]:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in SETS[size]]
+    grads = [rng.standard_normal(shape, dtype=np.float32) for shape in SETS[size]]
+    calls: dict[str, Call] = {}
+    for peer in peers.values():
+        calls |= peer.steppers(name, OPTIMIZERS[name], arrays, grads)
+    return {"fastopt": partial(getattr(fo.optim, name)(arrays, **OPTIMIZERS[name]).step, grads), **calls}
 
 
-def report(group: list[Row], target: float) -> None:
-    """Print one comparison: medians, and the ratio of the best peer to ours beside its target."""
-    ours = group[0]
-    best = min(group[1:], key=lambda row: row.p50)
-    ratio = best.p50 / ours.p50
-    times = "  ".join(f"{row.provider} {row.p50:.0f}" for row in group)
-    print(
-        f"{ours.op:16s} {ours.size:15s} us: {times}  | {ours.rate:.1f} GB/s {ours.share:.0%} of the stream"
-        f" | {ratio:.2f}x (target {target:g}) {'ok' if ratio >= target else 'SHORT'}",
-        flush=True,
+def case(size: str, name: str) -> Case:
+    """A class on a set: parameter and state are read and written, the gradient is read."""
+    elements = sum(int(np.prod(shape)) for shape in SETS[size])
+    return Case(
+        op=f"optim.{name}",
+        mode="step",
+        size=size,
+        build=partial(_build, size, name),
+        flops=10.0 * elements,
+        nbytes=4.0 * elements * (3 + 2 * STATES[name]),
+        ceilings=("stream",),
+        stream_bytes=4.0 * elements * (2 + STATES[name]),
+        aims=(Aim(TARGETS[size] * (1 if name in FUSED else 2)),),
+        calls=0,
     )
+
+
+CASES = [case(size, name) for size in SETS for name in OPTIMIZERS]

@@ -89,7 +89,12 @@ def test_sequential_fuses_and_gives_the_same_bits(activation: nn.Module, monkeyp
     x = RNG.standard_normal((9, 33)).astype(np.float32)
     calls = []
     linear = F.linear
-    monkeypatch.setattr("fastopt.functional.linear", lambda *args: calls.append(args[3:]) or linear(*args))
+
+    def recorded(*args, **kwargs):
+        calls.append(args[3:])
+        return linear(*args, **kwargs)
+
+    monkeypatch.setattr("fastopt.functional.linear", recorded)
 
     def run(forward) -> list[bytes]:
         model.zero_grad()

@@ -97,6 +97,11 @@ ArrayView dense_output(py::handle object, const ArgName& name) {
   return view;
 }
 
+void require_computed(const ArrayView& x, const ArgName& name) {
+  if (int(x.dtype) >= kComputeTypes)
+    type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");
+}
+
 void require_same_dtype(const ArrayView& a, const ArgName& a_name, const ArrayView& b,
                         const ArgName& b_name) {
   if (a.dtype != b.dtype)
@@ -113,7 +118,11 @@ void require_same_shape(const ArrayView& a, const ArgName& a_name, const ArrayVi
 
 Extent extent(const ArrayView& view, const ArgName& name) {
   const char* begin = static_cast<const char*>(view.data);
-  return {begin, begin + view.size * item_bytes(view.dtype), name};
+  if (view.c_contiguous || view.size == 0) return {begin, begin + view.size * item_bytes(view.dtype), name};
+  const char* end = begin + item_bytes(view.dtype);
+  for (int d = 0; d < view.ndim; ++d)
+    (view.strides[d] < 0 ? begin : end) += (view.shape[d] - 1) * view.strides[d];
+  return {begin, end, name};
 }
 
 void require_apart(const Extent& a, const Extent& b, bool same_allowed) {

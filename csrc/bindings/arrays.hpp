@@ -34,12 +34,14 @@ void require_dense(const ArrayView& view, const ArgName& name, bool written);
 ArrayView dense_input(py::handle object, const ArgName& name);
 ArrayView dense_output(py::handle object, const ArgName& name);
 
+// TypeError unless float32 or float64, the types that formulas compute in.
+void require_computed(const ArrayView& x, const ArgName& name);
 // "step: grads[3] is float64, params[3] is float32"
 void require_same_dtype(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name);
 // "step: grads[3] has shape (2, 3), params[3] has shape (3, 2)"
 void require_same_shape(const ArrayView& a, const ArgName& a_name, const ArrayView& b, const ArgName& b_name);
 
-// The memory of one array, for overlap checks.
+// The memory of one array from its first to its last element, for overlap checks.
 struct Extent {
   const char* begin;
   const char* end;

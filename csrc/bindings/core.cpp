@@ -45,6 +45,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.attr("__version__") = FASTOPT_VERSION;
   m.attr("compiler") = __VERSION__;
 
+  bind_ceilings(m);
+
   m.def("isa", [] { return kernels().isa; }, "The instruction set level in use.");
   m.def("isas", &isas, "The levels that this build has and this CPU runs, best first.");
   m.def(
@@ -77,4 +79,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       py::arg("seed"), py::arg("offset"), py::arg("n"), "The first n words of the counter-based generator.");
   bind_step(m);
   bind_kernels(m);
+  bind_linear(m);
+  bind_program(m);
 }

@@ -4,81 +4,21 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <iterator>
 #include <utility>
 #include <vector>
 
 #include "bindings/arrays.hpp"
+#include "bindings/formulas.hpp"
 #include "bindings/modules.hpp"
+#include "core/chunks.hpp"
+#include "core/column_sums.hpp"
 #include "core/dispatch.hpp"
-#include "core/parallel.hpp"
-#include "formulas/monoids.hpp"
-#include "formulas/registry.hpp"
+#include "core/dropout.hpp"
+#include "core/losses.hpp"
 
 namespace fastopt {
 namespace {
-
-struct FormulaInfo {
-  const char* name;
-  Names params;
-  bool grad_needs_x = true, grad_needs_y = false;
-};
-
-template <class List>
-struct Infos;
-template <template <class> class... F>
-struct Infos<Formulas<F...>> {
-  template <template <class> class G>
-  static constexpr FormulaInfo info() {
-    if constexpr (requires { G<double>::grad_needs_x; }) {
-      return {G<double>::name, G<double>::params, G<double>::grad_needs_x, G<double>::grad_needs_y};
-    } else {
-      return {G<double>::name, G<double>::params};
-    }
-  }
-  static constexpr FormulaInfo at[] = {info<F>()...};
-};
-constexpr auto& kActivations = Infos<Activations>::at;
-constexpr auto& kLosses = Infos<Losses>::at;
-
-// One formula chosen by name, with its parameters.
-struct Chosen {
-  int index;
-  const FormulaInfo& info;
-  double params[Names::kMax] = {};
-};
-
-template <class InfoList>
-Chosen choose(const char* kind, const InfoList& infos, const std::string& name, const py::tuple& params) {
-  std::string known;
-  for (int f = 0; f < int(std::size(infos)); ++f) {
-    const FormulaInfo& info = infos[f];
-    if (name != info.name) {
-      known += std::string(f ? ", " : "") + info.name;
-      continue;
-    }
-    if (int(params.size()) != info.params.size)
-      throw py::type_error(name + ": params has " + std::to_string(params.size()) + " entries, expected " +
-                           std::to_string(info.params.size));
-    Chosen chosen{f, info};
-    for (int i = 0; i < info.params.size; ++i) chosen.params[i] = params[std::size_t(i)].cast<double>();
-    return chosen;
-  }
-  throw py::value_error(std::string(kind) + ": name is '" + name + "', expected one of " + known);
-}
-
-template <class InfoList>
-py::dict describe(const InfoList& infos) {
-  py::dict result;
-  for (const FormulaInfo& info : infos) {
-    py::tuple params(info.params.size);
-    for (int i = 0; i < info.params.size; ++i) params[std::size_t(i)] = py::str(info.params.at[i]);
-    result[info.name] = py::make_tuple(params, info.grad_needs_x, info.grad_needs_y);
-  }
-  return result;
-}
 
 // An array that goes with `x`: same dtype and shape.
 ArrayView like(py::handle object, const ArgName& name, const ArrayView& x, const ArgName& x_name) {
@@ -96,39 +36,20 @@ ArrayView output_like(py::handle object, const ArgName& name, const ArrayView& x
   return view;
 }
 
-void require_computed(const ArrayView& x, const ArgName& name) {
-  if (int(x.dtype) >= kComputeTypes)
-    throw py::type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");
-}
-
-Index pieces(Index n, Index chunk) { return (n + chunk - 1) / chunk; }
-
-// f(begin, end) over [0, n) in chunks, which depend on nothing but n; `elements` tells how much work it is.
+// f(begin, end) over [0, n) in chunks on the pool, without the GIL.
 template <class F>
 void for_chunks(Index n, Index chunk, Index elements, F f) {
   const py::gil_scoped_release release;
-  parallel_for(pieces(n, chunk), elements >= kSerialElements,
-               [&](Index i) { f(i * chunk, std::min(n, (i + 1) * chunk)); });
-}
-
-// Merges parts pairwise, so that rounding errors grow with the logarithm of their number.
-template <class M>
-double merge_parts(const double* parts, std::size_t n) {
-  if (n == 1) return parts[0];
-  return M::merge(merge_parts<M>(parts, n / 2), merge_parts<M>(parts + n / 2, n - n / 2));
+  run_chunks(n, chunk, elements, f);
 }
 
 // The same for an f that returns its part of a reduction.
 template <class M = Sum<double>, class F>
 double reduce_chunks(Index n, Index chunk, Index elements, F f) {
-  std::vector<double> parts(std::size_t(pieces(n, chunk)), 0.0);
-  for_chunks(n, chunk, elements,
-             [&](Index begin, Index end) { parts[std::size_t(begin / chunk)] = f(begin, end); });
-  return parts.empty() ? M::identity : merge_parts<M>(parts.data(), parts.size());
+  std::vector<double> parts;
+  const py::gil_scoped_release release;
+  return merge_chunks<M>(n, chunk, elements, parts, f);
 }
-
-// Rows of a chunk: a multiple of the 16 that the rows driver handles together.
-Index row_chunk(Index columns) { return (std::max<Index>(kChunk / columns, 1) + 15) / 16 * 16; }
 
 const void* offset(const ArrayView& x, Index element) {
   return static_cast<const char*>(x.data) + element * item_bytes(x.dtype);
@@ -192,8 +113,8 @@ void dropout(const py::object& x_, double p, std::uint64_t seed, std::uint64_t f
     std::memset(y.data, 0, std::size_t(y.size * item_bytes(y.dtype)));
     return;
   }
-  const double keep = 1.0 - p, kept_words = std::max(std::floor(keep * 0x1p32), 1.0);
-  const DropoutArgs args{x.data, y.data, seed, first, std::uint32_t(kept_words - 1.0), 1.0 / keep};
+  const Kept stays = kept(p);
+  const DropoutArgs args{x.data, y.data, seed, first, stays.last, stays.scale};
   const auto kernel = kernels().elementwise[int(x.dtype)].dropout;
   for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
 }
@@ -232,9 +153,7 @@ void store(const ArrayView& out, Index element, double value) {
   }
 }
 
-// A task sums some rows of some columns; the sums of the row blocks are then added in order.
 void bias_grad(const py::object& dy_, const py::object& out_) {
-  constexpr Index kColumns = 512;
   const ArgName dy_name{"bias_grad", "dy"}, out_name{"bias_grad", "out"};
   const ArrayView dy = dense_input(dy_, dy_name), out = dense_output(out_, out_name);
   require_computed(dy, dy_name);
@@ -244,23 +163,8 @@ void bias_grad(const py::object& dy_, const py::object& out_) {
                           shape_text(dy));
   require_apart(out, out_name, dy, dy_name, false);
   const Index columns = out.size, rows = columns ? dy.size / columns : 0;
-  if (columns == 0) return;
-  const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
-  const Index height = std::max<Index>(2 * kChunk / width, 1),
-              blocks = std::max<Index>(pieces(rows, height), 1);
-  std::vector<double> sums(std::size_t(blocks * columns));
-  const auto kernel = kernels().sums[int(dy.dtype)].column_sums;
-  for_chunks(blocks * tiles, 1, dy.size, [&](Index task, Index) {
-    const Index block = task / tiles, first = task % tiles * width;
-    const ColumnSumArgs args{dy.data, columns, first, std::min(columns, first + width),
-                             sums.data() + block * columns};
-    kernel(args, block * height, std::min(rows, (block + 1) * height));
-  });
-  for (Index c = 0; c < columns; ++c) {
-    double total = 0.0;
-    for (Index block = 0; block < blocks; ++block) total += sums[std::size_t(block * columns + c)];
-    store(out, c, total);
-  }
+  const py::gil_scoped_release release;
+  column_sums(dy.dtype, dy.data, rows, columns, out.data, false);
 }
 
 // The output of a loss, made by the caller for it: one entry, or one for each element or row.
@@ -355,20 +259,13 @@ std::string element_text(const char* argument, const Classes& array, Index eleme
   return array.ndim() ? std::string(argument) + "[" + text + "]" : argument;
 }
 
-// ValueError for a class that is neither ignored nor in [0, columns); else the summed weights of those used.
-template <class T>
-double used_weight(const char* call, const Classes& target, const T* weight, Index columns,
-                   Index ignore_index) {
-  double used = 0.0;
-  const Index* label = target.data();
-  for (Index i = 0; i < target.size(); ++i) {
-    if (label[i] == ignore_index) continue;
-    if (label[i] < 0 || label[i] >= columns)
-      throw py::value_error(std::string(call) + ": " + element_text("target", target, i) + " is " +
-                            std::to_string(label[i]) + ", input has " + std::to_string(columns) + " classes");
-    used += weight ? double(weight[label[i]]) : 1.0;
-  }
-  return used;
+// ValueError for a class that is neither ignored nor in [0, columns).
+void require_classes(const char* call, const Classes& target, Index columns, Index ignore_index) {
+  const Index i = first_bad_class(target.data(), target.size(), columns, ignore_index);
+  if (i < target.size())
+    throw py::value_error(std::string(call) + ": " + element_text("target", target, i) + " is " +
+                          std::to_string(target.data()[i]) + ", input has " + std::to_string(columns) +
+                          " classes");
 }
 
 // input: (rows, classes); target: a class for each row, or probabilities shaped as input. out receives the
@@ -409,10 +306,8 @@ void cross_entropy(const py::object& input_, const py::object& target_, const py
     if (classes.size() != rows)
       throw py::value_error(target_name.prefix() + " has " + std::to_string(classes.size()) +
                             " entries, input has " + std::to_string(rows) + " rows");
-    divisor =
-        input.dtype == DType::f32
-            ? used_weight(call, classes, static_cast<const float*>(args.weight), columns, ignore_index)
-            : used_weight(call, classes, static_cast<const double*>(args.weight), columns, ignore_index);
+    require_classes(call, classes, columns, ignore_index);
+    divisor = used_weight(input.dtype, classes.data(), rows, args.weight, ignore_index);
     args.target = classes.data();
     if (args.grad) {  // the kernel reads classes, unchecked, after it has written gradients
       const char* begin = reinterpret_cast<const char*>(args.target);

@@ -81,7 +81,7 @@ class Plan {
             const py::object& rows) {
     const py::tuple held(grads);  // keeps the arrays alive while the GIL is released
     const std::vector<const void*> pointers = gradient_pointers(held);
-    const Index width = kCommonCoefs + kRules[rule_].coefs.size;
+    const Index width = this->width();
     if (coefs.ndim() != 2 || coefs.shape(1) != width)
       throw py::value_error("step: coefs has " + std::to_string(coefs.ndim() == 2 ? coefs.shape(1) : 0) +
                             " columns, rule '" + kRules[rule_].name + "' takes " + std::to_string(width));
@@ -103,6 +103,9 @@ class Plan {
     const py::gil_scoped_release release;
     plan_->step(pointers.data(), table, width, row_of);
   }
+
+  StepPlan& native() const { return *plan_; }
+  Index width() const { return kCommonCoefs + kRules[rule_].coefs.size; }
 
   // Raises what step would raise for these gradients.
   void check(const py::list& grads) const { gradient_pointers(py::tuple(grads)); }
@@ -175,6 +178,11 @@ class Plan {
 
 }  // namespace
 
+NativePlan native_plan(py::handle plan) {
+  const Plan& held = plan.cast<const Plan&>();
+  return {&held.native(), held.width()};
+}
+
 void bind_step(py::module_& m) {
   m.def(
       "rules",
@@ -189,6 +197,12 @@ void bind_step(py::module_& m) {
         return result;
       },
       "The update rules by name, with the names of their state arrays and coefficients.");
+  m.def(
+      "joint_norm",
+      [](const std::vector<double>& norms) { return joint_norm(norms.data(), Index(norms.size())); },
+      py::arg("norms"), "The norm of arrays whose norms these are: NaN where one is NaN.");
+  m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("max_norm"),
+        "What scales gradients of this norm so that it is at most max_norm, as in torch.");
   py::class_<Plan>(m, "StepPlan", "Parameters, state arrays and averages of one rule, cut into chunks once.")
       .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
            py::arg("states"), py::arg("emas") = py::none())

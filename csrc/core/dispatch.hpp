@@ -162,6 +162,13 @@ struct GemmKernels {
   Index scratch_bytes;
 };
 
+// What the machine does at best, for benchmarks to compare with.
+struct CeilingKernels {
+  void (*copy)(const float* x, float* y, Index n);  // past the caches
+  void (*multiply_add_chains)(float* sum);          // so many operations in registers:
+  double operations;                                // a multiply-add counts as two
+};
+
 using MathKernel = void (*)(const void* x, void* y, Index n);
 struct MathKernels {
   MathKernel at[kComputeTypes];
@@ -177,6 +184,7 @@ struct KernelTable {
   const GemmKernels* gemm;                // [compute type]
   GemmKernel bf16_pairs;                  // what to use as run_bf16; null where the CPU lacks it
   const MathKernels* math;                // [function of math.hpp], for the accuracy tests
+  const CeilingKernels* ceilings;         // for benchmarks
 };
 
 // The table in use. set_isa returns false when the level is not built in or this CPU lacks it.

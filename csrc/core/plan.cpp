@@ -17,6 +17,18 @@ T* at(T* base, Index element, DType dtype) {
 
 }  // namespace
 
+double joint_norm(const double* norms, Index n) {
+  double largest = 0.0;
+  for (Index i = 0; i < n; ++i) {
+    if (std::isnan(norms[i])) return norms[i];
+    largest = std::max(largest, norms[i]);
+  }
+  if (n == 1 || largest == 0.0 || std::isinf(largest)) return largest;
+  double squares = 0.0;  // of quotients, which cannot overflow
+  for (Index i = 0; i < n; ++i) squares += (norms[i] / largest) * (norms[i] / largest);
+  return largest * std::sqrt(squares);
+}
+
 StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors) : rule_(rule), tensors_(std::move(tensors)) {
   for (std::size_t t = 0; t < tensors_.size(); ++t) {
     const Index n = tensors_[t].n;
@@ -37,19 +49,25 @@ void StepPlan::for_each_chunk(const void* const* grads, F&& f) {
 
 void StepPlan::step(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const StepKernels& kernel = kernels().step[rule_];
   for_each_chunk(grads, [&](Index, const PlanChunk& chunk, const PlanTensor& tensor) {
-    const DType dtype = tensor.dtype;
-    StepChunk piece;
-    piece.p = at(tensor.p, chunk.begin, dtype);
-    piece.g = at(grads[chunk.tensor], chunk.begin, dtype);
-    for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], chunk.begin, state_dtype(dtype));
-    piece.ema = at(tensor.ema, chunk.begin, state_dtype(dtype));
-    piece.n = chunk.end - chunk.begin;
     const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
-    const bool bounded = !std::isinf(row[kClipValue]) || row[kL1] != 0.0;
-    kernel.at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
+    update_piece(chunk.tensor, chunk.begin, chunk.end, at(grads[chunk.tensor], chunk.begin, tensor.dtype),
+                 row);
   });
+}
+
+void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* grad,
+                            const double* row) const {
+  const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
+  const DType dtype = tensor.dtype;
+  StepChunk piece;
+  piece.p = at(tensor.p, begin, dtype);
+  piece.g = grad;
+  for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], begin, state_dtype(dtype));
+  piece.ema = at(tensor.ema, begin, state_dtype(dtype));
+  piece.n = end - begin;
+  const bool bounded = !std::isinf(row[kClipValue]) || row[kL1] != 0.0;
+  kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
 }
 
 double StepPlan::norm(const void* const* grads, double ord) {

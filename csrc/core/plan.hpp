@@ -16,6 +16,14 @@ struct PlanTensor {
   DType dtype;
 };
 
+// The norm of arrays whose norms these are: NaN where one is NaN.
+double joint_norm(const double* norms, Index n);
+// What scales gradients of this norm so that it is at most max_norm, as in torch.
+inline double clip_factor(double norm, double max_norm) {
+  const double factor = max_norm / (norm + 1e-6);
+  return factor > 1.0 ? 1.0 : factor;
+}
+
 struct PlanChunk {
   std::int32_t tensor;
   Index begin, end;
@@ -34,6 +42,12 @@ class StepPlan {
   // The norm of all gradients together: ord 1, 2 or infinity. Chunks and merge order are fixed, so the
   // result does not depend on the number of threads.
   double norm(const void* const* grads, double ord);
+
+  // The part of a step that updates elements [begin, end) of one tensor, on the calling thread: for callers
+  // that cut the work themselves and hold the lock meanwhile. grad: of element `begin`; row: the tensor's
+  // coefficients.
+  void update_piece(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
+  std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
 
  private:
   template <class F>

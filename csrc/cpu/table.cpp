@@ -17,6 +17,7 @@ KernelTable kernel_table() {
       .gemm = gemm_table(),
       .bf16_pairs = bf16_pairs(),
       .math = math_table(),
+      .ceilings = ceiling_table(),
   };
 }
 

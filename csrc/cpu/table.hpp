@@ -12,6 +12,7 @@ const SumKernels* sum_table();
 const RowKernels* row_table();
 const ElementwiseKernels* elementwise_table();
 const GemmKernels* gemm_table();
+const CeilingKernels* ceiling_table();
 const MathKernels* math_table();
 
 // GemmKernels::run_bf16; bf16_pairs returns the one that needs AVX512-BF16, null where the level has none.

@@ -10,6 +10,8 @@ functional
     Activations, losses and layers as functions: arrays in, arrays out; Tensors in, taped Tensors out.
 nn
     Modules, layers, losses and initialisers.
+compile
+    A model, a loss and an optimizer as one native training step.
 data, checkpoint
     Readers and batches; atomic saves.
 plot, info
@@ -92,6 +94,7 @@ from fastopt.operations import (
     var,
     where,
 )
+from fastopt.program import compile
 from fastopt.tensor import Tensor
 
 # torch's other names of the same dtypes.
@@ -114,6 +117,7 @@ __all__ = [
     "checkpoint",
     "clamp",
     "clip",
+    "compile",
     "cos",
     "data",
     "dot",

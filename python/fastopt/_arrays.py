@@ -92,6 +92,11 @@ def zeros_together(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[
     ]
 
 
+def rows(a: Any) -> Any:
+    """Return `a` as a matrix of its last axis; a vector is one row."""
+    return a if a.ndim == 2 else a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+
+
 def dense_order(a: Array) -> tuple[int, ...] | None:
     """Return the order of axes in which `a` is C-contiguous and aligned, None when there is none."""
     if not a.flags.aligned:

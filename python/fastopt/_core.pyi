@@ -21,6 +21,8 @@ def set_num_threads(n: int) -> None: ...
 def math(name: str, x: _Array) -> _Array: ...
 def philox(seed: int, offset: int, n: int) -> NDArray[np.uint32]: ...
 def rules() -> dict[str, _Rule]: ...
+def joint_norm(norms: list[float]) -> float: ...
+def clip_factor(norm: float, max_norm: float) -> float: ...
 
 class StepPlan:
     def __init__(
@@ -36,6 +38,43 @@ class StepPlan:
     def check(self, grads: list[_Array | None]) -> None: ...
     def norm(self, grads: list[_Array | None], ord: float = 2.0) -> float: ...
 
+_Parameter = tuple[_Array, _Array | None, int, int, int]
+
+class Program:
+    def __init__(
+        self,
+        dtype: str,
+        bf16: bool,
+        layers: list[
+            tuple[str, int, int, _Parameter | None, _Parameter | None, str, tuple[float, ...], bool]
+        ],
+        loss: tuple[str, tuple[float, ...], str, _Array | None, int, float],
+        plans: list[tuple[StepPlan, int, NDArray[np.int32] | None]],
+    ) -> None: ...
+    def reserve(self, rows: int) -> None: ...
+    def check_classes(self, call: str, target: NDArray[np.int64]) -> None: ...
+    def run(
+        self,
+        call: str,
+        x: _Array,
+        target: _Array,
+        order: NDArray[np.int64] | None,
+        begin: int,
+        end: int,
+        batch: int,
+        steps: int,
+        weight: _Array | None,
+        param: _Array | None,
+        rates: list[float],
+        seed: int,
+        offset: int,
+        coefs: NDArray[np.float64],
+        max_norm: float,
+    ) -> tuple[NDArray[np.float64], float]: ...
+    def predict(self, x: _Array, batch: int) -> _Array: ...
+    @property
+    def steps(self) -> int: ...
+
 def activations() -> dict[str, tuple[tuple[str, ...], bool, bool]]: ...
 def losses() -> dict[str, tuple[tuple[str, ...], bool, bool]]: ...
 def activation(name: str, x: _Array, bias: _Array | None, params: tuple[float, ...], out: _Array) -> None: ...
@@ -48,6 +87,8 @@ def activation_grad(
     out: _Array,
 ) -> None: ...
 def dropout(x: _Array, p: float, seed: int, offset: int, out: _Array) -> None: ...
+def copy(x: _Array, y: _Array) -> None: ...
+def fma_peak(tasks: int) -> float: ...
 def axpy(a: float, x: _Array, y: _Array) -> None: ...
 def sum(x: _Array) -> float: ...
 def abs_sum(x: _Array) -> float: ...
@@ -79,4 +120,53 @@ def cross_entropy(
     label_smoothing: float,
     reduction: str,
     log_probabilities: bool,
+) -> None: ...
+def matmul(x: _Array, y: _Array, out: _Array, beta: float, bf16: bool) -> None: ...
+def linear(
+    input: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    activation: str,
+    params: tuple[float, ...],
+    p: float,
+    seed: int,
+    offset: int,
+    residual: _Array | None,
+    residual_scale: float,
+    kept_input: _Array | None,
+    kept_output: _Array | None,
+    out: _Array,
+    bf16: bool,
+) -> None: ...
+def linear_dx(
+    dy: _Array,
+    w: _Array,
+    activation: str,
+    params: tuple[float, ...],
+    x: _Array | None,
+    y: _Array | None,
+    p: float,
+    seed: int,
+    offset: int,
+    out: _Array,
+    bf16: bool,
+) -> None: ...
+def linear_backward(
+    dy: _Array,
+    x: _Array | None,
+    w: _Array | None,
+    activation: str,
+    params: tuple[float, ...],
+    z: _Array | None,
+    y: _Array | None,
+    p: float,
+    seed: int,
+    offset: int,
+    scale: float,
+    dz: _Array | None,
+    dx: _Array | None,
+    dw: _Array | None,
+    db: _Array | None,
+    add: bool,
+    bf16: bool,
 ) -> None: ...

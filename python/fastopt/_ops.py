@@ -126,9 +126,7 @@ def dropout(x: Array, p: float, seed: int, offset: int, out: Array | None = None
     """
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-    for argument, value in (("seed", seed), ("offset", offset)):
-        if not 0 <= value < _MAX_SEED:
-            raise ValueError(f"dropout: {argument} must be in [0, 2**64), got {value}")
+    _check_seed("dropout", seed, offset)
     x = _dense(x, "dropout", "x")
     y = _room(out, x, "dropout")
     _core.dropout(x, p, seed, offset, y)
@@ -492,13 +490,21 @@ def _check_probabilities(x: Array, argument: str) -> None:
     raise ValueError(f"bce: {place} is {x[index]}, expected a probability in [0, 1]")
 
 
+def _check_seed(call: str, seed: int, offset: int) -> None:
+    for argument, value in (("seed", seed), ("offset", offset)):
+        if not 0 <= value < _MAX_SEED:
+            raise ValueError(f"{call}: {argument} must be in [0, 2**64), got {value}")
+
+
 def _checked(name: str, params: Params) -> tuple[float, ...]:
     """Return the parameters of a formula, refused where they are out of range."""
     if not params:
         return _DEFAULTS.get(name, ())
     values = tuple(float(value) for value in params)
-    names = (_ACTIVATIONS.get(name) or _LOSSES.get(name) or ((),))[0]
-    for argument, value in zip(names, values, strict=False):
+    names = (_ACTIVATIONS.get(name) or _LOSSES.get(name) or (values,))[0]
+    if len(values) != len(names):
+        raise TypeError(f"{name}: params has {len(values)} entries, expected {len(names)}")
+    for argument, value in zip(names, values, strict=True):
         if math.isnan(value) or (math.isinf(value) and argument != "threshold"):
             raise ValueError(f"{name}: {argument} must be finite, got {value}")
     if name == "softplus" and values[0] == 0:

@@ -67,11 +67,11 @@ def generator() -> np.random.Generator:
         return _source.generator
 
 
-def next_dropout() -> tuple[int, int]:
-    """Return the (seed, offset) of the next dropout mask; the offset counts the masks drawn."""
+def next_dropout(count: int = 1) -> tuple[int, int]:
+    """Return the (seed, offset) of the next dropout mask; the offset counts the masks drawn, `count` here."""
     with _source.lock:
         offset = _source.dropout_offset
-        _source.dropout_offset = (offset + 1) % _SEED_LIMIT
+        _source.dropout_offset = (offset + count) % _SEED_LIMIT
         return _source.dropout_seed, offset
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastopt._arrays import rows
 from fastopt._dtypes import DEFAULT_FLOAT, bool_, is_floating, promote
+from fastopt._products import matmul
 from fastopt._tape import Backward, unbroadcast
 
 Array = npt.NDArray[Any]
@@ -80,33 +81,22 @@ def root(x: Any) -> tuple[Array, Backward]:
     return y, lambda dy: np.divide(dy, 2 * y, out=np.zeros_like(y), where=y != 0)
 
 
-def rows(a: Any) -> Any:
-    """`a` as a matrix of its last axis; a vector is one row."""
-    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
-
-
-def product(x: Any, y: Any) -> Any:
-    """``x @ y`` in their common dtype: of bfloat16, NumPy makes float32."""
-    z = x @ y
-    return z if z.dtype == x.dtype else z.astype(x.dtype)
-
-
 def matmul_left(x: Array, y: Array, z: Any) -> Backward:
     if y.ndim == 1:
         return lambda dy: dy[..., None] * y
     if x.ndim == 1:
-        return lambda dy: product(dy[..., None, :], y.swapaxes(-1, -2))[..., 0, :]
-    return lambda dy: product(dy, y.swapaxes(-1, -2))
+        return lambda dy: matmul(dy[..., None, :], y.swapaxes(-1, -2))[..., 0, :]
+    return lambda dy: matmul(dy, y.swapaxes(-1, -2))
 
 
 def matmul_right(x: Array, y: Array, z: Any) -> Backward:
     if y.ndim == 1:
-        return lambda dy: product(dy.reshape(-1), rows(x))
+        return lambda dy: matmul(dy.reshape(-1), rows(x))
     if y.ndim == 2:
-        return lambda dy: product(rows(x).T, rows(dy))
+        return lambda dy: matmul(rows(x).T, rows(dy))
     if x.ndim == 1:
         return lambda dy: x[:, None] * dy[..., None, :]
-    return lambda dy: product(x.swapaxes(-1, -2), dy)
+    return lambda dy: matmul(x.swapaxes(-1, -2), dy)
 
 
 def spread(dy: Any, shape: tuple[int, ...], axis: Dim, keepdim: bool) -> Array:

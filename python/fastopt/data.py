@@ -291,7 +291,7 @@ class DataLoader:
         if y is not None:
             parts = (*parts, y)
         self._tensors = [isinstance(a, Tensor) for a in parts]
-        self.arrays = tuple(_as_rows(a, f"DataLoader: array {i}") for i, a in enumerate(parts))
+        self.arrays = tuple(as_rows(a, f"DataLoader: array {i}") for i, a in enumerate(parts))
         if not self.arrays:
             raise ValueError("DataLoader: x is an empty tuple")
         self._n = _common_length("DataLoader", self.arrays)
@@ -323,13 +323,24 @@ class DataLoader:
         return self._n // self.batch_size if self.drop_last else -(-self._n // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        return self._batches(*self.begin_pass())
+
+    def begin_pass(self) -> tuple[int, int]:
+        """Return the epoch of a new pass, and its first batch: not 0 only after `load_state_dict`."""
         if self._batch and not self._resume:  # the last pass was left early: this one is a new epoch
             self.set_epoch(self.epoch + 1)
         self._resume = False
-        return self._batches(self.epoch, self._batch)
+        return self.epoch, self._batch
+
+    def gave(self, batches: int) -> None:
+        """Take note that so many batches of this epoch were given out; after the last the next epoch begins."""
+        if batches == len(self):
+            self.set_epoch(self.epoch + 1)
+        else:
+            self._batch = batches
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(self._n) if self.shuffle else None
+        order = self.order(epoch)
         for i in range(first, len(self)):
             rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
             if order is None:
@@ -340,6 +351,10 @@ class DataLoader:
             self._batch = i + 1
             yield parts[0] if self._single else tuple(parts)
         self.set_epoch(epoch + 1)
+
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        """The rows in the order of their batches in `epoch`; None: as they lie."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self._n) if self.shuffle else None
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next pass at the start of ``epoch``."""
@@ -371,7 +386,8 @@ class DataLoader:
         self.seed, self._batch, self._resume = seed, int(state["batch"]), True
 
 
-def _as_rows(a: Any, name: str) -> NDArray[Any]:
+def as_rows(a: Any, name: str) -> NDArray[Any]:
+    """What a loader takes as an array."""
     if isinstance(a, (Tensor, list)):
         return to_array(a, name)
     # Beside arrays: pandas and whatever else NumPy takes.

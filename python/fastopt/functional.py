@@ -2,7 +2,7 @@
 
 Names, arguments and defaults are torch's. Numbers are computed in the dtype of the input (integers as
 float32). Each activation has a ``<name>_grad(dy, x)`` and each loss a ``<name>_with_grad`` on plain arrays,
-for those who write their own backward pass; the losses are in `_losses` and exported here.
+for those who write their own backward pass; `linear` is in `_linear`, the losses are in `_losses`, exported here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops, _random
+from fastopt._linear import linear, linear_backward
 from fastopt._losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
@@ -36,7 +37,7 @@ from fastopt._losses import (
     smooth_l1_loss,
     smooth_l1_loss_with_grad,
 )
-from fastopt._rules import as_float, product, rows
+from fastopt._rules import as_float
 from fastopt.tensor import Tensor, activate, needs_grad, record, to_array, to_out, wrap
 
 __all__ = [
@@ -89,100 +90,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-
-# ------------------------------------------------------------------------------------------------- linear
-
-
-def linear(
-    input: Any, weight: Any, bias: Any = None, activation: str | None = None, params: tuple[float, ...] = ()
-) -> Any:
-    """Compute ``activation(input @ weight.T + bias)``, bias and activation in one pass.
-
-    Parameters
-    ----------
-    input : array or Tensor, shape (..., in)
-        Converted to the dtype of `weight` where it has another.
-    weight : array or Tensor, shape (out, in)
-    bias : array or Tensor, shape (out,), optional
-    activation : str, optional
-        relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu, elu or softplus.
-    params : tuple of float
-        The activation's parameters, e.g. ``(negative_slope,)``.
-
-    Returns
-    -------
-    array or Tensor, shape (..., out)
-
-    Raises
-    ------
-    ValueError
-        The shapes do not fit.
-    """
-    x, w = to_array(input), to_array(weight, "weight")
-    b = None if bias is None else to_array(bias, "bias")
-    own = x.dtype
-    if own != w.dtype:
-        x = x.astype(w.dtype)
-    if b is not None and b.dtype != w.dtype:
-        raise TypeError(f"linear: bias is {b.dtype}, weight is {w.dtype}")
-    _check_linear(x, w, b)
-
-    takes = needs_grad(input), needs_grad(weight), needs_grad(bias)
-    z = product(x, w.T)
-    needs_x, needs_y = _ops.activation_needs(activation) if activation and any(takes) else (False, False)
-    if activation and needs_x:  # the backward pass wants what the activation saw: it may not be overwritten
-        z = _ops.bias_activation(z, b, out=z)
-        y = _ops.activation(activation, z, params)
-    else:
-        y = z if b is None and activation is None else _ops.bias_activation(z, b, activation, params, out=z)
-    if not any(takes):
-        return wrap(y) if isinstance(input, Tensor) or isinstance(weight, Tensor) else y
-
-    keep_z, keep_y = z if needs_x else None, y if needs_y else None
-    takes_x, takes_w, takes_b = takes
-    keep_x, keep_w = x if takes_w else None, w if takes_x else None
-
-    def fn(dy: Array) -> tuple[Array | None, Array | None, Array | None]:
-        dz = _ops.activation_grad(activation, dy, keep_z, keep_y, params) if activation else dy
-        return (
-            None if keep_w is None else product(dz, keep_w).astype(own, copy=False),
-            None if keep_x is None else product(rows(dz).T, rows(keep_x)),
-            _bias_grad(dz) if takes_b else None,
-        )
-
-    inputs = (input if takes_x else None, weight if takes_w else None, bias if takes_b else None)
-    return record("linear", y, inputs, fn)
-
-
-def linear_backward(dy: Any, x: Any, w: Any) -> tuple[Array, Array, Array]:
-    """Return the gradients (dx, dw, db) of ``linear(x, w, b)`` from the gradient `dy` of its result.
-
-    `dy` has shape (..., out), `x` (..., in) and `w` (out, in), in one dtype.
-    """
-    dy, x, w = to_array(dy, "dy"), to_array(x, "x"), to_array(w, "w")
-    _check_linear(x, w, None)
-    expected = (*x.shape[:-1], w.shape[0])
-    if dy.shape != expected:
-        raise ValueError(f"linear_backward: dy has shape {dy.shape}, x and w give {expected}")
-    return product(dy, w), product(rows(dy).T, rows(x)), _bias_grad(dy)
-
-
-def _bias_grad(dy: Array) -> Array:
-    """The sums of `dy` over all but its last axis; of half precision summed in float32."""
-    if dy.dtype.itemsize >= 4:
-        return _ops.bias_grad(rows(dy))
-    total: Array = rows(dy).sum(axis=0, dtype=np.float32)
-    return total.astype(dy.dtype)
-
-
-def _check_linear(x: Array, w: Array, b: Array | None) -> None:
-    if w.ndim != 2:
-        raise ValueError(f"linear: weight must have shape (out, in), got {w.shape}")
-    if x.ndim == 0 or x.shape[-1] != w.shape[1]:
-        raise ValueError(f"linear: input has shape {x.shape}, weight {w.shape} takes (..., {w.shape[1]})")
-    if b is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"linear: bias has shape {b.shape}, weight has {w.shape[0]} rows")
-
 
 # -------------------------------------------------------------------------------------------- activations
 

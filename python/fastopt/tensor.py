@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _ops, _rules
+from fastopt import _ops, _products, _rules
 from fastopt._arrays import as_view
 from fastopt._dtypes import DEFAULT_FLOAT, dtype_of, float64, is_floating
 from fastopt._methods import Methods
@@ -34,6 +34,8 @@ def to_array(x: Any, name: str = "input") -> Array:
     """
     if isinstance(x, Tensor):
         return x._data
+    if type(x) is np.ndarray and x.dtype.kind == "f":
+        return x
     if isinstance(x, np.generic):
         x = np.asarray(x)
     if isinstance(x, (list, tuple, range, int, float)):
@@ -126,7 +128,7 @@ divide = Binary(
     "divide", _rules.truediv, lambda a, b, z: lambda dy: dy / b, lambda a, b, z: lambda dy: -dy * (z / b)
 )
 power = Binary("power", operator.pow, _rules.pow_left, _rules.pow_right)
-matmul = Binary("matmul", _rules.product, _rules.matmul_left, _rules.matmul_right)
+matmul = Binary("matmul", _products.matmul, _rules.matmul_left, _rules.matmul_right)
 
 
 def _compare(op: Callable[[Any, Any], Any], x: Tensor, y: Any) -> Tensor:

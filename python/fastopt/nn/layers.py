@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastopt import functional
 from fastopt._dtypes import DEFAULT_FLOAT
 from fastopt.nn import init
-from fastopt.nn.activations import FUSABLE, Activation
+from fastopt.nn.activations import FUSABLE
 from fastopt.nn.module import Module, Parameter
 
 
@@ -168,8 +168,9 @@ class Sequential(_Container):
 
     Notes
     -----
-    A `Linear` that an activation follows is computed together with it, bias and activation in one pass. The
-    result is the same, bit by bit.
+    A `Linear` that an activation, a `Dropout` or both follow is computed together with them in one pass. Result,
+    gradients and masks are the same, bit by bit; in bfloat16 and float16 they are rounded once rather than
+    after each module.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -185,10 +186,22 @@ class Sequential(_Container):
         module = next(rest, None)
         while module is not None:
             after = next(rest, None)
-            if type(module) is Linear and isinstance(after, Activation) and type(after) in FUSABLE:
-                x = functional.linear(x, module.weight, module.bias, after.kernel, after.params)
-                after = next(rest, None)
-            else:
+            if type(module) is not Linear:
                 x = module(x)
+                module = after
+                continue
+            activation, dropout = None, None
+            if type(after) in FUSABLE:
+                activation, after = after, next(rest, None)
+            if type(after) is Dropout:
+                dropout, after = after, next(rest, None)
+            x = _fused(x, module, activation, dropout)
             module = after
         return x
+
+
+def _fused(x: Any, layer: Linear, activation: Any, dropout: Any) -> Any:
+    """What the three modules would compute one after the other; the last two may be None."""
+    kernel, params = (None, ()) if activation is None else (activation.kernel, activation.params)
+    p = dropout.p if dropout is not None and dropout.training else 0.0
+    return functional.linear(x, layer.weight, layer.bias, kernel, params, dropout=p)

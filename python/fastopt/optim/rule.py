@@ -219,8 +219,7 @@ class RuleOptimizer(Optimizer):
         """
         if callable(grads):
             grads, closure = None, grads
-        if self._swapped:
-            raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
+        self._require_weights()
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
@@ -240,22 +239,35 @@ class RuleOptimizer(Optimizer):
             self._update(usable, False)
         return loss
 
+    def _require_weights(self) -> None:
+        """Refuse a step while the averages are swapped in."""
+        if self._swapped:
+            raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
+
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
         scale, norm = 1.0, None
-        if len(plans) > 1:
-            # None may refuse after another has run.
-            for plan, gs in zip(plans, chosen, strict=True):
-                plan.native.check(gs)
         if self._max_norm is not None:
-            norms = [plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)]
-            # hypot prefers an infinity to a NaN.
-            norm = math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)
-            scale = self._max_norm / (norm + 1e-6)
-            scale = 1.0 if scale > 1.0 else scale
+            norm = _core.joint_norm([plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
+            scale = _core.clip_factor(norm, self._max_norm)
+        advanced = self._advance(plans, active, scale)
+        for dense in self._copied:
+            dense.load()
+        for plan, gs in zip(plans, chosen, strict=True):
+            plan.native.step(gs, plan.coefs, plan.sets)
+        for dense in self._copied:
+            dense.store()
+        for row, s in advanced:
+            row.scalars = s
+        self.grad_norm = norm
+
+    def _advance(
+        self, plans: list[_Plan], active: list[bool] | None, scale: float
+    ) -> list[tuple[_Row, dict[str, float]]]:
+        """Write the next step's coefficients into the plans; return the rows with their numbers after it."""
         advanced = []
         for plan in plans:
             for k, r in enumerate(plan.rows):
@@ -266,15 +278,7 @@ class RuleOptimizer(Optimizer):
                     plan.coefs[k] = self._coefficient_row(self.param_groups[row.group], s, scale)
                     if plan.counts:
                         advanced.append((row, s))
-        for dense in self._copied:
-            dense.load()
-        for plan, gs in zip(plans, chosen, strict=True):
-            plan.native.step(gs, plan.coefs, plan.sets)
-        for dense in self._copied:
-            dense.store()
-        for row, s in advanced:
-            row.scalars = s
-        self.grad_norm = norm
+        return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         lr, *rest = self.coefficients(group, s)

@@ -1,0 +1,473 @@
+#include "core/program.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "core/chunks.hpp"
+#include "core/dropout.hpp"
+#include "core/gemm.hpp"
+#include "core/losses.hpp"
+#include "core/parallel.hpp"
+
+namespace fastopt {
+namespace {
+
+constexpr std::align_val_t kAlign{64};
+constexpr Index kPieceBytes = Index(1) << 18;  // of a gradient that waits for its update: with p, m, v in L2
+constexpr Index kBiasColumns = 512;            // of a task that sums a bias's gradient
+constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
+constexpr int kTasksPerThread = 4;             // so that a late thread leaves little to wait for
+// Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
+constexpr Index kSerialProducts = Index(1) << 18, kUpdateProducts = 16;
+
+thread_local Buffer piece_room;
+
+DropoutArgs mask_args(const ProgramMask& mask, const void* x, void* y) {
+  return {x, y, mask.seed, mask.offset, mask.last_kept, mask.scale};
+}
+
+void drop(const ProgramMask& mask, Epilogue& e) {
+  e.dropout = mask.on;
+  e.seed = mask.seed;
+  e.offset = mask.offset;
+  e.last_kept = mask.last_kept;
+  e.kept_scale = mask.scale;
+}
+
+Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
+
+}  // namespace
+
+void Buffer::release() { ::operator delete(data_, kAlign); }
+
+char* Buffer::reserve(Index bytes) {
+  if (bytes > bytes_) {
+    release();
+    data_ = nullptr;
+    bytes_ = 0;
+    data_ = static_cast<char*>(::operator new(std::size_t(bytes), kAlign));
+    bytes_ = bytes;
+  }
+  return data_;
+}
+
+Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const ProgramLoss& loss,
+                 std::vector<ProgramPlan> plans)
+    : dtype_(dtype), bf16_(bf16), item_(item_bytes(dtype)), loss_(loss), plans_(std::move(plans)) {
+  lowest_ = Index(layers.size());
+  for (ProgramLayer& layer : layers) {
+    const Index l = Index(layers_.size());
+    for (const ProgramParameter* p : {&layer.weight, &layer.bias}) {
+      if (!p->trained()) continue;
+      lowest_ = std::min(lowest_, l);
+      uses_ = std::max(uses_, p->use + 1);
+      fused_ = fused_ || !p->grad;
+    }
+    dropouts_ += layer.dropout;
+    layers_.push_back({layer});
+  }
+  for (ProgramPlan& plan : plans_) {
+    plan.grads.assign(plan.plan->tensors().size(), nullptr);
+    coefs_width_ += plan.rows * plan.width;
+  }
+  for (const Layer& layer : layers_)
+    for (const ProgramParameter* p : {&layer.weight, &layer.bias})
+      if (p->plan >= 0) plans_[std::size_t(p->plan)].grads[std::size_t(p->tensor)] = p->grad;
+  scaled_.resize(std::size_t(coefs_width_));
+}
+
+void Program::reserve(Index rows) {
+  if (rows <= capacity_) return;
+  char* base = nullptr;
+  Index bytes = 0;
+  const auto take = [&](Index columns) {
+    char* const place = base ? base + bytes : nullptr;
+    bytes += round_up(rows * columns * item_, 64);
+    return place;
+  };
+  const auto lay_out = [&] {
+    bytes = 0;
+    for (Layer& layer : layers_) {
+      layer.output = take(layer.out);
+      if (layer.kind != LayerKind::linear) continue;
+      if (layer.needs_x) layer.kept_input = take(layer.out);
+      if (layer.needs_y && layer.dropout) layer.kept_output = take(layer.out);
+    }
+    char* gradient = nullptr;
+    for (Index l = Index(layers_.size()) - 1; l >= lowest_; --l) {
+      Layer& layer = layers_[std::size_t(l)];
+      const bool shared =
+          l + 1 < Index(layers_.size()) && layers_[std::size_t(l + 1)].kind == LayerKind::pointwise;
+      layer.gradient = gradient = shared ? gradient : take(layer.out);
+    }
+  };
+  lay_out();
+  base = memory_.reserve(std::max<Index>(bytes, 64));
+  lay_out();
+  capacity_ = rows;
+}
+
+// Forward ------------------------------------------------------------------------------------------------
+
+void Program::set_masks(const ProgramRun& run, Index step) {
+  Index active = 0, d = 0;
+  for (Layer& layer : layers_) {
+    if (!layer.dropout) continue;
+    const double rate = run.rates[d++];
+    const Kept stays = kept(rate);
+    layer.mask = {rate > 0.0, stays.last, stays.scale, run.seed, std::uint64_t(active)};
+    active += layer.mask.on;
+  }
+  for (Layer& layer : layers_) layer.mask.offset += run.offset + std::uint64_t(step * active);
+}
+
+void Program::forward(const void* x, Index rows, bool training, void* out) {
+  for (Layer& layer : layers_) {
+    layer.input = x;
+    void* const y = out && &layer == &layers_.back() ? out : layer.output;
+    layer.result = y;
+    switch (layer.kind) {
+      case LayerKind::linear:
+        forward_linear(layer, rows, training);
+        break;
+      case LayerKind::pointwise:
+        forward_pointwise(layer, rows * layer.out, y);
+        break;
+      default: {
+        const SoftmaxArgs args{x, y, layer.out};
+        const RowKernels& row = kernels().rows[int(dtype_)];
+        const auto kernel = layer.kind == LayerKind::softmax ? row.softmax : row.log_softmax;
+        run_chunks(rows, row_chunk(layer.out), rows * layer.out,
+                   [&](Index begin, Index end) { kernel(args, begin, end); });
+      }
+    }
+    x = layer.result;
+  }
+  if (out && x != out) std::memcpy(out, x, std::size_t(rows * this->out() * item_));
+}
+
+void Program::forward_linear(Layer& layer, Index rows, bool training) {
+  GemmArgs args{rows,
+                layer.out,
+                layer.in,
+                {layer.input, layer.in, 1},
+                {layer.weight.data, 1, layer.in},
+                const_cast<void*>(layer.result),
+                layer.out};
+  args.bf16 = bf16_;
+  Epilogue& e = args.epilogue;
+  e.bias = layer.bias.data;
+  e.activation = layer.activation;
+  e.params = layer.params;
+  drop(layer.mask, e);
+  if (training) {
+    e.kept_input = layer.kept_input;
+    e.kept_output = layer.mask.on ? layer.kept_output : nullptr;
+    layer.x = e.kept_input;
+    layer.y = e.kept_output ? e.kept_output : layer.result;
+  }
+  gemm(dtype_, args);
+}
+
+// An activation, a dropout, or neither: then the result is the input.
+void Program::forward_pointwise(Layer& layer, Index size, void* y) {
+  const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
+  layer.x = layer.input;
+  layer.y = y;
+  if (layer.activation >= 0) {
+    const ActivationArgs args{layer.activation, layer.params, layer.input, nullptr, 1, y};
+    run_chunks(size, kChunk, size, [&](Index begin, Index end) { kernel.activation(args, begin, end); });
+  } else if (layer.mask.on) {
+    const DropoutArgs args = mask_args(layer.mask, layer.input, y);
+    run_chunks(size, kChunk, size, [&](Index begin, Index end) { kernel.dropout(args, begin, end); });
+  } else {
+    layer.result = layer.input;
+  }
+}
+
+// Loss ---------------------------------------------------------------------------------------------------
+
+// The loss of the output, and its gradient by the result of the last layer's operation.
+double Program::evaluate(const ProgramRun& run, const void* target, Index rows, Index samples) {
+  Layer& last = layers_.back();
+  const Index columns = last.out, size = rows * columns, top = Index(layers_.size()) - 1;
+  const bool by_element = loss_.kind == LossKind::elementwise;
+  const Index* const classes = run.classes ? static_cast<const Index*>(target) : nullptr;
+  double divisor = 1.0;
+  if (loss_.reduction == Reduction::batchmean) divisor = double(samples);
+  if (loss_.reduction == Reduction::mean)
+    divisor = by_element ? double(size)
+              : classes  ? used_weight(dtype_, classes, rows, loss_.class_weight, loss_.ignore_index)
+                         : double(rows);
+  double total = 0.0;
+  if (by_element) {
+    const LossArgs args{loss_.formula, loss_.params, last.result,   target,       run.weight,
+                        run.param,     nullptr,      last.gradient, 1.0 / divisor};
+    const auto kernel = kernels().sums[int(dtype_)].loss;
+    total = merge_chunks(size, kChunk, size, parts_, [&](Index begin, Index end) {
+      const double part = kernel(args, begin, end);
+      begin_backward(top, begin, end);
+      return part;
+    });
+  } else {
+    const CrossEntropyArgs args{
+        last.result,   classes, classes ? nullptr : target, loss_.class_weight,    nullptr,
+        last.gradient, columns, loss_.ignore_index,         loss_.label_smoothing, 1.0 / divisor};
+    const RowKernels& row = kernels().rows[int(dtype_)];
+    const auto kernel = loss_.kind == LossKind::nll ? row.nll : row.cross_entropy;
+    total = merge_chunks(rows, row_chunk(columns), size, parts_, [&](Index begin, Index end) {
+      const double part = kernel(args, begin, end);
+      begin_backward(top, begin * columns, end * columns);
+      return part;
+    });
+  }
+  const double value = total / divisor;
+  return dtype_ == DType::f32 ? double(float(value)) : value;
+}
+
+// Backward -----------------------------------------------------------------------------------------------
+
+// From the gradient by what a layer returns to that by the result of its operation, in place: through dropout
+// and activation.
+void Program::begin_backward(Index l, Index begin, Index end) {
+  Layer& layer = layers_[std::size_t(l)];
+  const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
+  if (layer.mask.on) kernel.dropout(mask_args(layer.mask, layer.gradient, layer.gradient), begin, end);
+  if (layer.activation < 0) return;
+  kernel.activation_grad({layer.activation, layer.params, layer.gradient, layer.x, layer.y, layer.gradient},
+                         begin, end);
+}
+
+// The gradients by the results of all operations, from the last layer down to the lowest that is trained.
+void Program::backward(Index rows) {
+  for (Index l = Index(layers_.size()) - 1; l > lowest_; --l) {
+    Layer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+    const Index size = rows * below.out;
+    if (layer.kind == LayerKind::linear) {
+      backward_linear(layer, below, rows);
+    } else if (layer.kind == LayerKind::pointwise) {
+      if (below.mask.on || below.activation >= 0)
+        run_chunks(size, kChunk, size, [&](Index begin, Index end) { begin_backward(l - 1, begin, end); });
+    } else {
+      const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
+      const RowKernels& row = kernels().rows[int(dtype_)];
+      const auto kernel = layer.kind == LayerKind::softmax ? row.softmax_grad : row.log_softmax_grad;
+      run_chunks(rows, row_chunk(layer.out), size, [&](Index begin, Index end) {
+        kernel(args, begin, end);
+        begin_backward(l - 1, begin * layer.out, end * layer.out);
+      });
+    }
+  }
+}
+
+void Program::backward_linear(const Layer& layer, const Layer& below, Index rows) {
+  GemmArgs args{
+      rows,           layer.in, layer.out, {layer.gradient, layer.out, 1}, {layer.weight.data, layer.in, 1},
+      below.gradient, layer.in};
+  args.bf16 = bf16_;
+  Epilogue& e = args.epilogue;
+  drop(below.mask, e);
+  e.gradient = below.activation;
+  e.params = below.params;
+  e.x = below.x;
+  e.y = below.y;
+  gemm(dtype_, args);
+}
+
+// Weight gradients and updates ---------------------------------------------------------------------------
+
+// One list of tasks for all layers, the first uses of parameters before the second.
+void Program::cut_tasks() {
+  const int threads = num_threads();
+  if (tasks_threads_ == threads && tasks_table_ == &kernels()) return;
+  tasks_threads_ = threads;
+  tasks_table_ = &kernels();
+  tasks_.clear();
+  task_ends_.clear();
+  const GemmKernels& kernel = kernels().gemm[int(dtype_)];
+  const Index room = kPieceBytes / item_;
+  for (Index use = 0; use < uses_; ++use) {
+    for (Index l = lowest_; l < Index(layers_.size()); ++l) {
+      const Layer& layer = layers_[std::size_t(l)];
+      if (layer.weight.trained() && layer.weight.use == use) {
+        // Equal shares: a share more than the others' would cost more than register tiles of fewer rows.
+        const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
+        const Index most =
+            std::max(room / std::max<Index>(layer.in, 1) / kernel.rows * kernel.rows, kernel.rows);
+        const Index rows = threads > 1 ? std::min(fair, most) : most;
+        const Index columns = std::max(room / rows / kernel.columns * kernel.columns, kernel.columns);
+        for (Index r = 0; r < layer.out; r += rows)
+          for (Index c = 0; c < layer.in; c += columns)
+            tasks_.push_back(
+                {l, false, r, std::min(r + rows, layer.out), c, std::min(c + columns, layer.in)});
+      }
+      if (layer.bias.trained() && layer.bias.use == use)
+        for (Index c = 0; c < layer.out; c += kBiasColumns)
+          tasks_.push_back({l, true, 0, 1, c, std::min(c + kBiasColumns, layer.out)});
+    }
+    task_ends_.push_back(Index(tasks_.size()));
+  }
+}
+
+void Program::update_weights(Index rows, const double* coefs) {
+  cut_tasks();
+  Index products = 0;
+  for (Index l = lowest_; l < Index(layers_.size()); ++l) {
+    const Layer& layer = layers_[std::size_t(l)];
+    if (layer.weight.trained()) products += (rows + kUpdateProducts) * layer.in * layer.out;
+  }
+  if (fused_)
+    for (const ProgramPlan& plan : plans_) locks_.push_back(plan.plan->lock());
+  Index begin = 0;
+  for (const Index end : task_ends_) {
+    parallel_for(end - begin, products >= kSerialProducts, [&](Index i) {
+      const Task& task = tasks_[std::size_t(begin + i)];
+      task.bias ? run_bias_task(task, rows, coefs) : run_weight_task(task, rows, coefs);
+    });
+    begin = end;
+  }
+  locks_.clear();
+}
+
+const double* Program::row_of(const ProgramParameter& p, const double* coefs) const {
+  const ProgramPlan& plan = plans_[std::size_t(p.plan)];
+  const Index row = plan.sets.empty() ? 0 : plan.sets[std::size_t(p.tensor)];
+  return coefs + plan.first + row * plan.width;
+}
+
+// Rows and columns of dW = dZ' X, stored, or held in cache for the update and forgotten.
+void Program::run_weight_task(const Task& task, Index rows, const double* coefs) {
+  const Layer& layer = layers_[std::size_t(task.layer)];
+  const ProgramParameter& weight = layer.weight;
+  GemmArgs args{layer.out,   layer.in, rows, {layer.gradient, 1, layer.out}, {layer.input, layer.in, 1},
+                weight.grad, layer.in};
+  args.bf16 = bf16_;
+  args.beta = weight.use > 0 ? 1.0 : 0.0;
+  if (weight.grad) {
+    run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
+    return;
+  }
+  const Index width = task.end_col - task.begin_col, height = task.end_row - task.begin_row;
+  char* const piece = piece_room.reserve(height * width * item_);
+  args.c_row = width;
+  args.c = piece - (task.begin_row * width + task.begin_col) * item_;
+  run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
+  const StepPlan& plan = *plans_[std::size_t(weight.plan)].plan;
+  const double* const row = row_of(weight, coefs);
+  // Whole rows lie side by side in the weight too.
+  const Index runs = width == layer.in ? 1 : height, length = width * height / runs;
+  for (Index r = 0; r < runs; ++r) {
+    const Index at = (task.begin_row + r) * layer.in + task.begin_col;
+    plan.update_piece(weight.tensor, at, at + length, piece + r * length * item_, row);
+  }
+}
+
+// The column sums of dZ.
+void Program::run_bias_task(const Task& task, Index rows, const double* coefs) {
+  const Layer& layer = layers_[std::size_t(task.layer)];
+  const ProgramParameter& bias = layer.bias;
+  const Index first = task.begin_col, n = task.end_col - first;
+  double sums[kBiasColumns];
+  kernels().sums[int(dtype_)].column_sums({layer.gradient, layer.out, first, task.end_col, sums - first}, 0,
+                                          rows);
+  char* const grad =
+      bias.grad ? static_cast<char*>(bias.grad) + first * item_ : piece_room.reserve(n * item_);
+  const auto store = [&](auto* g) {
+    using T = std::remove_pointer_t<decltype(g)>;
+    for (Index j = 0; j < n; ++j) g[j] = bias.use > 0 ? g[j] + T(sums[j]) : T(sums[j]);
+  };
+  dtype_ == DType::f32 ? store(reinterpret_cast<float*>(grad)) : store(reinterpret_cast<double*>(grad));
+  if (!bias.grad)
+    plans_[std::size_t(bias.plan)].plan->update_piece(bias.tensor, first, task.end_col, grad,
+                                                      row_of(bias, coefs));
+}
+
+// The updates of stored gradients, all clipped together.
+void Program::step_plans(ProgramRun& run, const double* coefs) {
+  if (!std::isinf(run.max_norm)) {
+    parts_.clear();
+    for (const ProgramPlan& plan : plans_) parts_.push_back(plan.plan->norm(plan.grads.data(), 2.0));
+    run.norm = joint_norm(parts_.data(), Index(parts_.size()));
+    const double factor = clip_factor(run.norm, run.max_norm);
+    std::copy(coefs, coefs + coefs_width_, scaled_.begin());
+    for (const ProgramPlan& plan : plans_)
+      for (Index r = 0; r < plan.rows; ++r) scaled_[std::size_t(plan.first + r * plan.width)] *= factor;
+    coefs = scaled_.data();
+  }
+  for (const ProgramPlan& plan : plans_) {
+    if (std::all_of(plan.grads.begin(), plan.grads.end(), [](const void* g) { return !g; })) continue;
+    plan.plan->step(plan.grads.data(), coefs + plan.first, plan.width,
+                    plan.sets.empty() ? nullptr : plan.sets.data());
+  }
+}
+
+// Runs ---------------------------------------------------------------------------------------------------
+
+// The samples of a batch side by side: where they lie, or copied to `room`.
+const void* Program::gather(const void* from, Index bytes, const Index* order, Index first, Index samples,
+                            Buffer& room) {
+  const char* const rows = static_cast<const char*>(from);
+  if (!order) return rows + first * bytes;
+  char* const to = room.reserve(samples * bytes);
+  const Index together = std::max<Index>(kChunk * 4 / std::max<Index>(bytes, 1), 1);
+  run_chunks(samples, together, samples * bytes / 4, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i)
+      std::memcpy(to + i * bytes, rows + order[first + i] * bytes, std::size_t(bytes));
+  });
+  return to;
+}
+
+ProgramStop Program::run(ProgramRun& run) {
+  const Index target_bytes = run.repeat * (run.classes ? Index(sizeof(Index)) : out() * item_);
+  for (Index step = 0; step < run.steps; ++step) {
+    const Index first = run.begin + step * run.batch, samples = std::min(run.batch, run.end - first);
+    const Index rows = samples * run.repeat;
+    reserve(rows);
+    const void* const x = gather(run.x, run.repeat * in() * item_, run.order, first, samples, x_room_);
+    const void* const target = gather(run.target, target_bytes, run.order, first, samples, target_room_);
+    if (run.classes) {
+      const Index* const classes = static_cast<const Index*>(target);
+      const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
+      if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
+    }
+    set_masks(run, step);
+    forward(x, rows, true, nullptr);
+    if (loss_.probabilities) {
+      const ProgramStop stop = require_probabilities(rows * out());
+      if (stop.reason != ProgramStop::none) return stop;
+    }
+    run.losses[step] = evaluate(run, target, rows, samples);
+    const double* const coefs = run.coefs + step * coefs_width_;
+    backward(rows);
+    update_weights(rows, coefs);
+    step_plans(run, coefs);
+    ++steps_;
+  }
+  return {};
+}
+
+// The output as a loss of probabilities wants it; a NaN is none.
+ProgramStop Program::require_probabilities(Index size) const {
+  const auto check = [&](const auto* y) -> ProgramStop {
+    for (Index i = 0; i < size; ++i)
+      if (!(y[i] >= 0 && y[i] <= 1)) return {ProgramStop::no_probability, i, double(y[i])};
+    return {};
+  };
+  const void* const y = layers_.back().result;
+  return dtype_ == DType::f32 ? check(static_cast<const float*>(y)) : check(static_cast<const double*>(y));
+}
+
+void Program::predict(const void* x, Index rows, Index batch, void* out) {
+  for (Layer& layer : layers_) layer.mask.on = false;
+  reserve(std::min(rows, batch));
+  for (Index first = 0; first < rows; first += batch)
+    forward(static_cast<const char*>(x) + first * in() * item_, std::min(batch, rows - first), false,
+            static_cast<char*>(out) + first * this->out() * item_);
+}
+
+}  // namespace fastopt

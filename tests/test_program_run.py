@@ -1,0 +1,626 @@
+"""Runs of compiled steps: batches, schedules, callbacks, interrupts, predictions, and what is refused."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import fastopt
+from cases import SCHEDULERS
+from fastopt import nn, optim
+from fastopt.data import DataLoader
+from fastopt.optim import lr_scheduler
+from program_tools import (
+    BATCH,
+    IN,
+    OUT,
+    assert_same,
+    batches,
+    build,
+    everything,
+    loss_of,
+    seeded,
+    snapshot,
+)
+
+N = 53
+
+
+def data(dtype=np.float32, n=N):
+    rng = np.random.default_rng(9)
+    return rng.standard_normal((n, IN)).astype(dtype), rng.integers(0, OUT, n)
+
+
+def make(opt="Adam", dtype=np.float32, dropout=0.25, loss_fn=None, **options):
+    model = build(dtype=dtype, dropout=dropout)
+    optimizer = getattr(optim, opt)(model.parameters(), **options)
+    step = fastopt.compile(model, loss_fn or nn.CrossEntropyLoss(), optimizer)
+    fastopt.manual_seed(4)
+    return step
+
+
+def left(step):
+    return snapshot(step.model, step.optimizer)
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 8},
+        {"batch_size": 8, "drop_last": True, "epochs": 3},
+        {"batch_size": 8, "shuffle": True, "seed": 5, "epochs": 3},
+        {"batch_size": 1, "shuffle": True, "seed": 5},
+        {"batch_size": N, "epochs": 4},
+        {"epochs": 2, "shuffle": True},
+        {"batch_size": 1000, "epochs": 2},
+    ],
+)
+@pytest.mark.parametrize("opt", ["Adam", "LBFGS"])
+def test_run_takes_the_steps_of_a_loop_over_a_loader(opt, options):
+    x, y = data()
+    a, b = make(opt), make(opt)
+    losses = a.run(x, y, **options)
+    fastopt.manual_seed(4)
+    loader = DataLoader(x, y, **{"batch_size": None, **{k: v for k, v in options.items() if k != "epochs"}})
+    expected = [b(xb, yb) for _ in range(options.get("epochs", 1)) for xb, yb in loader]
+    assert losses.dtype == np.float64
+    np.testing.assert_array_equal(losses, expected)
+    assert_same(left(a), left(b))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("stop", [0, 3, 7])
+def test_run_of_a_loader_goes_on_where_it_stands(shuffle, stop):
+    """Two passes in one run, or some batches of the first by hand and the rest in a run."""
+    x, y = data()
+    a, b = make(), make()
+    whole, part = (DataLoader(x, y, 8, shuffle=shuffle, seed=5) for _ in range(2))
+    losses = a.run(whole, epochs=2)
+    assert whole.state_dict() == {"seed": 5, "epoch": 2, "batch": 0}
+    fastopt.manual_seed(4)
+    pairs = iter(part)
+    first = [b(*next(pairs)) for _ in range(stop)]
+    rest = DataLoader(x, y, 8, shuffle=shuffle)
+    rest.load_state_dict(part.state_dict())
+    np.testing.assert_array_equal([*first, *b.run(rest, epochs=2)], losses)
+    assert rest.state_dict() == whole.state_dict()
+    assert_same(left(a), left(b))
+
+
+def test_run_of_a_loader_refuses_what_the_loader_has():
+    x, y = data()
+    step = make()
+    loader = DataLoader(x, y, 8)
+    for options in ({"y": y}, {"batch_size": 8}, {"shuffle": True}, {"seed": 0}, {"drop_last": True}):
+        with pytest.raises(TypeError, match="run: x is a DataLoader"):
+            step.run(loader, **options)
+    with pytest.raises(ValueError, match="run: x is a DataLoader of 1 arrays, expected x and y"):
+        step.run(DataLoader(x, batch_size=8))
+
+
+@pytest.mark.parametrize("kind", ["number", "distribution"])
+def test_run_gathers_targets_of_any_width(kind):
+    pairs = batches(kind, np.float32, 4)
+    x, y = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    loss_fn = nn.MSELoss() if kind == "number" else nn.CrossEntropyLoss()
+    a, b = make(loss_fn=loss_fn, dropout=0.0), make(loss_fn=loss_fn, dropout=0.0)
+    losses = a.run(x, y, batch_size=9, shuffle=True, seed=2)
+    np.testing.assert_array_equal(losses, [b(*p) for p in DataLoader(x, y, 9, shuffle=True, seed=2)])
+    assert_same(left(a), left(b))
+
+
+def test_samples_of_several_rows():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 3, IN)).astype(np.float32), rng.standard_normal((20, 3, OUT))
+    a, b, c = (make(loss_fn=nn.MSELoss(), dropout=0.0) for _ in range(3))
+    losses = a.run(x, y, batch_size=6, shuffle=True, seed=1)
+    np.testing.assert_array_equal(losses, [b(*p) for p in DataLoader(x, y, 6, shuffle=True, seed=1)])
+    assert a.predict(x).shape == (20, 3, OUT)
+    np.testing.assert_array_equal(a.predict(x).reshape(60, OUT), a.predict(x.reshape(60, IN)))
+    flat = c(x.reshape(60, IN), y.reshape(60, OUT))
+    np.testing.assert_allclose(flat, b.loss_fn(c.model(x), y.astype(np.float32)).item(), rtol=0.5)
+
+
+def test_batchmean_divides_by_samples():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 3, IN)).astype(np.float32)
+    t = np.full((4, 3, OUT), 1 / OUT, np.float32)
+    model = seeded(nn.Sequential(nn.Linear(IN, OUT), nn.LogSoftmax(-1)))
+    loss_fn = nn.KLDivLoss("batchmean")
+    expected = float(loss_fn(model(x), t))
+    step = fastopt.compile(model, loss_fn, optim.SGD(model.parameters(), lr=0.1))
+    np.testing.assert_allclose(step(x, t), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 2), (6, 8), (6, 2, 2, 2)])
+def test_a_model_that_begins_with_flatten_takes_samples_of_any_shape(shape):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, shape, dtype=np.uint8), rng.integers(0, 3, 6)
+    model = seeded(nn.Sequential(nn.Identity(), nn.Flatten(), nn.Sequential(nn.Linear(8, 3))))
+    step = fastopt.compile(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=1e-4))
+    expected = nn.CrossEntropyLoss()(model(x), y).item()
+    np.testing.assert_allclose(step(x, y), expected, rtol=1e-5)
+    np.testing.assert_allclose(step.predict(x), model(x).data, rtol=1e-4, atol=1e-4)
+    assert len(step.run(x, y, batch_size=4, shuffle=True)) == 2
+
+
+def test_what_a_loader_takes_is_taken():
+    x, y = data()
+    results = []
+    for a, b in ((x, y), (fastopt.tensor(x), fastopt.tensor(y)), (x.tolist(), y.tolist())):
+        step = make()
+        results.append([[step(a, b)], step.run(a, b, batch_size=8), *left(step), step.predict(a)])
+    step = make()
+    wide = np.asfortranarray(x.astype(np.float64))
+    results.append(
+        [[step(wide, y.astype(np.uint8))], step.run(wide, y, batch_size=8), *left(step), step.predict(wide)]
+    )
+    for other in results[1:]:
+        assert_same(results[0], other)
+
+
+def test_without_a_batch_size_that_of_compile_counts():
+    x, y = data()
+    model = build()
+    step = fastopt.compile(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters()), batch_size=10)
+    assert len(step.run(x, y)) == 6
+    assert len(step.run(x, y, batch_size=N)) == 1
+    assert len(step.run(x, y, epochs=0)) == 0
+
+
+def test_weights_of_elements_fit_every_batch():
+    x, _ = data()
+    t = np.random.default_rng(1).random((N, OUT)).astype(np.float32)
+    loss_fn = nn.BCEWithLogitsLoss(weight=np.linspace(0.1, 1, 8)[:, None])
+    a, b = make(loss_fn=loss_fn, dropout=0.0), make(loss_fn=loss_fn, dropout=0.0)
+    losses = a.run(x, t, batch_size=8, drop_last=True)
+    np.testing.assert_array_equal(losses, [b(*p) for p in DataLoader(x, t, 8, drop_last=True)])
+    before = left(a)
+    with pytest.raises(
+        ValueError, match=r"run: weight has shape \(8, 1\), which does not broadcast .* \(5, 5\)"
+    ):
+        a.run(x, t, batch_size=8)
+    assert_same(before, left(a))
+
+
+# ---------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("every", ["step", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule(name, every):
+    x, y = data()
+    for row in SCHEDULERS[name]["options"]:
+        options = dict(row)
+        kind = options.pop("optimizer", "SGD")
+        plateau = name == "ReduceLROnPlateau"
+        if plateau and every == "step":
+            continue
+        results = []
+        for compiled in (True, False):
+            step = make(kind, lr=0.1, **({"momentum": 0.9} if kind == "SGD" else {}))
+            scheduler = getattr(lr_scheduler, name)(step.optimizer, **options)
+            if compiled:
+                losses = step.run(x, y, 8, epochs=4, scheduler=scheduler, scheduler_every=every)
+            else:
+                losses = []
+                for _ in range(4):
+                    for xb, yb in DataLoader(x, y, 8):
+                        losses.append(step(xb, yb))
+                        if every == "step":
+                            scheduler.step()
+                    if every == "epoch":
+                        scheduler.step(*([np.mean(losses[-7:])] if plateau else []))
+            group = step.optimizer.param_groups[0]
+            results.append([losses, *left(step), scheduler.get_last_lr(), group["lr"], scheduler.last_epoch])
+        assert_same(*results)
+
+
+def test_a_schedule_may_turn_a_rule_into_another():
+    x, y = data()
+    results = []
+    for compiled in (True, False):
+        step = make("SGD", lr=0.1, momentum=0.9, dropout=0.0)
+        scheduler = lr_scheduler.CyclicLR(step.optimizer, 0.01, 0.3, step_size_up=3, base_momentum=0.0)
+        rules = set()
+        if compiled:
+            losses = step.run(x, y, 8, epochs=4, scheduler=scheduler)
+        else:
+            losses = []
+            for xb, yb in [batch for _ in range(4) for batch in DataLoader(x, y, 8)]:
+                losses.append(step(xb, yb))
+                rules.add(step.optimizer.rule(step.optimizer.param_groups[0]))
+                scheduler.step()
+            assert rules == {"sgd", "momentum"}
+        results.append([losses, *left(step)])
+    assert_same(*results)
+
+
+def test_schedules_are_checked():
+    x, y = data()
+    step, other = make(), make()
+    before = left(step)
+    plateau = lr_scheduler.ReduceLROnPlateau(step.optimizer)
+    for options, message in (
+        (
+            {"scheduler": lr_scheduler.StepLR(other.optimizer, 3)},
+            r"scheduler is a StepLR of another optimizer",
+        ),
+        ({"scheduler": plateau}, r"ReduceLROnPlateau, which needs scheduler_every='epoch'"),
+        ({"scheduler_every": "batch"}, r"scheduler_every must be 'step' or 'epoch', got 'batch'"),
+        ({"epochs": -1}, r"run: epochs must be at least 0, got -1"),
+        ({"batch_size": 0}, r"batch_size must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step.run(x, y, **options)
+    assert_same(before, left(step))
+
+
+# ------------------------------------------------------------------------------- callbacks and interrupts
+
+
+def test_callback_sees_the_run_and_may_end_it():
+    x, y = data()
+    step = make()
+    seen = []
+    losses = step.run(x, y, 8, epochs=3, callback=seen.append)
+    assert seen[-1].step == seen[-1].steps == 21
+    assert [p.epochs for p in seen] == [3] * len(seen)
+    assert [p.step for p in seen] == sorted({p.step for p in seen})
+    for end in (7, 14, 21):
+        (progress,) = [p for p in seen if p.step == end]
+        assert progress.epoch == end // 7
+        assert progress.loss == pytest.approx(losses[end - 7 : end].mean())
+
+    ended = make()
+    part = ended.run(x, y, 8, epochs=3, callback=lambda p: p.step < 14)
+    np.testing.assert_array_equal(part, losses[: len(part)])
+    assert len(part) == 14
+    assert {float(s["step"]) for s in ended.optimizer.state.values()} == {14.0}
+
+
+def test_an_error_in_the_callback_leaves_the_steps_taken():
+    x, y = data()
+    step, twin = make(dropout=0.0), make(dropout=0.0)
+    scheduler = lr_scheduler.StepLR(step.optimizer, 5, 0.5)
+
+    def fail(progress):
+        if progress.step >= 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step.run(x, y, 8, epochs=3, scheduler=scheduler, callback=fail)
+    twin.run(x, y, 8, epochs=2, scheduler=lr_scheduler.StepLR(twin.optimizer, 5, 0.5))
+    assert_same(left(step), left(twin))
+    assert step.optimizer.param_groups[0]["lr"] == twin.optimizer.param_groups[0]["lr"]
+
+
+def test_an_interrupt_between_steps_keeps_counts_and_schedule_with_the_updates():
+    """The schedule runs ahead of a block; an error in it must not leave it or the counts ahead."""
+    x, y = data()
+
+    class Failing(lr_scheduler.ExponentialLR):
+        fails_at = 100
+
+        def step(self, epoch=None):
+            if self.last_epoch + 1 == self.fails_at:
+                raise KeyboardInterrupt
+            super().step(epoch)
+
+    step, twin = make(dropout=0.0), make(dropout=0.0)
+    scheduler = Failing(step.optimizer, 0.99)
+    twin_scheduler = Failing(twin.optimizer, 0.99)
+    step.run(x, y, 1, epochs=1, scheduler=scheduler)
+    twin.run(x, y, 1, epochs=1, scheduler=twin_scheduler)
+    with pytest.raises(KeyboardInterrupt):
+        step.run(x, y, 1, epochs=1, scheduler=scheduler)
+    counts = {float(s["step"]) for s in step.optimizer.state.values()}
+    assert len(counts) == 1
+    taken = int(counts.pop())
+    assert N < taken < 100
+    assert scheduler.last_epoch == taken
+    for xb, yb in list(DataLoader(x, y, 1))[: taken - N]:
+        twin(xb, yb)
+        twin_scheduler.step()
+    assert_same(left(step)[:5], left(twin)[:5])
+    assert step.optimizer.param_groups[0]["lr"] == twin.optimizer.param_groups[0]["lr"]
+
+
+def test_a_signal_ends_a_long_run_soon():
+    x, y = data()
+    step = make()
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        step.run(x, y, 8, epochs=10_000_000)
+    timer.join()
+    counts = {float(s["step"]) for s in step.optimizer.state.values()}
+    assert len(counts) == 1
+    twin = make(dropout=0.25)
+    taken = int(counts.pop())
+    twin.run(x, y, 8, epochs=taken // 7)
+    for xb, yb in list(DataLoader(x, y, 8))[: taken % 7]:
+        twin(xb, yb)
+    assert_same(left(step), left(twin))
+
+
+def test_two_threads_take_turns():
+    x, y = data()
+    step = make(dropout=0.0)
+    threads = [threading.Thread(target=lambda: step.run(x, y, 8, epochs=40)) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    step.sync()
+    twin = make(dropout=0.0)
+    twin.run(x, y, 8, epochs=80)
+    assert_same(left(step), left(twin))
+
+
+def test_the_gil_is_free_during_a_run():
+    x, y = data(n=4000)
+    step = make("SGD")
+    counted = 0
+    done = threading.Event()
+
+    def run():
+        step.run(x, y, 4000, epochs=30)
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not done.is_set():
+        counted += 1
+        time.sleep(0)
+    thread.join()
+    assert counted > 30
+
+
+def test_predict_in_a_callback():
+    x, y = data()
+    step = make()
+    outputs = []
+    step.run(x, y, 8, epochs=2, callback=lambda p: outputs.append(step.predict(x)))
+    np.testing.assert_array_equal(outputs[-1], step.predict(x))
+
+
+# -------------------------------------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 1025])
+def test_predict_is_the_model_in_evaluation_mode(n, isa):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, IN))
+    model, exact = build(nn.Softmax), build(nn.Softmax, np.float64)
+    step = fastopt.compile(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.1))
+    y = step.predict(x)
+    assert y.dtype == np.float32
+    assert y.shape == (n, OUT)
+    model.eval()
+    exact.eval()
+    error = np.abs(y - exact(x).data).max()
+    plain = np.abs(model(x.astype(np.float32)).data - exact(x).data).max()
+    assert error <= 2 * plain + 1e-7
+    for size in (1, 3, n, 5000):
+        np.testing.assert_allclose(step.predict(x, size), y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17])
+def test_steps_of_any_number_of_rows(n, dtype):
+    x, y = data(dtype, n)
+    a, b = make(dtype=dtype, dropout=0.0), make(dtype=dtype, dropout=0.0)
+    for _ in range(3):
+        loss = a(x, y)
+        b.optimizer.zero_grad()
+        eager = b.loss_fn(b.model(x), y)
+        eager.backward()
+        b.optimizer.step()
+        np.testing.assert_allclose(loss, eager.item(), rtol=1e-5)
+    for p, q in zip(left(a), left(b), strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_may_grow_and_shrink():
+    a, b = make(dropout=0.0), make(dropout=0.0)
+    losses = []
+    for n in (3, 40, 1, 17, 53):
+        x, y = data(n=n)
+        a(x, y)
+        b(x, y)
+        losses.append(a.predict(x))
+        np.testing.assert_array_equal(losses[-1], b.predict(x))
+    assert_same(left(a), left(b))
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        self.inner = nn.Linear(IN, IN)
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_models_that_cannot_be_compiled():
+    def refuse(model, message, error=TypeError, loss_fn=None, opt=None, **options):
+        params = list(model.parameters()) if isinstance(model, nn.Module) else []
+        opt = opt or optim.SGD(params or [np.zeros(2)], lr=0.1)
+        with pytest.raises(error, match=message):
+            fastopt.compile(model, loss_fn or nn.MSELoss(), opt, **options)
+
+    good = nn.Sequential(nn.Linear(IN, OUT))
+    refuse(Residual(), r"compile: the model \(Residual\) cannot be compiled: expected a Sequential of")
+    refuse(nn.Sequential(nn.ReLU(), nn.Sequential(Residual())), r"module '1\.0' \(Residual\) cannot be")
+    refuse(nn.Sequential(nn.Linear(3, IN), Doubled(IN, OUT)), r"module '1' \(Doubled\) cannot be compiled")
+    refuse(nn.Sequential(nn.Linear(2, 2), nn.MSELoss()), r"module '1' \(MSELoss\) cannot be compiled")
+    refuse(nn.Sequential(nn.ReLU()), r"the model has no parameters", ValueError)
+    refuse(
+        nn.Sequential(nn.Linear(3, 4), nn.Linear(3, 4)),
+        r"module '1' takes 3 features, .* gives 4",
+        ValueError,
+    )
+    refuse(
+        nn.Sequential(nn.Linear(3, 4), nn.Softmax(0)),
+        r"module '1' \(Softmax\) has dim 0, .* -1 or 1",
+        ValueError,
+    )
+    refuse(
+        nn.Sequential(nn.Flatten(0), nn.Linear(3, 4)), r"module '0' \(Flatten\) has .*start_dim=0", ValueError
+    )
+    refuse(nn.Linear(3, 4).half(), r"compile: weight is float16, expected float32 or float64")
+    mixed = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5, dtype=np.float64))
+    refuse(mixed, r"1\.weight is float64, 0\.weight is float32")
+    turned = nn.Linear(3, 4)
+    turned.weight = nn.Parameter(np.asfortranarray(turned.weight.data))
+    refuse(turned, r"compile: weight is not a writable C-contiguous array", ValueError)
+    refuse(lambda x: x, r"model is function, expected a Module")
+    refuse(good, r"loss_fn is function, expected one of BCELoss, ", loss_fn=lambda x, y: x)
+    refuse(good, r"loss_fn has reduction 'none', a step needs one number", ValueError, nn.MSELoss("none"))
+    refuse(
+        good,
+        r"weight has shape \(3,\), the model gives 5 classes",
+        ValueError,
+        nn.CrossEntropyLoss(weight=np.ones(3)),
+    )
+    extra = np.zeros(3, np.float32)
+    refuse(
+        good,
+        r"the optimizer's params\[2\] is not a parameter of the model",
+        ValueError,
+        opt=optim.SGD([*good.parameters(), extra]),
+    )
+    refuse(good, r"optimizer is object, expected a fastopt optimizer", opt=object())
+    frozen = nn.Sequential(nn.Linear(IN, OUT)).requires_grad_(False)
+    refuse(frozen, r"no parameter of the optimizer requires grad", ValueError)
+    params = list(good.parameters())
+    refuse(
+        good,
+        r"fuse_update is True, but max_norm needs",
+        ValueError,
+        opt=optim.SGD(params, max_norm=1.0),
+        fuse_update=True,
+    )
+    refuse(
+        good,
+        r"fuse_update is True, but LBFGS is no rule",
+        ValueError,
+        opt=optim.LBFGS(params),
+        fuse_update=True,
+    )
+    refuse(good, r"fuse_update must be True, False or 'auto', got 'never'", ValueError, fuse_update="never")
+    refuse(good, r"precision must be None or 'bf16', got 'fp8'", ValueError, precision="fp8")
+    refuse(nn.Linear(2, 2, dtype=np.float64), r"precision 'bf16' is for float32", precision="bf16")
+    refuse(good, r"batch_size must be at least 1, got 0", ValueError, batch_size=0)
+
+
+def test_data_that_does_not_fit_changes_nothing():
+    x, y = data()
+    step = make("SGD", momentum=0.9)
+    step(x, y)
+    state, before = fastopt.get_rng_state(), left(step)
+    bad = y.copy()
+    bad[3] = 12
+    for a, b, message, error in (
+        (x[:, :6], y, r"x has shape \(53, 6\), the model takes \(\.\.\., 7\)", ValueError),
+        (x[0], y[0], r"x has shape \(7,\), the model takes \(\.\.\., 7\)", ValueError),
+        (x[:0], y[:0], r"x has shape \(0, 7\), expected at least one row", ValueError),
+        (x.astype(complex), y, r"x is complex128, expected real numbers", TypeError),
+        (x[:, None], y[:, None], r"x has shape \(53, 1, 7\), a loss of classes takes \(n, 7\)", ValueError),
+        (x, y[:-1], r"target has shape \(52,\), expected one class for each row, \(53,\)", ValueError),
+        (x, y[:, None], r"target has shape \(53, 1\), expected one class for each row", ValueError),
+        (x, x, r"target has shape \(53, 7\), the model's output has shape \(53, 5\)", ValueError),
+        (x, y > 1, r"target is bool, expected", TypeError),
+        (x, bad, r"target\[3\] is 12, input has 5 classes", ValueError),
+        (x, -y, r"target\[\d+\] is -\d, input has 5 classes", ValueError),
+    ):
+        for call, name in ((step, "step"), (lambda p, q: step.run(p, q, 8, shuffle=True), "run")):
+            with pytest.raises(error, match=f"{name}: {message}"):
+                call(a, b)
+    with pytest.raises(ValueError, match=r"predict: x has shape \(53, 6\), the model takes"):
+        step.predict(x[:, :6])
+    with pytest.raises(ValueError, match=r"predict: batch_size must be at least 1, got 0"):
+        step.predict(x, 0)
+    assert_same(before, left(step))
+    assert fastopt.get_rng_state() == state
+
+
+def test_targets_of_other_losses_are_checked():
+    x, _ = data()
+    step = fastopt.compile(
+        m := seeded(nn.Sequential(nn.Linear(IN, OUT), nn.LogSoftmax())),
+        nn.NLLLoss(),
+        optim.SGD(m.parameters()),
+    )
+    with pytest.raises(TypeError, match=r"step: target is float32, expected classes \(integers\)"):
+        step(x, np.zeros((N, OUT), np.float32))
+    step = fastopt.compile(m := build(nn.Sigmoid), nn.BCELoss(), optim.SGD(m.parameters()))
+    t = np.zeros((N, OUT), np.float32)
+    t[4, 2] = 1.5
+    before = [p.data.copy() for p in m.parameters()]
+    with pytest.raises(ValueError, match=r"step: target\[4, 2\] is 1\.5, expected a probability in \[0, 1\]"):
+        step(x, t)
+    assert_same(before, [p.data for p in m.parameters()])
+    step = fastopt.compile(m := build(), nn.CrossEntropyLoss(ignore_index=0), optim.SGD(m.parameters()))
+    with pytest.raises(
+        ValueError, match=r"step: ignore_index is 0, target has probabilities and not classes"
+    ):
+        step(x, np.full((N, OUT), 0.2))
+    step = fastopt.compile(
+        m := seeded(nn.Sequential(nn.Linear(IN, OUT), nn.Softmax(1))), nn.MSELoss(), optim.SGD(m.parameters())
+    )
+    with pytest.raises(ValueError, match=r"takes \(n, 7\): module '1' \(Softmax\) has dim 1"):
+        step(np.zeros((2, 3, IN)), np.zeros((2, 3, OUT)))
+
+
+def test_an_output_that_is_no_probability_ends_the_run_there():
+    x, _ = data()
+    t = np.ones((N, OUT), np.float32)
+    model = seeded(nn.Sequential(nn.Linear(IN, OUT)))
+    step = fastopt.compile(model, nn.BCELoss(), optim.SGD(model.parameters()))
+    before = [p.data.copy() for p in model.parameters()]
+    with pytest.raises(
+        ValueError, match=r"run: output\[\d+, \d\] of the model is .*, expected a probability"
+    ):
+        step.run(x, t, 8)
+    assert_same(before, [p.data for p in model.parameters()])
+
+
+def test_data_in_the_memory_of_a_parameter_is_refused():
+    model = seeded(nn.Sequential(nn.Linear(IN, IN)))
+    step = fastopt.compile(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.1))
+    w = model[0].weight.data
+    with pytest.raises(ValueError, match=r"step: x overlaps weight\[0\] in memory; pass a copy"):
+        step(w, w.copy())
+
+
+def test_functions_are_losses_with_their_defaults():
+    x, y = data()
+    a, b = make(dropout=0.0), make(loss_fn=fastopt.functional.cross_entropy, dropout=0.0)
+    assert a(x, y) == b(x, y)
+
+
+def test_loss_settings_reach_the_kernels():
+    x, y = data()
+    loss_fn, _, _ = loss_of("cross_entropy smoothing")
+    step = make(loss_fn=loss_fn, dropout=0.0)
+    expected = loss_fn(step.model(x), y).item()
+    np.testing.assert_allclose(step(x, y), expected, rtol=1e-5)
+    assert repr(step) == "CompiledStep(CrossEntropyLoss, Adam, 7 -> 5, float32)"
+    assert len(everything(step.model, step.optimizer)) == 5 + 3 * 5
+    assert BATCH == 13
