@@ -178,5 +178,6 @@ void test_elementwise();
 void test_reduce();
 void test_rows();
 void test_gemm();
+void test_program();
 
 }  // namespace fastopt::test

@@ -1,36 +1,13 @@
 // Optimizer steps: each rule's kernel, and step plans used from several threads, against a plain loop over
 // the elements.
+#include <memory>
+
 #include "core/parallel.hpp"
 #include "core/plan.hpp"
-#include "formulas/registry.hpp"
-#include "native.hpp"
+#include "plain.hpp"
 
 namespace fastopt::test {
 namespace {
-
-constexpr double kNoClip = std::numeric_limits<double>::infinity();
-
-struct Element {
-  double p, state[3], ema;
-};
-
-// Coefficients as the kernels take them: what all rules share, then the rule's own.
-template <template <class> class Rule>
-std::vector<double> coefficients(bool bounded) {
-  std::vector<double> c = {0.5, bounded ? 0.1 : kNoClip, bounded ? 0.01 : 0.0, 0.02, 0.05, 0.99, 0.9};
-  constexpr Names kNames = Rule<double>::coefs;
-  for (int i = 0; i < kNames.size; ++i) c.push_back(std::strcmp(kNames.at[i], "eps") == 0 ? 0.01 : 0.6);
-  return c;
-}
-
-template <template <class> class Rule>
-void plain_step(const std::vector<double>& c, double g, Element& e) {
-  g = std::fmax(std::fmin(g * c[0], c[kClipValue]), -c[kClipValue]);
-  g += c[3] * e.p + c[kL1] * double((e.p > 0) - (e.p < 0));
-  const double u = Rule<double>(c.data() + kCommonCoefs)(g, e.p, e.state);
-  e.p = c[5] * e.p - c[4] * u;
-  e.ema += (1 - c[6]) * (e.p - e.ema);
-}
 
 // A parameter with its gradient, state and average.
 template <class S>
@@ -94,13 +71,6 @@ void check_kernels(Formulas<Rule...>) {
    ...);
 }
 
-template <template <class> class Rule, template <class> class... All>
-constexpr int index_of(Formulas<All...>) {
-  int index = 0;
-  (void)((std::is_same_v<Rule<double>, All<double>> || (++index, false)) || ...);
-  return index;
-}
-
 // Tensors on both sides of a chunk's size, one without a gradient, and a plan of them. Odd ones take the
 // second row of coefficients, which clips.
 template <template <class> class Rule, class S>
@@ -135,7 +105,7 @@ class Planned {
       }
     check_near<double>("norm 1", 0, plan_->norm(grads_.data(), 1.0), sum, 1000);
     check_near<double>("norm 2", 0, plan_->norm(grads_.data(), 2.0), std::sqrt(squares), 1000);
-    check_near<double>("norm inf", 0, plan_->norm(grads_.data(), kNoClip), largest, 0);
+    check_near<double>("norm inf", 0, plan_->norm(grads_.data(), kInfinity), largest, 0);
   }
 
   void check_after(int steps) {
