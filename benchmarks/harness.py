@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -301,6 +302,22 @@ def run(cases: Iterable[Case], peers: Mapping[str, Any], rounds: int) -> Iterato
         for comparison in comparisons(table):
             print(comparison.text(case), flush=True)
         yield table
+
+
+def busy_cpus(seconds: float = 1.0) -> float:
+    """Return how many CPUs work while this process sleeps; 0 where the system does not tell."""
+
+    def used() -> float:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system = (int(ticks) for ticks in fields[:3])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+    try:
+        before = used()
+        time.sleep(seconds)
+        return (used() - before) / seconds
+    except OSError:
+        return 0.0
 
 
 def available_memory() -> float:

@@ -37,6 +37,7 @@ def main() -> None:
 
     import fastopt as fo
     import harness
+    from peers import NAMES as NAMES_OF_PEERS
     from peers import load
 
     start = time.perf_counter()
@@ -44,8 +45,12 @@ def main() -> None:
     if args.threads:
         fo.set_num_threads(args.threads)
     names = args.peers.split(",") if args.peers else benchmark.PEERS
+    if unknown := set(names) - set(NAMES_OF_PEERS):
+        parser.error(f"--peers: {', '.join(sorted(unknown))}: expected some of {', '.join(NAMES_OF_PEERS)}")
     peers = load(names, fo.get_num_threads())
     print(f"isa {fo._core.isa()}, threads {fo.get_num_threads()}, {args.rounds} rounds", flush=True)
+    if (busy := harness.busy_cpus()) > 0.2:
+        print(f"{busy:.1f} CPUs are busy with other work: short calls gain by that", flush=True)
     cases = [case for case in benchmark.CASES if args.only in " ".join(case.key)]
     table = [row for rows in harness.run(cases, peers, args.rounds) for row in rows]
     print(f"{len(table)} rows, {time.perf_counter() - start:.0f} s")

@@ -161,7 +161,8 @@ FLOORS = [
     {"_files", "_safetensors", "plot", "info"},
     {"data", "checkpoint", "_reading"},
     {"_stepping"},
-    {"_train", "program", "sklearn"},
+    {"program"},
+    {"_train", "sklearn"},
     {"cli"},
     {"__main__", "__init__"},
 ]

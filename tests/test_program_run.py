@@ -75,6 +75,36 @@ def test_run_takes_the_steps_of_a_loop_over_a_loader(opt, options):
     assert_same(left(a), left(b))
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("stop", [0, 3, 7])
+def test_run_of_a_loader_goes_on_where_it_stands(shuffle, stop):
+    """Two passes in one run, or some batches of the first by hand and the rest in a run."""
+    x, y = data()
+    a, b = make(), make()
+    whole, part = (DataLoader(x, y, 8, shuffle=shuffle, seed=5) for _ in range(2))
+    losses = a.run(whole, epochs=2)
+    assert whole.state_dict() == {"seed": 5, "epoch": 2, "batch": 0}
+    fastopt.manual_seed(4)
+    pairs = iter(part)
+    first = [b(*next(pairs)) for _ in range(stop)]
+    rest = DataLoader(x, y, 8, shuffle=shuffle)
+    rest.load_state_dict(part.state_dict())
+    np.testing.assert_array_equal([*first, *b.run(rest, epochs=2)], losses)
+    assert rest.state_dict() == whole.state_dict()
+    assert_same(left(a), left(b))
+
+
+def test_run_of_a_loader_refuses_what_the_loader_has():
+    x, y = data()
+    step = make()
+    loader = DataLoader(x, y, 8)
+    for options in ({"y": y}, {"batch_size": 8}, {"shuffle": True}, {"seed": 0}, {"drop_last": True}):
+        with pytest.raises(TypeError, match="run: x is a DataLoader"):
+            step.run(loader, **options)
+    with pytest.raises(ValueError, match="run: x is a DataLoader of 1 arrays, expected x and y"):
+        step.run(DataLoader(x, batch_size=8))
+
+
 @pytest.mark.parametrize("kind", ["number", "distribution"])
 def test_run_gathers_targets_of_any_width(kind):
     pairs = batches(kind, np.float32, 4)

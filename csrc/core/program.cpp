@@ -20,6 +20,7 @@ namespace {
 constexpr std::align_val_t kAlign{64};
 constexpr Index kPieceBytes = Index(1) << 18;  // of a gradient that waits for its update: with p, m, v in L2
 constexpr Index kBiasColumns = 512;            // of a task that sums a bias's gradient
+constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
 constexpr int kTasksPerThread = 4;             // so that a late thread leaves little to wait for
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
 constexpr Index kSerialProducts = Index(1) << 18, kUpdateProducts = 16;
@@ -294,7 +295,8 @@ void Program::cut_tasks() {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
       const Layer& layer = layers_[std::size_t(l)];
       if (layer.weight.trained() && layer.weight.use == use) {
-        const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kernel.rows);
+        // Equal shares: a share more than the others' would cost more than register tiles of fewer rows.
+        const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
         const Index most =
             std::max(room / std::max<Index>(layer.in, 1) / kernel.rows * kernel.rows, kernel.rows);
         const Index rows = threads > 1 ? std::min(fair, most) : most;

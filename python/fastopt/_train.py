@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from fastopt import _core, _random, checkpoint, data, nn, optim
 from fastopt._tape import no_grad
 from fastopt.optim import lr_scheduler
+from fastopt.program import compile
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -51,7 +51,6 @@ PLANNED_SCHEDULERS = ("cosine", "warmup_cosine", "onecycle", "linear", "step", "
 SAVED = frozenset({"config", "sizes", "classes", "mean", "std", "history", "train_seconds"})
 
 _EVALUATION_ROWS = 2048
-_BAR_STEPS = 32  # steps between two updates of the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,22 +276,6 @@ class Schedule:
 # ------------------------------------------------------------------------------------------ training
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Limit NumPy's BLAS to one thread, where threadpoolctl is installed and the user set no number.
-
-    A matrix product of OpenBLAS differs in its last bits with the number of threads, and on a busy machine
-    its threads wait for each other many times longer than these small products take.
-    """
-    if "OPENBLAS_NUM_THREADS" in os.environ or "MKL_NUM_THREADS" in os.environ:
-        return nullcontext()
-    try:
-        import threadpoolctl
-    except ImportError:
-        return nullcontext()
-    limit: AbstractContextManager[Any] = threadpoolctl.threadpool_limits(1, user_api="blas")
-    return limit
-
-
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
@@ -316,6 +299,7 @@ class Trainer:
             dataset.x_train, dataset.y_train, batch_size=config.batch_size, shuffle=True, seed=config.seed
         )
         self.schedule = Schedule(config, self.optimizer, len(self.loader))
+        self.step = compile(self.model, self.loss_fn, self.optimizer, batch_size=config.batch_size)
         self.history: dict[str, list[float]] = {
             key: [] for key in ("epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr")
         }
@@ -352,7 +336,7 @@ class Trainer:
     def run(self, log: Callable[[str], None], bar: Callable[..., Any] | None = None) -> None:
         """Train to the last epoch; ``log`` gets a line for each, ``bar`` is tqdm or None."""
         # A diverging run overflows on its way; the check of the loss says so in words.
-        with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             while self.epoch < self.config.epochs:
                 log(self._run_epoch(bar))
 
@@ -380,25 +364,17 @@ class Trainer:
         )
 
     def _train_epoch(self, bar: Callable[..., Any] | None) -> float:
-        model, optimizer, loss_fn = self.model, self.optimizer, self.loss_fn
         scheduler = self.schedule.scheduler if self.schedule.per_step else None
-        total, rows = 0.0, len(self.dataset.x_train)
+        rows, batch = len(self.dataset.x_train), self.loader.batch_size
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         known = f"  test {self.history['test_accuracy'][-1]:.2%}" if self.epoch else ""
         with _progress(bar, rows, title, known) as show:
+            report = None if show is None else lambda p: show(min(p.step * batch, rows), p.loss)
             begin = time.perf_counter()
-            for step, (xb, yb) in enumerate(self.loader, 1):
-                optimizer.zero_grad()
-                loss = loss_fn(model(xb), yb)
-                loss.backward()
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
-                total += loss.item() * len(yb)
-                if show is not None and step % _BAR_STEPS == 0:
-                    done = min(step * self.loader.batch_size, rows)
-                    show(done, total / done)
-            mean = total / rows
+            losses = self.step.run(self.loader, scheduler=scheduler, callback=report)
+            sizes = np.full(len(losses), batch)
+            sizes[-1] = rows - batch * (len(losses) - 1)
+            mean = float(losses @ sizes) / rows
             self.schedule.after_epoch(mean)
             self.train_seconds += time.perf_counter() - begin
         return mean

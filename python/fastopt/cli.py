@@ -376,8 +376,7 @@ def _run_predict(args: argparse.Namespace) -> int:
     x, labels = _read_rows(args, saved["sizes"][0], config.label)
     model = _train.build_model(saved["sizes"], config.activation, config.dropout)
     model.load_state_dict(saved["model"])
-    with _train.one_blas_thread():
-        logits = _train.predict_logits(model, _train.apply_scale(x, saved["mean"], saved["std"]))
+    logits = _train.predict_logits(model, _train.apply_scale(x, saved["mean"], saved["std"]))
     predictions = logits.argmax(axis=1)
     # softmax of the largest logit
     shares = 1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)

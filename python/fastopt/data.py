@@ -323,10 +323,21 @@ class DataLoader:
         return self._n // self.batch_size if self.drop_last else -(-self._n // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        return self._batches(*self.begin_pass())
+
+    def begin_pass(self) -> tuple[int, int]:
+        """Return the epoch of a new pass, and its first batch: not 0 only after `load_state_dict`."""
         if self._batch and not self._resume:  # the last pass was left early: this one is a new epoch
             self.set_epoch(self.epoch + 1)
         self._resume = False
-        return self._batches(self.epoch, self._batch)
+        return self.epoch, self._batch
+
+    def gave(self, batches: int) -> None:
+        """Take note that so many batches of this epoch were given out; after the last the next epoch begins."""
+        if batches == len(self):
+            self.set_epoch(self.epoch + 1)
+        else:
+            self._batch = batches
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         order = self.order(epoch)

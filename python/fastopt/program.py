@@ -181,7 +181,7 @@ class CompiledStep:
     def run(
         self,
         x: Any,
-        y: Any,
+        y: Any = None,
         batch_size: int | None = None,
         epochs: int = 1,
         shuffle: bool = False,
@@ -196,7 +196,8 @@ class CompiledStep:
         Parameters
         ----------
         x, y : array
-            As for a step, with all samples.
+            As for a step, with all samples. A `DataLoader` of both in place of `x` decides on its batches
+            itself and goes on from the epoch it is in.
         batch_size, shuffle, seed, drop_last
             The batches are those of ``DataLoader(x, y, batch_size, shuffle, drop_last, seed)``. Without
             `batch_size` that of `compile` counts, and without both a batch is all samples.
@@ -224,11 +225,20 @@ class CompiledStep:
         """
         with self._lock:
             self._check_run(epochs, scheduler, scheduler_every)
-            data = self._data("run", x, y)
-            size = self._batch_size if batch_size is None else batch_size
-            loader = DataLoader(data.x, data.target, size, shuffle, drop_last, seed)
+            if isinstance(x, DataLoader):
+                if y is not None or batch_size or shuffle or seed is not None or drop_last:
+                    raise TypeError(
+                        "run: x is a DataLoader, which has y, batch_size, shuffle, seed and drop_last"
+                    )
+                if len(x.arrays) != 2:
+                    raise ValueError(f"run: x is a DataLoader of {len(x.arrays)} arrays, expected x and y")
+                loader, data = x, self._data("run", *x.arrays)
+            else:
+                data = self._data("run", x, y)
+                size = self._batch_size if batch_size is None else batch_size
+                loader = DataLoader(data.x, data.target, size, shuffle, drop_last, seed)
             batch, n = min(loader.batch_size, len(data.x)), len(data.x)
-            lengths = {batch} if drop_last else {batch, n % batch or batch}
+            lengths = {batch} if loader.drop_last else {batch, n % batch or batch}
             for length in sorted(lengths):
                 factors = self._loss_factors("run", (length, *data.shape[1:]))
             return self._epochs(data, factors, loader, batch, epochs, scheduler, scheduler_every, callback)
@@ -246,12 +256,16 @@ class CompiledStep:
     ) -> npt.NDArray[np.float64]:
         """The loop of `run`: blocks of steps that end with the epoch."""
         length, n = len(loader), len(data.x)
-        losses = np.empty(epochs * length)
+        start = loader.begin_pass()[1] if epochs else 0
+        if start == length:
+            loader.gave(length)
+        total = epochs * length - start
+        losses = np.empty(total)
         each_step = scheduler if every == "step" else None
         done, steps = 0, 1
         for epoch in range(epochs):
-            order = loader.order(epoch)
-            first = done
+            order = loader.order(loader.epoch)
+            first = done - (0 if epoch else start)
             while (at := done - first) < length:
                 steps = min(steps, length - at)
                 began = time.perf_counter()
@@ -265,12 +279,13 @@ class CompiledStep:
                 seconds = max(time.perf_counter() - began, 1e-6)
                 limit = int(_BLOCK_SECONDS * len(taken) / seconds)
                 steps = max(1, min(_BLOCK_STEPS, 8 * len(taken), limit))
+                loader.gave(done - first)
                 ended = done - first == length
-                mean = float(losses[first:done].mean()) if callback or ended else 0.0
+                mean = float(losses[max(first, 0) : done].mean()) if callback or ended else 0.0
                 if ended and scheduler is not None and every == "epoch":
                     scheduler.step(*([mean] if isinstance(scheduler, ReduceLROnPlateau) else []))
                 if callback is not None:
-                    progress = Progress(epoch + ended, epochs, done, epochs * length, mean)
+                    progress = Progress(epoch + ended, epochs, done, total, mean)
                     if callback(progress) is False:
                         return losses[:done]
         return losses

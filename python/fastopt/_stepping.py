@@ -1,0 +1,276 @@
+"""A model, a loss and an optimizer bound to a native program, and its steps with the optimizer's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from operator import attrgetter, is_not
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastopt import _core, _random, nn
+from fastopt._arrays import zeros_together
+from fastopt._reading import Loss, Model, key_of
+from fastopt.optim.base import Optimizer
+from fastopt.optim.rule import RuleOptimizer
+
+Array = npt.NDArray[Any]
+Losses = npt.NDArray[np.float64]
+
+_data_of = attrgetter("_data")
+_flag_of = attrgetter("_requires_grad")
+
+
+class Block(NamedTuple):
+    """Steps of one native call: samples from `begin` on, in batches of `batch`, in the order given."""
+
+    call: str
+    x: Array
+    target: Array
+    order: npt.NDArray[np.int64] | None
+    begin: int
+    end: int
+    batch: int
+    steps: int
+    weight: Array | None
+    pos_weight: Array | None
+
+
+class Stepping:
+    """The native side of a compiled step.
+
+    A program is made for arrays, plans and what is to be trained, and made anew where those have changed.
+    """
+
+    def __init__(
+        self,
+        read: Model,
+        loss: Loss,
+        optimizer: Optimizer,
+        fuse: bool | str,
+        bf16: bool,
+        batch_size: int | None,
+    ) -> None:
+        self._read, self._loss, self._optimizer = read, loss, optimizer
+        self._fuse, self._bf16, self._batch_size = fuse, bf16, batch_size
+        self.rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+        self._dropouts = read.dropouts
+        self._native: _core.Program | None = None
+        self._bound: list[Any] | None = None
+        self._place()
+        self._check_fusing()
+
+    # Binding --------------------------------------------------------------------------------------------
+
+    def _place(self) -> None:
+        """Find the optimizer's parameters among the model's, and those to train."""
+        self._read.check_arrays()
+        optimizer, parameters = self._optimizer, self._read.parameters
+        known = {key_of(p.data): p for p in parameters}
+        sources = [dense.source for dense in optimizer._dense]
+        for i, source in enumerate(sources):
+            if key_of(source) not in known:
+                raise ValueError(
+                    f"compile: the optimizer's {optimizer._label(i)} is not a parameter of the model"
+                )
+        given = [known[key_of(source)].requires_grad for source in sources]
+        if not any(given):
+            raise ValueError("compile: no parameter of the optimizer requires grad")
+        self._arrays = list(map(_data_of, parameters))
+        self._flags = list(map(_flag_of, parameters))
+        self._count = len(sources)
+        self._given = None if all(given) else np.array(given)
+        self._trained = {key_of(s): i for i, (s, g) in enumerate(zip(sources, given, strict=True)) if g}
+        self._native = self._bound = None
+
+    def _watch(self) -> None:
+        """Notice parameters in other arrays, frozen ones, and new groups of the optimizer."""
+        parameters = self._read.parameters
+        if (
+            any(map(is_not, map(_data_of, parameters), self._arrays))
+            or list(map(_flag_of, parameters)) != self._flags
+            or len(self._optimizer._objects) != self._count
+        ):
+            if self._optimizer._movable:
+                self._optimizer._follow()
+            self._place()
+
+    def _check_fusing(self) -> None:
+        """Raise where a fused update is required and cannot be."""
+        reason = ""
+        if not self.rule:
+            reason = f"{type(self._optimizer).__name__} is no rule optimizer"
+        elif getattr(self._optimizer, "max_norm", None) is not None:
+            reason = "max_norm needs all gradients before the first update"
+        elif max(self._read.uses().values()) > 1:
+            reason = "a parameter is used by several layers"
+        if reason and self._fuse is True:
+            raise ValueError(f"compile: fuse_update is True, but {reason}")
+
+    def inference(self) -> _core.Program:
+        """A native program that can predict: the bound one, or one without updates."""
+        self._watch()
+        if self._native is None:
+            self._native = self._make({}, {}, [])
+        return self._native
+
+    def _bind(self, plans: list[Any], whole: bool) -> _core.Program:
+        """The native program for these plans, with all gradients stored where they are needed `whole`."""
+        wanted: list[Any] = [whole]
+        for plan in plans:
+            wanted += (plan.native, plan.rows)
+        bound = self._bound or []
+        if self._native is not None and len(wanted) == len(bound) and not any(map(is_not, wanted, bound)):
+            return self._native
+        if whole:
+            self._check_fusing()
+        uses = self._read.uses()
+        stored = {
+            key: a
+            for key, a in [(key_of(a), a) for a in self._arrays]
+            if key in self._trained and (whole or self._fuse is False or uses[key] > 1)
+        }
+        arrays = zeros_together([a.shape for a in stored.values()], [a.dtype for a in stored.values()])
+        grads = dict(zip(stored, arrays, strict=True))
+        self._grads = [grads.get(key_of(dense.source)) for dense in self._optimizer._dense]
+        where = {i: (n, t) for n, plan in enumerate(plans) for t, i in enumerate(plan.index)}
+        placed = {key: where.get(i, (-1, 0)) for key, i in self._trained.items()}
+        self._native = self._make(grads, placed, plans)
+        self._bound = wanted
+        return self._native
+
+    def _make(
+        self, grads: dict[Any, Array], placed: dict[Any, tuple[int, int]], plans: list[Any]
+    ) -> _core.Program:
+        """A native program whose parameters have these gradients and places in the plans."""
+        seen: dict[Any, int] = {}
+
+        def parameter(p: nn.Parameter | None) -> Any:
+            if p is None:
+                return None
+            key = key_of(p.data)
+            seen[key] = seen.get(key, -1) + 1
+            return p.data, grads.get(key), *placed.get(key, (-1, 0)), seen[key]
+
+        layers = [
+            (
+                layer.kind,
+                layer.width_in,
+                layer.width_out,
+                parameter(layer.weight),
+                parameter(layer.bias),
+                layer.activation,
+                layer.params,
+                layer.dropout is not None,
+            )
+            for layer in self._read.layers
+        ]
+        loss = self._loss
+        native = _core.Program(
+            self._read.dtype.name,
+            self._bf16,
+            layers,
+            (loss.kind, loss.params, loss.reduction, loss.class_weight, loss.ignore_index, loss.smoothing),
+            [(plan.native, len(plan.rows), plan.sets) for plan in plans],
+        )
+        if self._batch_size is not None:
+            native.reserve(self._batch_size)
+        return native
+
+    # Steps ----------------------------------------------------------------------------------------------
+
+    def _rates(self) -> list[float]:
+        """The probability of each dropout as it is now; 0 outside training."""
+        rates = [m.p if m.training else 0.0 for m in self._dropouts]
+        for p in rates:
+            if not 0 <= p <= 1:
+                raise ValueError(f"dropout: p must be in [0, 1], got {p}")
+        return rates
+
+    def steps(self, block: Block, scheduler: Any = None) -> Losses:
+        """Run a block of steps natively, with the coefficients of all of them worked out before.
+
+        Whatever happens on the way, step counts and the schedule end where the updates do. The block ends
+        early where the schedule turns an optimizer's rule into another.
+        """
+        optimizer = self._optimizer
+        assert isinstance(optimizer, RuleOptimizer)
+        optimizer._require_weights()
+        self._watch()
+        rates = self._rates()
+        plans = optimizer._refresh()
+        active = None if self._given is None else optimizer._split(self._given)
+        max_norm = optimizer.max_norm
+        native = self._bind(plans, max_norm is not None)
+        rows = optimizer._rows
+        numbers = [[row.scalars for row in rows]]
+        schedule = None if scheduler is None else _Schedule(scheduler, optimizer)
+        before = native.steps
+        table = []
+        try:
+            for _ in range(block.steps):
+                for row, s in optimizer._advance(plans, active, 1.0):
+                    row.scalars = s
+                table += (
+                    [plan.coefs.copy() for plan in plans] if block.steps > 1 else [p.coefs for p in plans]
+                )
+                numbers.append([row.scalars for row in rows])
+                if schedule is not None:
+                    schedule.step()
+                    if optimizer._refresh() is not plans:
+                        block = block._replace(steps=schedule.steps)
+                        break
+            coefs = table[0] if len(table) == 1 else np.concatenate([a.ravel() for a in table])
+            losses, norm = self._run(native, block, rates, coefs, max_norm)
+            optimizer.grad_norm = None if max_norm is None else norm
+            return losses
+        finally:
+            done = native.steps - before
+            for row, s in zip(rows, numbers[min(done, len(numbers) - 1)], strict=True):
+                row.scalars = s
+            if schedule is not None and done < schedule.steps:
+                schedule.back_to(done)
+
+    def closure_step(self, block: Block) -> float:
+        """One step of an optimizer that evaluates the model itself."""
+        self._watch()
+        native = self._bind([], True)
+        rates = self._rates()
+
+        def closure() -> tuple[float, list[Array | None]]:
+            losses, _ = self._run(native, block, rates, np.empty(0), None)
+            return float(losses[0]), self._grads
+
+        step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
+        return float(step(closure))
+
+    @staticmethod
+    def _run(
+        native: _core.Program, block: Block, rates: list[float], coefs: Losses, max_norm: float | None
+    ) -> tuple[Losses, float]:
+        masks = sum([rate > 0 for rate in rates])
+        seed, offset = _random.next_dropout(block.steps * masks) if masks else (0, 0)
+        return native.run(*block, rates, seed, offset, coefs, math.inf if max_norm is None else max_norm)
+
+
+class _Schedule:
+    """A scheduler that runs ahead of the steps, and can be taken back to where they are."""
+
+    def __init__(self, scheduler: Any, optimizer: Optimizer) -> None:
+        self._scheduler, self._optimizer = scheduler, optimizer
+        self._state = scheduler.state_dict()
+        self._groups = [dict(group) for group in optimizer.param_groups]
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        self._scheduler.step()
+
+    def back_to(self, steps: int) -> None:
+        self._scheduler.load_state_dict(self._state)
+        for group, saved in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group.update(saved)
+        for _ in range(steps):
+            self._scheduler.step()
