@@ -1,19 +1,12 @@
 // Checks of header code that Python cannot reach: `check math`, `check philox`. Prints what fails; exit
 // status 1 then.
-#include <stdio.h>
 #include <string.h>
 
+#include "check.hpp"
 #include "formulas/philox.hpp"
 #include "math.hpp"
 
 namespace {
-
-int failures = 0;
-
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    if (!(condition)) printf("line %d: %s\n", __LINE__, #condition), ++failures; \
-  } while (0)
 
 // The same number, zeros by their sign, and any NaN for a NaN. Volatile: the compiler folds nothing away.
 template <class T>
@@ -95,5 +88,5 @@ int main(int argc, char** argv) {
   if (argc != 2) return puts("usage: check math|philox"), 2;
   if (strcmp(argv[1], "math") == 0) check_words<float>(), check_words<double>();
   if (strcmp(argv[1], "philox") == 0) check_philox();
-  return failures != 0;
+  return fastopt::test::failures != 0;
 }
