@@ -489,7 +489,7 @@ MEMORY = np.ones(30, np.float32)
         ({"residual": DY.astype(float)}, TypeError, "residual is float64, weight is float32"),
         ({"residual": DY[:1]}, ValueError, r"residual has shape \(1, 5\), the result \(2, 5\)"),
         ({"out": DY.T}, ValueError, r"out has shape \(5, 2\), expected shape \(2, 5\)"),
-        ({"out": DY.astype(float)}, TypeError, "out is float64, expected float32"),
+        ({"out": DY.astype(float)}, TypeError, "out is float64, input is float32"),
         ({"out": read_only(DY.copy())}, ValueError, "out is read-only"),
         ({"input": tensor(X), "out": DY}, TypeError, "out is for arrays, an argument is a Tensor"),
         ({"residual": tensor(DY), "out": DY}, TypeError, "out is for arrays, an argument is a Tensor"),

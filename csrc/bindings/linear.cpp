@@ -15,11 +15,11 @@
 #include "bindings/arrays.hpp"
 #include "bindings/formulas.hpp"
 #include "bindings/modules.hpp"
+#include "core/chunks.hpp"
 #include "core/column_sums.hpp"
 #include "core/dispatch.hpp"
 #include "core/dropout.hpp"
 #include "core/gemm.hpp"
-#include "core/parallel.hpp"
 
 namespace fastopt {
 namespace {
@@ -337,7 +337,7 @@ struct LayerGrad {
 
   void run(DType dtype) const {
     const ElementwiseKernels& kernel = kernels().elementwise[int(dtype)];
-    const Kept stays = kept(p < 1.0 ? p : 0.0);
+    const Kept stays = kept(p);
     const DropoutArgs dropped{dy, dz, seed, offset, stays.last, stays.scale * scale};
     const bool changed = p > 0.0 || scale != 1.0 || !activation;
     const ActivationGradArgs grad{activation ? activation->index : -1,
@@ -347,8 +347,7 @@ struct LayerGrad {
                                   y,
                                   dz};
     const Index item = item_bytes(dtype);
-    parallel_for((size + kChunk - 1) / kChunk, size >= kSerialElements, [&](Index chunk) {
-      const Index begin = chunk * kChunk, end = std::min(size, begin + kChunk);
+    run_chunks(size, kChunk, size, [&](Index begin, Index end) {
       if (p == 1.0) {
         std::memset(moved(dz, begin * item), 0, std::size_t((end - begin) * item));
         return;

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/chunks.hpp"
 #include "core/dispatch.hpp"
-#include "core/parallel.hpp"
 
 namespace fastopt {
 namespace {
@@ -21,9 +21,9 @@ void store(void* out, Index i, double value, bool add) {
 void column_sums(DType dtype, const void* x, Index rows, Index columns, void* out, bool add) {
   constexpr Index kColumns = 512;
   if (columns == 0) return;
-  const Index width = std::min(columns, kColumns), tiles = (columns + width - 1) / width;
+  const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
   const Index height = std::max<Index>(2 * kChunk / width, 1),
-              blocks = std::max<Index>((rows + height - 1) / height, 1);
+              blocks = std::max<Index>(pieces(rows, height), 1);
   std::vector<double> sums(std::size_t(blocks * columns));
   const auto kernel = kernels().sums[int(dtype)].column_sums;
   parallel_for(blocks * tiles, rows * columns >= kSerialElements, [&](Index task) {
