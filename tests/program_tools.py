@@ -184,3 +184,23 @@ def assert_as_exact(ours, eager_, exact, what, dtype=np.float32):
     """The error against float64 is at most twice the eager run's and a few ulp."""
     mine, allowed = error(ours, exact), 2 * error(eager_, exact) + 8 * ulp(dtype)
     assert mine <= allowed, f"{what}: error {mine:.3g} > {allowed:.3g}"
+
+
+N = 53
+
+
+def data(dtype=np.float32, n=N):
+    rng = np.random.default_rng(9)
+    return rng.standard_normal((n, IN)).astype(dtype), rng.integers(0, OUT, n)
+
+
+def make(opt="Adam", dtype=np.float32, dropout=0.25, loss_fn=None, **options):
+    model = build(dtype=dtype, dropout=dropout)
+    optimizer = getattr(optim, opt)(model.parameters(), **options)
+    step = fastopt.compile(model, loss_fn or nn.CrossEntropyLoss(), optimizer)
+    fastopt.manual_seed(4)
+    return step
+
+
+def left(step):
+    return snapshot(step.model, step.optimizer)
