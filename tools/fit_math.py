@@ -102,8 +102,37 @@ def log_erfc(v: mp.mpf) -> mp.mpf:
     return mp.log(mp.erfc(1 + v))
 
 
+def normal_slope(z: mp.mpf) -> mp.mpf:
+    """(2 Phi(a) - 1) / a for a = sqrt(z)."""
+    a = mp.sqrt(z)
+    return mp.erf(a / mp.sqrt(2)) / a
+
+
+def denominator(target: Fn, high: float, degree: int, rounds: int = 8) -> list[mp.mpf]:
+    """Q, with highest coefficient 1, of the best P / Q ~ target(z) of that degree for 0 <= sqrt(z) <= high.
+
+    P - Q target is fitted by least squares, weighted with 1 / Q of the round before.
+    """
+    count, size = 24 * (degree + 1), 2 * degree + 1
+    nodes = [(high * (1 + mp.cospi(mp.mpf(2 * i + 1) / (2 * count))) / 2) ** 2 for i in range(count)]
+    coefs = [mp.mpf(1)]
+    for _ in range(rounds):
+        matrix, right = mp.matrix(count, size), mp.matrix(count, 1)
+        for i, z in enumerate(nodes):
+            weight, value = mp.sqrt(z) / mp.polyval(coefs[::-1], z), target(z)
+            for j in range(degree + 1):
+                matrix[i, j] = weight * z**j
+            for j in range(degree):
+                matrix[i, degree + 1 + j] = -weight * value * z**j
+            right[i] = weight * value * z**degree
+        solution = mp.lu_solve(matrix.T * matrix, matrix.T * right)
+        coefs = [*(solution[degree + 1 + j] for j in range(degree)), mp.mpf(1)]
+    return coefs
+
+
 HALF_LN2 = 0.3470  # with a little slack for the rounding of the reduced argument
 ERF_MAX = {32: 4.0, 64: 6.0}
+NORMAL_MAX = 5.5
 
 
 def jobs() -> list[Fit]:
@@ -123,6 +152,22 @@ def jobs() -> list[Fit]:
             # erf(1 + v) = 1 - exp(L(v)) from there on, absolute error
             Fit("log_erfc", bits, 0.0, ERF_MAX[bits] - 1, large_degree, log_erfc, erfc_weight),
         ]
+    # the same within 2^-26 of exp(r) - 1
+    made.append(Fit("exp_tail_short", 32, -HALF_LN2, HALF_LN2, 4, exp_tail, exp_weight, 0.5))
+    # Phi(a) = 1/2 + a P(a^2) / (2 Q(a^2)), absolute error; Q is rounded first
+    q = [round_to(c, 32) for c in denominator(normal_slope, NORMAL_MAX, 5)]
+
+    def q_at(z: mp.mpf) -> mp.mpf:
+        return mp.polyval(q[::-1], z)
+
+    made += [
+        Fit("normal_q", 32, 0.0, 1.0, 4, lambda z: mp.polyval(q[:-1][::-1], z), lambda z: mp.mpf(1)),
+        Fit(
+            *("normal_p", 32, 1e-20, NORMAL_MAX**2, 5),
+            lambda z: normal_slope(z) * q_at(z),
+            lambda z: mp.sqrt(z) / q_at(z),
+        ),
+    ]
     # log(1 + f) = f + f^2 L(f), error relative to log(1 + f)
     made.append(Fit("log_tail", 32, -0.2930, 0.4143, 9, log_tail, lambda f: f**2 / mp.log1p(f), -0.5))
     # log(1 + f) = 2 s + s z R(z), s = f / (2 + f), z = s^2, error relative to s

@@ -6,6 +6,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/modules.hpp"
+#include "core/cache.hpp"
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
 #include "formulas/philox.hpp"
@@ -13,7 +14,8 @@
 namespace fastopt {
 namespace {
 
-constexpr const char* kMathNames[] = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "sqrt"};
+constexpr const char* kMathNames[] = {"exp", "exp_nonpositive", "expm1",      "log", "log1p", "tanh",
+                                      "erf", "sigmoid",         "normal_cdf", "sqrt"};
 
 py::list isas() {
   py::list names;
@@ -66,6 +68,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
         set_num_threads(n);
       },
       py::arg("n"));
+  m.def("stream_bytes", &stream_bytes, "Outputs of at least this size are stored past the caches.");
+  m.def("set_stream_bytes", &set_stream_bytes, py::arg("bytes"));
   m.def("math", &math, py::arg("name"), py::arg("x"),
         "A function of math.hpp on an array, for its accuracy tests.");
   m.def(

@@ -11,6 +11,7 @@
 #include "bindings/arrays.hpp"
 #include "bindings/formulas.hpp"
 #include "bindings/modules.hpp"
+#include "core/cache.hpp"
 #include "core/chunks.hpp"
 #include "core/column_sums.hpp"
 #include "core/dispatch.hpp"
@@ -51,6 +52,20 @@ double reduce_chunks(Index n, Index chunk, Index elements, F f) {
   return merge_chunks<M>(n, chunk, elements, parts, f);
 }
 
+// Whether an output is so large that it would only drive other data out of the caches.
+bool streams(const ArrayView& out) { return out.size * item_bytes(out.dtype) >= stream_bytes(); }
+
+// The same of rows that a kernel first keeps in scratch memory, which has to stay in the second-level cache.
+constexpr Index kScratchBytes = 256 << 10;
+bool streams_rows(const ArrayView& out, Index columns) {
+  return columns * item_bytes(out.dtype) <= kScratchBytes && streams(out);
+}
+// The calling thread's scratch memory: its pages are faulted in once.
+void* row_scratch() {
+  alignas(64) thread_local std::byte memory[kScratchBytes];
+  return memory;
+}
+
 const void* offset(const ArrayView& x, Index element) {
   return static_cast<const char*>(x.data) + element * item_bytes(x.dtype);
 }
@@ -75,6 +90,7 @@ void activation(const std::string& name, const py::object& x_, const py::object&
     args.columns = bias.size;
     require_apart(y, out_name, bias, bias_name, false);
   }
+  args.stream = y.data != x.data && streams(y);
   const auto kernel = kernels().elementwise[int(x.dtype)].activation;
   for_chunks(x.size, kChunk, x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
 }
@@ -88,6 +104,7 @@ void activation_grad(const std::string& name, const py::object& dy_, const py::o
   ActivationGradArgs args{chosen.index, chosen.params, dy.data, nullptr, nullptr, nullptr};
   const ArrayView dx = output_like(dx_, out_name, dy, dy_name);
   args.dx = dx.data;
+  args.stream = dx.data != dy.data && streams(dx);
   const auto operand = [&](bool needed, const py::object& object,
                            const ArgName& operand_name) -> const void* {
     if (!needed) return nullptr;
@@ -96,6 +113,7 @@ void activation_grad(const std::string& name, const py::object& dy_, const py::o
                            ", got None");
     const ArrayView view = like(object, operand_name, dy, dy_name);
     require_apart(dx, out_name, view, operand_name, true);
+    if (view.data == dx.data) args.stream = false;
     return view.data;
   };
   args.x = operand(chosen.info.grad_needs_x, x_, x_name);
@@ -201,7 +219,11 @@ void loss(const std::string& name, const py::object& input_, const py::object& t
   const auto output = [&](const py::object& object, const ArgName& output_name) -> void* {
     if (object.is_none()) return nullptr;
     const ArrayView view = output_like(object, output_name, input, input_name);
-    for (const auto& [other, other_name] : inputs) require_apart(view, output_name, other, other_name, true);
+    args.stream = view.data != input.data && streams(view);
+    for (const auto& [other, other_name] : inputs) {
+      require_apart(view, output_name, other, other_name, true);
+      if (view.data == other.data) args.stream = false;
+    }
     return view.data;
   };
   const ArrayView out = reduced_output(out_, {call, "out"}, input, input_name, each ? input.size : 1);
@@ -226,10 +248,16 @@ void softmax(const py::object& x_, const py::object& y_, bool log) {
   const ArrayView x = dense_input(x_, x_name);
   require_computed(x, x_name);
   const auto [rows, columns] = rows_of(x, x_name);
-  const SoftmaxArgs args{x.data, output_like(y_, {call, "out"}, x, x_name).data, columns};
+  const ArrayView y = output_like(y_, {call, "out"}, x, x_name);
+  const SoftmaxArgs args{x.data, y.data, columns};
+  const bool stream = y.data != x.data && streams_rows(y, columns);
   const RowKernels& row = kernels().rows[int(x.dtype)];
   const auto kernel = log ? row.log_softmax : row.softmax;
-  for_chunks(rows, row_chunk(columns), x.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+  for_chunks(rows, row_chunk(columns), x.size, [&](Index begin, Index end) {
+    SoftmaxArgs own = args;
+    if (stream) own.scratch = row_scratch();
+    kernel(own, begin, end);
+  });
 }
 
 void softmax_grad(const py::object& dy_, const py::object& y_, const py::object& dx_, bool log) {
@@ -240,7 +268,8 @@ void softmax_grad(const py::object& dy_, const py::object& y_, const py::object&
   const ArrayView dx = output_like(dx_, out_name, dy, dy_name);
   require_apart(dx, out_name, y, y_name, true);
   const auto [rows, columns] = rows_of(dy, dy_name);
-  const SoftmaxGradArgs args{dy.data, y.data, dx.data, columns};
+  const bool stream = dx.data != dy.data && dx.data != y.data && streams(dx);
+  const SoftmaxGradArgs args{dy.data, y.data, dx.data, columns, stream};
   const RowKernels& row = kernels().rows[int(dy.dtype)];
   const auto kernel = log ? row.log_softmax_grad : row.softmax_grad;
   for_chunks(rows, row_chunk(columns), dy.size, [&](Index begin, Index end) { kernel(args, begin, end); });
@@ -322,8 +351,12 @@ void cross_entropy(const py::object& input_, const py::object& target_, const py
   args.grad_scale = 1.0 / divisor;
   const RowKernels& row = kernels().rows[int(input.dtype)];
   const auto kernel = log_probabilities ? row.nll : row.cross_entropy;
-  const double total = reduce_chunks(rows, row_chunk(columns), input.size,
-                                     [&](Index begin, Index end) { return kernel(args, begin, end); });
+  const bool stream = args.grad && args.grad != args.x && streams_rows(grad, columns);
+  const double total = reduce_chunks(rows, row_chunk(columns), input.size, [&](Index begin, Index end) {
+    CrossEntropyArgs own = args;
+    if (stream) own.scratch = row_scratch();
+    return kernel(own, begin, end);
+  });
   if (!each) store(out, 0, total / divisor);
 }
 

@@ -35,7 +35,8 @@ struct ReduceKernels {
 };
 
 // The kernels below take whole arrays and a range [begin, end) of their elements or rows. params are the
-// formula's own, in its order. Where not said otherwise an output may be the same array as an input.
+// formula's own, in its order. Where not said otherwise an output may be the same array as an input. With
+// `stream` outputs go past the caches; then they are apart from the inputs.
 struct ActivationArgs {
   int formula;  // negative: none, y = x + bias; then there is a bias
   const double* params;
@@ -43,12 +44,14 @@ struct ActivationArgs {
   const void* bias;  // null, or one value for each of the `columns` of x, added first
   Index columns;
   void* y;
+  bool stream = false;
 };
 struct ActivationGradArgs {
   int formula;
   const double* params;
   const void *dy, *x, *y;  // x, y: null where the formula's gradient does not read them
   void* dx;
+  bool stream = false;
 };
 struct DropoutArgs {
   const void* x;
@@ -73,6 +76,7 @@ struct LossArgs {
   void* value;         // null, or the loss of each element
   void* grad;          // null, or grad_scale times its derivative
   double grad_scale;
+  bool stream = false;
 };
 struct ColumnSumArgs {
   const void* x;
@@ -90,11 +94,13 @@ struct SoftmaxArgs {
   const void* x;
   void* y;
   Index columns;
+  void* scratch = nullptr;  // room for a row of the calling thread; y is streamed, where that is not null
 };
 struct SoftmaxGradArgs {
   const void *dy, *y;
   void* dx;
   Index columns;
+  bool stream = false;
 };
 struct CrossEntropyArgs {
   const void* x;              // logits; of nll: log-probabilities
@@ -106,6 +112,7 @@ struct CrossEntropyArgs {
   Index columns;
   Index ignore_index;  // a row of this class counts nothing
   double label_smoothing, grad_scale;
+  void* scratch = nullptr;  // as in SoftmaxArgs, for grad
 };
 struct RowKernels {
   void (*softmax)(const SoftmaxArgs& args, Index begin_row, Index end_row);

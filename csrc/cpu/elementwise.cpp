@@ -29,8 +29,8 @@ void map(const void* x_, void* y_, Index n, F f) {
     }                                                                                                    \
   }
 constexpr MathKernels kMath[] = {
-    FO_MATH(exp),  FO_MATH(expm1), FO_MATH(log),     FO_MATH(log1p),
-    FO_MATH(tanh), FO_MATH(erf),   FO_MATH(sigmoid), FO_MATH(sqrt),
+    FO_MATH(exp), FO_MATH(exp_nonpositive), FO_MATH(expm1),      FO_MATH(log),  FO_MATH(log1p), FO_MATH(tanh),
+    FO_MATH(erf), FO_MATH(sigmoid),         FO_MATH(normal_cdf), FO_MATH(sqrt),
 };
 #undef FO_MATH
 
@@ -104,44 +104,62 @@ class Bias {
   Buffer<S> buffer_;
 };
 
+// Whether a kernel streams elements of a type: only those that are stored as they are computed.
+template <class S>
+constexpr bool kStreams = __is_same(S, Compute<S>);
+
+// Elements to take next of the n from y on, and whether they are whole lines to stream.
+template <class S>
+FO_HD Index next_run(bool stream, const S* y, Index n, bool* lines) {
+  *lines = false;
+  return kStreams<S> && stream ? stream_run(y, n, lines) : n;
+}
+
 template <class S>
 void activation(const ActivationArgs& args, Index begin, Index end) {
   using T = Compute<S>;
-  const Value<T> formula = args.formula < 0 ? nullptr : ActivationLoops<Activations, T>::values[args.formula];
+  using Loops = ActivationLoops<Activations, T>;
+  const bool plain = args.formula < 0, stream = args.stream && !plain;
   const S* x = static_cast<const S*>(args.x);
   S* y = static_cast<S*>(args.y);
   Bias<S> bias(args.bias, args.columns);
   Buffer<S> buffer;
   for (Index at = begin, column = args.bias ? begin % args.columns : 0; at < end;) {
-    const Index n = at_most(end - at, bias.run(column));
+    bool lines;
+    const Index n = next_run(stream, y + at, at_most(end - at, bias.run(column)), &lines);
     T* out = destination(y + at, buffer);
     const T* in = stage(x + at, buffer, n);
     if (args.bias) {
-      add(in, bias.from(column, n), out, n);
-      in = out;
+      T* sum = lines ? buffer : out;
+      add(in, bias.from(column, n), sum, n);
+      in = sum;
       column = (column + n) % args.columns;
     }
-    if (formula) formula(in, out, n, args.params);
+    if (!plain) (lines ? Loops::stream_values : Loops::values)[args.formula](in, out, n, args.params);
     deliver(out, y + at, n);
     at += n;
   }
+  if (stream) stream_end();
 }
 
 template <class S>
 void activation_grad(const ActivationGradArgs& args, Index begin, Index end) {
   using T = Compute<S>;
-  const Grad<T> formula = ActivationLoops<Activations, T>::grads[args.formula];
+  using Loops = ActivationLoops<Activations, T>;
   const S *dy = static_cast<const S*>(args.dy), *x = static_cast<const S*>(args.x);
   const S* y = static_cast<const S*>(args.y);
   S* dx = static_cast<S*>(args.dx);
   Buffer<S> out, x_buffer, y_buffer;
-  for (Index at = begin; at < end; at += kBlock) {
-    const Index n = at_most(end - at, kBlock);
+  for (Index at = begin, n; at < end; at += n) {
+    bool lines;
+    n = next_run(args.stream, dx + at, at_most(end - at, kBlock), &lines);
     T* result = destination(dx + at, out);
+    const Grad<T> formula = (lines ? Loops::stream_grads : Loops::grads)[args.formula];
     formula(stage(dy + at, out, n), x ? stage(x + at, x_buffer, n) : nullptr,
             y ? stage(y + at, y_buffer, n) : nullptr, result, n, args.params);
     deliver(result, dx + at, n);
   }
+  if (args.stream) stream_end();
 }
 
 template <class S>

@@ -2,6 +2,7 @@
 // written on the way. A call handles one chunk; the caller merges chunks in chunk order, in double.
 #include "core/dispatch.hpp"
 #include "cpu/lanes.hpp"
+#include "cpu/stream.hpp"
 #include "cpu/table.hpp"
 #include "formulas/registry.hpp"
 
@@ -104,6 +105,15 @@ FO_HD void multiply(const T* x, T factor, T* y, Index n) {
 }
 
 template <class T>
+FO_HD void deliver(const T* block, T* out, Index n, bool stream) {
+  if (stream) {
+    stream_copy(block, out, n);
+  } else {
+    __builtin_memcpy(out, block, std::size_t(n) * sizeof(T));
+  }
+}
+
+template <class T>
 double loss(const LossArgs& args, Index begin, Index end) {
   const Evaluate<T> evaluate_formula = LossTable<Losses, T>::rows[args.formula];
   const T* weight = static_cast<const T*>(args.weight);
@@ -117,9 +127,13 @@ double loss(const LossArgs& args, Index begin, Index end) {
       multiply(grad, weight + at, grad, n);
     }
     lanes.push(n, value);
-    if (args.value) multiply(value, T(1), static_cast<T*>(args.value) + at, n);
-    if (args.grad) multiply(grad, T(args.grad_scale), static_cast<T*>(args.grad) + at, n);
+    if (args.value) deliver(value, static_cast<T*>(args.value) + at, n, args.stream);
+    if (args.grad) {
+      multiply(grad, T(args.grad_scale), grad, n);
+      deliver(grad, static_cast<T*>(args.grad) + at, n, args.stream);
+    }
   }
+  if (args.stream) stream_end();
   return lanes.value();
 }
 

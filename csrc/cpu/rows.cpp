@@ -6,6 +6,7 @@
 // both.
 #include "core/dispatch.hpp"
 #include "cpu/lanes.hpp"
+#include "cpu/stream.hpp"
 #include "cpu/table.hpp"
 
 namespace fastopt {
@@ -16,22 +17,25 @@ constexpr Index kNarrow = 32;  // rows of up to this many columns are handled 16
 
 Index at_most(Index n, Index limit) { return n < limit ? n : limit; }
 
-// Largest elements of each lane.
+// Largest elements of each lane; a NaN may be passed over, as the exponentials will have it.
 template <class T>
 FO_HD void push_max(const T* x, Index groups, T* lane) {
   for (Index k = 0; k < groups; ++k) {
     FO_LANES
-    for (int l = 0; l < kLanes; ++l) lane[l] = Max<T>::push(lane[l], x[k * kLanes + l]);
+    for (int l = 0; l < kLanes; ++l) lane[l] = max(lane[l], x[k * kLanes + l]);
   }
 }
 
-// sum += exp(x - shift), each in its lane; with Keep the exponentials go to y.
+// sum += exp(x - shift), each in its lane; with Keep the exponentials go to y. What follows x in memory, from
+// `ahead` elements on, is brought into the cache meanwhile.
 template <bool Keep, class T>
-FO_HD void push_exp(const T* x, T* y, Index groups, const T* shift, T* sum) {
+FO_HD void push_exp(const T* x, T* y, Index groups, const T* shift, T* sum, Index ahead = 0) {
   for (Index k = 0; k < groups; ++k) {
+    if (ahead)
+      for (int l = 0; l < kLanes; l += int(kLine<T>)) __builtin_prefetch(x + k * kLanes + ahead + l, 0, 2);
     FO_LANES
     for (int l = 0; l < kLanes; ++l) {
-      const T e = exp(x[k * kLanes + l] - shift[l]);
+      const T e = exp_nonpositive(x[k * kLanes + l] - shift[l]);
       if constexpr (Keep) y[k * kLanes + l] = e;
       sum[l] = Sum<T>::push(sum[l], e);
     }
@@ -55,11 +59,19 @@ struct Tail {
 
 template <class T>
 T row_max(const T* x, Index columns) {
-  T lane[kLanes];
+  constexpr int kWide = 4 * kLanes;  // one set of lanes would wait for itself
+  T wide[kWide], lane[kLanes];
+  for (int l = 0; l < kWide; ++l) wide[l] = Max<T>::identity;
+  Index i = 0;
+  for (; i + kWide <= columns; i += kWide) {
+    FO_LANES
+    for (int l = 0; l < kWide; ++l) wide[l] = max(wide[l], x[i + l]);
+  }
   fill(lane, Max<T>::identity);
-  const Index whole = columns / kLanes;
-  push_max(x, whole, lane);
-  const Tail<T> tail(x + whole * kLanes, columns % kLanes);
+  push_max(wide, 4, lane);
+  const Index rest = columns - i, whole = rest / kLanes;
+  push_max(x + i, whole, lane);
+  const Tail<T> tail(x + i + whole * kLanes, rest % kLanes);
   push_max(tail.group, 1, lane);
   return fold<Max<T>>(lane);
 }
@@ -73,7 +85,7 @@ T row_exp(const T* x, T* y, Index columns, T shift_) {
   for (Index at = 0; at < columns; at += kLaneBlock) {
     const Index n = at_most(columns - at, kLaneBlock), whole = n / kLanes, rest = n % kLanes;
     fill(lane, T(0));
-    push_exp<Keep>(x + at, Keep ? y + at : nullptr, whole, shift, lane);
+    push_exp<Keep>(x + at, Keep ? y + at : nullptr, whole, shift, lane, columns);
     if (rest) {
       const Index end = at + whole * kLanes;
       Tail<T> tail(x + end, rest);
@@ -84,6 +96,19 @@ T row_exp(const T* x, T* y, Index columns, T shift_) {
     sum += double(fold<Sum<T>>(lane));
   }
   return T(sum);
+}
+
+// Has compute(at, n, out) give n elements of a row from `at` on, until all are there.
+template <class T, class F>
+FO_HD void write_row(T* y, Index columns, bool stream, F compute) {
+  for (Index at = 0, n; at < columns; at += n) {
+    bool lines = false;
+    n = at_most(columns - at, kLaneBlock);
+    if (stream) n = stream_run(y + at, n, &lines);
+    alignas(64) T block[kLaneBlock];
+    compute(at, n, lines ? block : y + at);
+    if (lines) stream_copy(block, y + at, n);
+  }
 }
 
 // One to sixteen rows in work, a lane for each: largest element, sum of exponentials and its logarithm.
@@ -108,29 +133,37 @@ struct Group {
     }
   }
 
-  // After find_top. With Keep the exponentials are left in the tile, or in y for a long row.
+  // After find_top. With Keep the exponentials are left in the tile, or in `kept` for a long row.
   template <bool Keep>
-  FO_HD void add_exponentials(const T* x, T* y) {
+  FO_HD void add_exponentials(const T* x, T* kept) {
     if (narrow()) {
       fill(sum, T(0));
       push_exp<Keep>(tile, tile, columns, top, sum);
     } else {
-      fill(sum, row_exp<Keep>(x, y, columns, top[0]));
+      fill(sum, row_exp<Keep>(x, kept, columns, top[0]));
     }
     FO_LANES
     for (int l = 0; l < kLanes; ++l) log_sum[l] = log(sum[l]);
   }
 
-  // y = the kept exponentials times the factor of their row.
-  FO_HD void write_scaled(const T* factor, T* y) const {
+  // y = the kept exponentials times the factor of their row, then what adjust(row, at, n, y) makes of the n
+  // columns from `at` on.
+  template <class F>
+  FO_HD void write_scaled(const T* kept, const T* factor, T* y, bool stream, F adjust) const {
     if (narrow()) {
-      for (Index r = 0; r < rows; ++r)
-        for (Index c = 0; c < columns; ++c) y[r * columns + c] = tile[c * kLanes + r] * factor[r];
-    } else {
-      const T f = factor[0];
-      FO_INDEPENDENT
-      for (Index c = 0; c < columns; ++c) y[c] *= f;
+      for (Index r = 0; r < rows; ++r) {
+        T* row = y + r * columns;
+        for (Index c = 0; c < columns; ++c) row[c] = tile[c * kLanes + r] * factor[r];
+        adjust(r, 0, columns, row);
+      }
+      return;
     }
+    const T f = factor[0];
+    write_row(y, columns, stream, [&](Index at, Index n, T* out) {
+      FO_INDEPENDENT
+      for (Index j = 0; j < n; ++j) out[j] = kept[at + j] * f;
+      adjust(0, at, n, out);
+    });
   }
 };
 
@@ -149,27 +182,35 @@ FO_HD void for_groups(const void* x, void* y, Index columns, Index begin, Index 
 
 template <class T>
 void softmax(const SoftmaxArgs& args, Index begin_row, Index end_row) {
-  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [](Group<T>& group, const T* x, T* y) {
+  T* scratch = static_cast<T*>(args.scratch);
+  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* y) {
+    T* kept = scratch ? scratch : y;
     group.find_top(x);
-    group.template add_exponentials<true>(x, y);
+    group.template add_exponentials<true>(x, kept);
     T factor[kLanes];
     for (int l = 0; l < kLanes; ++l) factor[l] = T(1) / group.sum[l];
-    group.write_scaled(factor, y);
+    group.write_scaled(kept, factor, y, scratch, [](Index, Index, Index, T*) {});
   });
+  if (scratch) stream_end();
 }
 
 template <class T>
 void log_softmax(const SoftmaxArgs& args, Index begin_row, Index end_row) {
-  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [](Group<T>& group, const T* x, T* y) {
+  const bool stream = args.scratch;
+  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* y) {
     group.find_top(x);
-    group.template add_exponentials<false>(x, y);
+    group.template add_exponentials<false>(x, nullptr);
     const Index columns = group.columns;
     for (Index r = 0; r < group.rows; ++r) {
       const T top = group.top[r], log_sum = group.log_sum[r];
-      FO_INDEPENDENT
-      for (Index c = 0; c < columns; ++c) y[r * columns + c] = x[r * columns + c] - top - log_sum;
+      const T* row = x + r * columns;
+      write_row(y + r * columns, columns, stream, [&](Index at, Index n, T* out) {
+        FO_INDEPENDENT
+        for (Index j = 0; j < n; ++j) out[j] = row[at + j] - top - log_sum;
+      });
     }
   });
+  if (stream) stream_end();
 }
 
 template <class T>
@@ -178,13 +219,15 @@ void softmax_grad(const SoftmaxGradArgs& args, Index begin_row, Index end_row) {
   for (Index row = begin_row; row < end_row; ++row) {
     const T* dy = static_cast<const T*>(args.dy) + row * columns;
     const T* y = static_cast<const T*>(args.y) + row * columns;
-    T* dx = static_cast<T*>(args.dx) + row * columns;
     Lanes<Dot> lanes;
     lanes.push_all(columns, dy, y);
     const T mean = T(lanes.value());
-    FO_INDEPENDENT
-    for (Index c = 0; c < columns; ++c) dx[c] = y[c] * (dy[c] - mean);
+    write_row(static_cast<T*>(args.dx) + row * columns, columns, args.stream, [&](Index at, Index n, T* out) {
+      FO_INDEPENDENT
+      for (Index j = 0; j < n; ++j) out[j] = y[at + j] * (dy[at + j] - mean);
+    });
   }
+  if (args.stream) stream_end();
 }
 
 template <class T>
@@ -193,13 +236,15 @@ void log_softmax_grad(const SoftmaxGradArgs& args, Index begin_row, Index end_ro
   for (Index row = begin_row; row < end_row; ++row) {
     const T* dy = static_cast<const T*>(args.dy) + row * columns;
     const T* y = static_cast<const T*>(args.y) + row * columns;
-    T* dx = static_cast<T*>(args.dx) + row * columns;
     Lanes<Sum> lanes;
     lanes.push_all(columns, dy);
     const T sum = T(lanes.value());
-    FO_INDEPENDENT
-    for (Index c = 0; c < columns; ++c) dx[c] = fma(-exp(y[c]), sum, dy[c]);
+    write_row(static_cast<T*>(args.dx) + row * columns, columns, args.stream, [&](Index at, Index n, T* out) {
+      FO_INDEPENDENT
+      for (Index j = 0; j < n; ++j) out[j] = fma(-exp(y[at + j]), sum, dy[at + j]);
+    });
   }
+  if (args.stream) stream_end();
 }
 
 // What a row is compared with, weights and smoothing included, as a distribution q over the classes: the loss
@@ -269,20 +314,21 @@ struct Target {
     dot += q_dot.value();
   }
 
-  // grad -= scale q; of an ignored row nothing remains.
-  FO_HD void subtract(T scale, T* grad) const {
+  // grad -= scale q for n classes, which lie at grad; of an ignored row nothing remains.
+  FO_HD void subtract(T scale, Index at, Index n, T* grad) const {
     if (ignored) {
-      for (Index c = 0; c < columns; ++c) grad[c] = T(0);
+      for (Index j = 0; j < n; ++j) grad[j] = T(0);
       return;
     }
-    if (label >= 0) grad[label] -= scale * on_label;  // rounded as in the factor: a sure row gets an exact 0
+    // rounded as in the factor: a sure row gets an exact 0
+    if (label >= at && label < at + n) grad[label - at] -= scale * on_label;
     if (!spread()) return;
-    for (Index at = 0; at < columns; at += kLaneBlock) {
-      const Index n = at_most(columns - at, kLaneBlock);
+    for (Index begin = 0; begin < n; begin += kLaneBlock) {
+      const Index m = at_most(n - begin, kLaneBlock);
       T q[kLaneBlock];
-      fill_spread(at, n, q);
+      fill_spread(at + begin, m, q);
       FO_INDEPENDENT
-      for (Index j = 0; j < n; ++j) grad[at + j] = fma(-scale, q[j], grad[at + j]);
+      for (Index j = 0; j < m; ++j) grad[begin + j] = fma(-scale, q[j], grad[begin + j]);
     }
   }
 };
@@ -290,6 +336,7 @@ struct Target {
 template <class T>
 double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_row) {
   T* values = static_cast<T*>(args.value);
+  T* scratch = static_cast<T*>(args.scratch);
   const T scale = T(args.grad_scale);
   double total = 0.0;
   for_groups<T>(
@@ -302,10 +349,11 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
           targets[r] = Target<T>(args, group.first + r);
           targets[r].sums(x + r * args.columns, group.top[r], mass[r], dot[r]);
         }
+        T* kept = scratch ? scratch : grad;
         if (grad) {
-          group.template add_exponentials<true>(x, grad);
+          group.template add_exponentials<true>(x, kept);
         } else {
-          group.template add_exponentials<false>(x, grad);
+          group.template add_exponentials<false>(x, nullptr);
         }
         T factor[kLanes];
         for (Index r = 0; r < group.rows; ++r) {
@@ -315,9 +363,11 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
           factor[r] = scale * T(mass[r]) / group.sum[r];
         }
         if (!grad) return;
-        group.write_scaled(factor, grad);
-        for (Index r = 0; r < group.rows; ++r) targets[r].subtract(scale, grad + r * args.columns);
+        group.write_scaled(kept, factor, grad, scratch, [&](Index r, Index at, Index n, T* out) {
+          targets[r].subtract(scale, at, n, out);
+        });
       });
+  if (scratch) stream_end();
   return total;
 }
 
@@ -335,7 +385,7 @@ double nll(const CrossEntropyArgs& args, Index begin_row, Index end_row) {
     if (values) values[row] = T(value);
     if (!grad) continue;
     for (Index c = 0; c < args.columns; ++c) grad[at + c] = T(0);
-    target.subtract(T(args.grad_scale), grad + at);
+    target.subtract(T(args.grad_scale), 0, args.columns, grad + at);
   }
   return total;
 }

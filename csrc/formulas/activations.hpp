@@ -59,11 +59,10 @@ struct Gelu {
   static constexpr const char* name = "gelu";
   static constexpr Names params{};
   static constexpr bool grad_needs_x = true, grad_needs_y = false;
-  static constexpr T sqrt_half = T(0.70710678118654752440), rsqrt_2pi = T(0.39894228040143267794);
+  static constexpr T rsqrt_2pi = T(0.39894228040143267794);
   FO_HD explicit Gelu(const double*) {}
-  FO_HD static T cumulative(T x) { return fma(T(0.5), erf(x * sqrt_half), T(0.5)); }
-  FO_HD T value(T x) const { return x * cumulative(x); }
-  FO_HD T grad(T x, T) const { return fma(x, rsqrt_2pi * exp(T(-0.5) * x * x), cumulative(x)); }
+  FO_HD T value(T x) const { return x * normal_cdf(x); }
+  FO_HD T grad(T x, T) const { return fma(x, rsqrt_2pi * exp_nonpositive(T(-0.5) * x * x), normal_cdf(x)); }
 };
 
 // The same paper's approximation, 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3). It is
@@ -123,7 +122,7 @@ struct Softplus {
   FO_HD explicit Softplus(const double* c) : beta(T(c[0])), threshold(T(c[1])) {}
   FO_HD T value(T x) const {
     const T z = beta * x;
-    return select(z > threshold, x, (max(z, T(0)) + log1p(exp(-abs(z)))) / beta);
+    return select(z > threshold, x, (max(z, T(0)) + log1p(exp_nonpositive(-abs(z)))) / beta);
   }
   FO_HD T grad(T x, T) const {
     const T z = beta * x;

@@ -84,7 +84,7 @@ struct BceWithLogits {
   FO_HD explicit BceWithLogits(const double* c) : pos_weight(T(c[0])) {}
   FO_HD explicit BceWithLogits(T weight) : pos_weight(weight) {}  // one for each element
   FO_HD Pair<T> operator()(T x, T t) const {
-    const T positive = pos_weight * t, negative = T(1) - t, tail = log1p(exp(-abs(x)));
+    const T positive = pos_weight * t, negative = T(1) - t, tail = log1p(exp_nonpositive(-abs(x)));
     return {fma(positive, max(-x, T(0)) + tail, negative * (max(x, T(0)) + tail)),
             fma(negative, sigmoid(x), -positive * sigmoid(-x))};
   }

@@ -30,6 +30,9 @@ double sigmoid_wide(double x) { return x < 0 ? ::exp(x) / (1 + ::exp(x)) : 1 / (
 
 const Function functions[] = {
     FUNCTION(exp, ::exp, expl),
+    {"exp_nonpositive", [](float x) { return fastopt::exp_nonpositive(-fastopt::abs(x)); },
+     [](double x) { return fastopt::exp_nonpositive(-fastopt::abs(x)); },
+     [](double x) { return ::exp(-fabs(x)); }, [](long double x) { return expl(-fabsl(x)); }},
     FUNCTION(expm1, ::expm1, expm1l),
     FUNCTION(log, ::log, logl),
     FUNCTION(log1p, ::log1p, log1pl),
@@ -63,7 +66,7 @@ void sweep_float(const Function& f, uint64_t stride) {
     double e = ulps(f.f32(x), f.wide_f32(x), 24, -126);
     if (e > worst) worst = e, at = x;
   }
-  printf("%-8s float  %.3f at %a\n", f.name, worst, double(at));
+  printf("%-16s float  %.3f at %a\n", f.name, worst, double(at));
 }
 
 uint64_t state = 0x9E3779B97F4A7C15;
@@ -97,7 +100,7 @@ void sweep_double(const Function& f, uint64_t count) {
     double e = ulps(f.f64(x), f.wide_f64(x), 53, -1022);
     if (e > worst) worst = e, at = x;
   }
-  printf("%-8s double %.3f at %a\n", f.name, worst, at);
+  printf("%-16s double %.3f at %a\n", f.name, worst, at);
 }
 
 }  // namespace
