@@ -253,10 +253,14 @@ struct ExpArgument {
   }
   // With an error of n in the last place of ln(2), and without lo.
   FO_HD static ExpArgument coarse(T x, int offset) {
+#if defined(FASTOPT_FMA)
     ExpArgument arg;
     arg.round(x, offset);
     arg.r = fma(arg.n, -Real<T>::ln2, x);
     return arg;
+#else
+    return ExpArgument(x, offset);  // n ln(2) would be rounded
+#endif
   }
 
   FO_HD T expm1_r() const { return fma(r * r, exp_tail(r), r); }
@@ -306,6 +310,16 @@ FO_HD T exp_nonpositive(T x) {
   T s = arg.power();
   return select(x < Real<T>::exp_min, T(0), fma(arg.expm1_r_short(), s, s) * lowered<T>());
 }
+
+// e^x of x <= 0 as a term of a sum with terms near 1: max 4.6 / 1.05 ULP, and less for small |x|: nothing
+// beside the rounding of an x that is a difference. 0 below e^-87.
+FO_HD float exp_term(float x) {
+  ExpArgument<float> arg = ExpArgument<float>::coarse(x, 0);
+  float s = arg.power();
+  return select(x < -87.0f, 0.0f, fma(arg.expm1_r_short(), s, s));
+}
+
+FO_HD double exp_term(double x) { return exp_nonpositive(x); }
 
 // e^x - 1 for expm1_min <= x <= exp_max, with the sign of zero lost.
 template <class T>
@@ -405,7 +419,7 @@ FO_HD T erf(T x) {
   return copysign(select(a < T(1), small, large), x);
 }
 
-// Phi(x), max absolute error 1.8e-7 / 1.0e-7 for float and 1.5e-16 / 2.5e-16 for double. Of a NaN it may be a
+// Phi(x), max absolute error 1.8e-7 / 7e-8 for float and 1.3e-16 for double. Of a NaN it may be a
 // number: it is for products with x.
 FO_HD float normal_cdf(float x) {
 #if defined(FASTOPT_FMA)

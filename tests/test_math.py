@@ -21,6 +21,8 @@ F32, F64 = np.finfo(np.float32), np.finfo(np.float64)
 #: Largest error in ULP as math.hpp states it, with and without fused multiply-adds, for float and double.
 LIMITS = {
     "exp": (1.0, 1.0),
+    "exp_nonpositive": (1.05, 1.05),
+    "exp_term": (4.6, 1.05),
     "expm1": (1.35, 1.35),
     "log": (0.9, 0.95),
     "log1p": (0.9, 0.95),
@@ -32,8 +34,16 @@ LIMITS = {
 NAMES = sorted(LIMITS)
 
 
+#: What a function takes, where that is not every number.
+DOMAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp_nonpositive": lambda x: -np.abs(x),
+    "exp_term": lambda x: -np.minimum(np.abs(x), x.dtype.type(87)),
+}
+
 ORACLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "exp": np.exp,
+    "exp_nonpositive": np.exp,
+    "exp_term": np.exp,
     "expm1": np.expm1,
     "log": np.log,
     "log1p": np.log1p,
@@ -62,6 +72,7 @@ def ulps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 def worst(name: str, x: np.ndarray, wide: type) -> tuple[float, float]:
     """Largest error of _core.math on x, and the input it is at."""
+    x = DOMAIN.get(name, lambda x: x)(x)
     with np.errstate(all="ignore"):
         error = ulps(_core.math(name, x), ORACLE[name](x.astype(wide)))
     at = int(np.argmax(error))
@@ -114,12 +125,15 @@ def test_float64_error(isa: str, name: str, rng: np.random.Generator) -> None:
 
 EXACT = [
     ("exp", [0.0, -0.0, -INF, INF, NAN], [1.0, 1.0, 0.0, INF, NAN]),
+    ("exp_nonpositive", [0.0, -0.0, -INF, -1e4, NAN], [1.0, 1.0, 0.0, 0.0, NAN]),
+    ("exp_term", [0.0, -0.0, -INF, -1e4, NAN], [1.0, 1.0, 0.0, 0.0, NAN]),
     ("expm1", [0.0, -0.0, -INF, INF, NAN, -1e4, 1e4], [0.0, -0.0, -1.0, INF, NAN, -1.0, INF]),
     ("log", [0.0, -0.0, 1.0, -1.0, -INF, INF, NAN], [-INF, -INF, 0.0, NAN, NAN, INF, NAN]),
     ("log1p", [0.0, -0.0, -1.0, -1.5, -INF, INF, NAN], [0.0, -0.0, -INF, NAN, NAN, INF, NAN]),
     ("tanh", [0.0, -0.0, 25.0, -25.0, INF, -INF, NAN], [0.0, -0.0, 1.0, -1.0, 1.0, -1.0, NAN]),
     ("erf", [0.0, -0.0, 7.0, -7.0, INF, -INF, NAN], [0.0, -0.0, 1.0, -1.0, 1.0, -1.0, NAN]),
     ("sigmoid", [0.0, -0.0, 50.0, -1e4, INF, -INF, NAN], [0.5, 0.5, 1.0, 0.0, 1.0, 0.0, NAN]),
+    ("normal_cdf", [0.0, -0.0, 10.0, -10.0, 1e30, -1e30, INF, -INF], [0.5, 0.5, 1, 0, 1, 0, 1, 0]),
     ("sqrt", [0.0, -0.0, 4.0, -1.0, INF, NAN], [0.0, -0.0, 2.0, NAN, INF, NAN]),
 ]
 
@@ -132,6 +146,33 @@ def test_exact_values(isa: str, dtype: np.dtype, name: str, x: list[float], want
     np.testing.assert_array_equal(got, expected)
     known = ~np.isnan(expected)
     np.testing.assert_array_equal(np.signbit(got[known]), np.signbit(expected[known]))
+
+
+def test_float32_normal_cdf_error(isa: str) -> None:
+    """Every 1021st float that is a number, and all around the end of the quotient."""
+    patterns = np.arange(0, 2**32, 1021, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    x = np.concatenate([patterns, around([1.0, 2.7, 5.0, 5.4, 5.5, 5.6], np.dtype(np.float32), 3000)])
+    x = x[~np.isnan(x)]
+    y = _core.math("normal_cdf", x)
+    assert y.min() == 0
+    assert y.max() == 1
+    error = np.abs(y - reference.normal_cdf(x.astype(np.float64))).max()
+    assert error <= (7e-8 if isa == "v2" else 1.8e-7)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs a long double wider than double")
+def test_float64_normal_cdf_error(isa: str, rng: np.random.Generator) -> None:
+    x = np.concatenate([rng.uniform(-r, r, 20_000) for r in (0.1, 1, 3, 7, 40)])
+    y = _core.math("normal_cdf", x)
+    assert np.abs(y - reference.normal_cdf(x.astype(np.longdouble))).max() <= 1.3e-16
+
+
+@pytest.mark.parametrize("name", ["exp_nonpositive", "exp_term", "sigmoid", "tanh"])
+def test_a_nan_with_any_payload_stays_a_nan(isa: str, name: str) -> None:
+    """Exponents are put together from bits: those of a NaN must not get there."""
+    bits = np.arange(0x7F800001, 0x7F800001 + 4099, dtype=np.uint32)
+    for x in (bits.view(np.float32), (bits | 0x80400000).view(np.float32)):
+        assert np.isnan(_core.math(name, x)).all()
 
 
 @pytest.mark.parametrize(

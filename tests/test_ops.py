@@ -97,6 +97,16 @@ def test_nan_stays_nan(isa: str, dtype: np.dtype, name: str) -> None:
     assert np.isnan(_ops.activation(name, np.full(33, np.nan, dtype))).all()
 
 
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "softplus", "gelu_tanh"])
+def test_a_slope_of_zero_stops_any_gradient(isa: str, dtype: np.dtype, name: str) -> None:
+    """As torch's relu: 0 times infinity is nothing here, not NaN."""
+    params = {"leaky_relu": (0.0,), "elu": (0.0,), "softplus": (1.0, 20.0)}.get(name, ())
+    x = np.full(37, -1000, dtype)
+    for dy in (np.inf, -np.inf, np.nan):
+        np.testing.assert_array_equal(gradient(name, np.full_like(x, dy), x, params), np.zeros_like(x))
+    np.testing.assert_array_equal(gradient("relu", np.full_like(x, np.inf), -x, ()), np.full_like(x, np.inf))
+
+
 @pytest.mark.parametrize(("name", "params"), ROWS)
 def test_gradient_is_the_difference_quotient(
     isa: str, name: str, params: tuple, rng: np.random.Generator

@@ -14,7 +14,7 @@
 namespace fastopt {
 namespace {
 
-constexpr const char* kMathNames[] = {"exp", "exp_nonpositive", "expm1",      "log", "log1p", "tanh",
+constexpr const char* kMathNames[] = {"exp", "exp_nonpositive", "exp_term",   "expm1", "log", "log1p", "tanh",
                                       "erf", "sigmoid",         "normal_cdf", "sqrt"};
 
 py::list isas() {

@@ -29,8 +29,9 @@ void map(const void* x_, void* y_, Index n, F f) {
     }                                                                                                    \
   }
 constexpr MathKernels kMath[] = {
-    FO_MATH(exp), FO_MATH(exp_nonpositive), FO_MATH(expm1),      FO_MATH(log),  FO_MATH(log1p), FO_MATH(tanh),
-    FO_MATH(erf), FO_MATH(sigmoid),         FO_MATH(normal_cdf), FO_MATH(sqrt),
+    FO_MATH(exp),     FO_MATH(exp_nonpositive), FO_MATH(exp_term), FO_MATH(expm1),
+    FO_MATH(log),     FO_MATH(log1p),           FO_MATH(tanh),     FO_MATH(erf),
+    FO_MATH(sigmoid), FO_MATH(normal_cdf),      FO_MATH(sqrt),
 };
 #undef FO_MATH
 

@@ -35,7 +35,7 @@ FO_HD void push_exp(const T* x, T* y, Index groups, const T* shift, T* sum, Inde
       for (int l = 0; l < kLanes; l += int(kLine<T>)) __builtin_prefetch(x + k * kLanes + ahead + l, 0, 2);
     FO_LANES
     for (int l = 0; l < kLanes; ++l) {
-      const T e = exp_nonpositive(x[k * kLanes + l] - shift[l]);
+      const T e = exp_term(x[k * kLanes + l] - shift[l]);
       if constexpr (Keep) y[k * kLanes + l] = e;
       sum[l] = Sum<T>::push(sum[l], e);
     }
@@ -57,6 +57,7 @@ struct Tail {
   }
 };
 
+// Of at least 16 elements.
 template <class T>
 T row_max(const T* x, Index columns) {
   constexpr int kWide = 4 * kLanes;  // one set of lanes would wait for itself
@@ -69,10 +70,8 @@ T row_max(const T* x, Index columns) {
   }
   fill(lane, Max<T>::identity);
   push_max(wide, 4, lane);
-  const Index rest = columns - i, whole = rest / kLanes;
-  push_max(x + i, whole, lane);
-  const Tail<T> tail(x + i + whole * kLanes, rest % kLanes);
-  push_max(tail.group, 1, lane);
+  push_max(x + i, (columns - i) / kLanes, lane);
+  push_max(x + columns - kLanes, 1, lane);  // the end, some of it again
   return fold<Max<T>>(lane);
 }
 
@@ -98,14 +97,17 @@ T row_exp(const T* x, T* y, Index columns, T shift_) {
   return T(sum);
 }
 
-// Has compute(at, n, out) give n elements of a row from `at` on, until all are there.
+// Has compute(at, n, out) give the row y: at once, or block by block for its lines to be streamed.
 template <class T, class F>
 FO_HD void write_row(T* y, Index columns, bool stream, F compute) {
+  if (!stream) {
+    compute(0, columns, y);
+    return;
+  }
+  alignas(64) T block[kLaneBlock];
   for (Index at = 0, n; at < columns; at += n) {
-    bool lines = false;
-    n = at_most(columns - at, kLaneBlock);
-    if (stream) n = stream_run(y + at, n, &lines);
-    alignas(64) T block[kLaneBlock];
+    bool lines;
+    n = stream_run(y + at, at_most(columns - at, kLaneBlock), &lines);
     compute(at, n, lines ? block : y + at);
     if (lines) stream_copy(block, y + at, n);
   }
@@ -167,49 +169,65 @@ struct Group {
   }
 };
 
-// Calls f with every group of the rows [begin, end), x and y at its first element.
-template <class T, class F>
-FO_HD void for_groups(const void* x, void* y, Index columns, Index begin, Index end, F f) {
-  Group<T> group;
-  group.columns = columns;
-  for (Index row = begin; row < end; row += group.rows) {
+// Takes every group of the rows [begin, end) through find_top, exponentials(group, x, y) and
+// finish(group, x, y), x and y at its first element. The next group's largest elements are found in between:
+// work that waits neither for the sum of the exponentials nor is waited for by it.
+template <class T, class E, class F>
+FO_HD void for_groups(const void* x_, void* y_, Index columns, Index begin, Index end, E exponentials,
+                      F finish) {
+  const T* x = static_cast<const T*>(x_);
+  T* y = static_cast<T*>(y_);
+  Group<T> groups[2];
+  const auto open = [&](Group<T>& group, Index row) {
+    group.columns = columns;
     group.first = row;
     group.rows = group.narrow() ? at_most(end - row, kLanes) : 1;
+    group.find_top(x + row * columns);
+  };
+  if (begin < end) open(groups[0], begin);
+  for (Index row = begin, k = 0, next; row < end; row = next, k ^= 1) {
+    Group<T>& group = groups[k];
     const Index at = row * columns;
-    f(group, static_cast<const T*>(x) + at, y ? static_cast<T*>(y) + at : nullptr);
+    exponentials(group, x + at, y ? y + at : nullptr);
+    next = row + group.rows;
+    if (next < end) open(groups[k ^ 1], next);
+    finish(group, x + at, y ? y + at : nullptr);
   }
 }
 
 template <class T>
 void softmax(const SoftmaxArgs& args, Index begin_row, Index end_row) {
   T* scratch = static_cast<T*>(args.scratch);
-  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* y) {
-    T* kept = scratch ? scratch : y;
-    group.find_top(x);
-    group.template add_exponentials<true>(x, kept);
-    T factor[kLanes];
-    for (int l = 0; l < kLanes; ++l) factor[l] = T(1) / group.sum[l];
-    group.write_scaled(kept, factor, y, scratch, [](Index, Index, Index, T*) {});
-  });
+  for_groups<T>(
+      args.x, args.y, args.columns, begin_row, end_row,
+      [&](Group<T>& group, const T* x, T* y) {
+        group.template add_exponentials<true>(x, scratch ? scratch : y);
+      },
+      [&](const Group<T>& group, const T*, T* y) {
+        T factor[kLanes];
+        for (int l = 0; l < kLanes; ++l) factor[l] = T(1) / group.sum[l];
+        group.write_scaled(scratch ? scratch : y, factor, y, scratch, [](Index, Index, Index, T*) {});
+      });
   if (scratch) stream_end();
 }
 
 template <class T>
 void log_softmax(const SoftmaxArgs& args, Index begin_row, Index end_row) {
   const bool stream = args.scratch;
-  for_groups<T>(args.x, args.y, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* y) {
-    group.find_top(x);
-    group.template add_exponentials<false>(x, nullptr);
-    const Index columns = group.columns;
-    for (Index r = 0; r < group.rows; ++r) {
-      const T top = group.top[r], log_sum = group.log_sum[r];
-      const T* row = x + r * columns;
-      write_row(y + r * columns, columns, stream, [&](Index at, Index n, T* out) {
-        FO_INDEPENDENT
-        for (Index j = 0; j < n; ++j) out[j] = row[at + j] - top - log_sum;
+  for_groups<T>(
+      args.x, args.y, args.columns, begin_row, end_row,
+      [&](Group<T>& group, const T* x, T*) { group.template add_exponentials<false>(x, nullptr); },
+      [&](const Group<T>& group, const T* x, T* y) {
+        const Index columns = group.columns;
+        for (Index r = 0; r < group.rows; ++r) {
+          const T top = group.top[r], log_sum = group.log_sum[r];
+          const T* row = x + r * columns;
+          write_row(y + r * columns, columns, stream, [&](Index at, Index n, T* out) {
+            FO_INDEPENDENT
+            for (Index j = 0; j < n; ++j) out[j] = row[at + j] - top - log_sum;
+          });
+        }
       });
-    }
-  });
   if (stream) stream_end();
 }
 
@@ -335,26 +353,26 @@ struct Target {
 
 template <class T>
 double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_row) {
-  T* values = static_cast<T*>(args.value);
-  T* scratch = static_cast<T*>(args.scratch);
+  T *values = static_cast<T*>(args.value), *scratch = static_cast<T*>(args.scratch);
   const T scale = T(args.grad_scale);
   double total = 0.0;
+  Target<T> targets[kLanes];
+  double mass[kLanes], dot[kLanes];
   for_groups<T>(
-      args.x, args.grad, args.columns, begin_row, end_row, [&](Group<T>& group, const T* x, T* grad) {
-        Target<T> targets[kLanes];
-        double mass[kLanes], dot[kLanes];
-        group.find_top(x);
+      args.x, args.grad, args.columns, begin_row, end_row,
+      [&](Group<T>& group, const T* x, T* grad) {
         // Before the exponentials, which may overwrite the logits.
         for (Index r = 0; r < group.rows; ++r) {
           targets[r] = Target<T>(args, group.first + r);
           targets[r].sums(x + r * args.columns, group.top[r], mass[r], dot[r]);
         }
-        T* kept = scratch ? scratch : grad;
         if (grad) {
-          group.template add_exponentials<true>(x, kept);
+          group.template add_exponentials<true>(x, scratch ? scratch : grad);
         } else {
           group.template add_exponentials<false>(x, nullptr);
         }
+      },
+      [&](const Group<T>& group, const T*, T* grad) {
         T factor[kLanes];
         for (Index r = 0; r < group.rows; ++r) {
           const double value = targets[r].ignored ? 0.0 : mass[r] * double(group.log_sum[r]) - dot[r];
@@ -363,9 +381,9 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
           factor[r] = scale * T(mass[r]) / group.sum[r];
         }
         if (!grad) return;
-        group.write_scaled(kept, factor, grad, scratch, [&](Index r, Index at, Index n, T* out) {
-          targets[r].subtract(scale, at, n, out);
-        });
+        group.write_scaled(
+            scratch ? scratch : grad, factor, grad, scratch,
+            [&](Index r, Index at, Index n, T* out) { targets[r].subtract(scale, at, n, out); });
       });
   if (scratch) stream_end();
   return total;

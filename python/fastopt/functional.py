@@ -123,13 +123,18 @@ def _activation_grad(
     needs_x, needs_y = _ops.activation_needs(name)
     a = None if x is None else to_array(x, "x")
     b = None if y is None else to_array(y, "y")
+    d, room = to_array(dy, "dy"), to_out(out)
     if needs_y and b is None and a is not None:
         b = _ops.activation(name, a, params)
+        room = _over(b, d, room)
     if (needs_x and a is None) or (needs_y and b is None):
         raise TypeError(f"{name}_grad: x is missing")
-    return _ops.activation_grad(
-        name, to_array(dy, "dy"), a if needs_x else None, b if needs_y else None, params, to_out(out)
-    )
+    return _ops.activation_grad(name, d, a if needs_x else None, b if needs_y else None, params, room)
+
+
+def _over(y: Array, dy: Array, out: Array | None) -> Array | None:
+    """Where a gradient goes: `out`, or else over the result `y` that was made for it alone, if it fits."""
+    return y if out is None and y.shape == dy.shape and y.dtype == dy.dtype else out
 
 
 def relu(input: Any, inplace: bool = False, *, out: Array | None = None) -> Any:
@@ -234,9 +239,11 @@ def softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
 
 def softmax_grad(dy: Any, x: Any = None, dim: int = -1, *, y: Any = None, out: Array | None = None) -> Array:
     """The gradient of `softmax` from its input `x` or result `y` (one is enough), and `dy`."""
+    d, room = to_array(dy, "dy"), to_out(out)
     if y is None:
         y = _ops.softmax(to_array(x, "x"), dim)
-    return _ops.softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, to_out(out))
+        room = _over(y, d, room)
+    return _ops.softmax_grad(d, to_array(y, "y"), dim, room)
 
 
 def log_softmax(input: Any, dim: int = -1, *, out: Array | None = None) -> Any:
@@ -251,9 +258,11 @@ def log_softmax_grad(
     dy: Any, x: Any = None, dim: int = -1, *, y: Any = None, out: Array | None = None
 ) -> Array:
     """The gradient of `log_softmax` from its input `x` or result `y` (one is enough), and `dy`."""
+    d, room = to_array(dy, "dy"), to_out(out)
     if y is None:
         y = _ops.log_softmax(to_array(x, "x"), dim)
-    return _ops.log_softmax_grad(to_array(dy, "dy"), to_array(y, "y"), dim, to_out(out))
+        room = _over(y, d, room)
+    return _ops.log_softmax_grad(d, to_array(y, "y"), dim, room)
 
 
 # ---------------------------------------------------------------------------- dropout, penalties, targets

@@ -24,6 +24,12 @@ struct Function {
 long double sigmoid_wide(long double x) { return x < 0 ? expl(x) / (1 + expl(x)) : 1 / (1 + expl(-x)); }
 double sigmoid_wide(double x) { return x < 0 ? ::exp(x) / (1 + ::exp(x)) : 1 / (1 + ::exp(-x)); }
 
+// exp_term takes what is not above 0, and means what is not below -87.
+template <class T>
+T term_input(T x) {
+  return fabs(x) > 87 ? T(-87) : T(-fabs(x));
+}
+
 #define FUNCTION(NAME, WIDE_F32, WIDE_F64)                                                               \
   {#NAME, [](float x) { return fastopt::NAME(x); }, [](double x) { return fastopt::NAME(x); }, WIDE_F32, \
    WIDE_F64}
@@ -33,6 +39,9 @@ const Function functions[] = {
     {"exp_nonpositive", [](float x) { return fastopt::exp_nonpositive(-fastopt::abs(x)); },
      [](double x) { return fastopt::exp_nonpositive(-fastopt::abs(x)); },
      [](double x) { return ::exp(-fabs(x)); }, [](long double x) { return expl(-fabsl(x)); }},
+    {"exp_term", [](float x) { return fastopt::exp_term(term_input(x)); },
+     [](double x) { return fastopt::exp_term(term_input(x)); }, [](double x) { return ::exp(term_input(x)); },
+     [](long double x) { return expl(term_input(x)); }},
     FUNCTION(expm1, ::expm1, expm1l),
     FUNCTION(log, ::log, logl),
     FUNCTION(log1p, ::log1p, log1pl),
