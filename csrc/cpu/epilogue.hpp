@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/dispatch.hpp"
-#include "cpu/storage.hpp"
+#include "cpu/apply.hpp"
 #include "formulas/philox.hpp"
 #include "formulas/registry.hpp"
 
@@ -43,7 +43,7 @@ static void finish_grad(const FinishBlock<T>& block, const T* x, const T* y, con
     const T *xi = F<T>::grad_needs_x ? x + i * block.row : c,
             *yi = F<T>::grad_needs_y ? y + i * block.row : c;
     FO_INDEPENDENT
-    for (Index j = 0; j < block.cols; ++j) c[j] *= f.grad(xi[j], yi[j]);
+    for (Index j = 0; j < block.cols; ++j) c[j] = chain(c[j], f.grad(xi[j], yi[j]));
   }
 }
 
