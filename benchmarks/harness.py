@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from fastopt import _core
 
 RESULTS = Path(__file__).parent / "results"
 
+#: Calls before a sample that go untimed take at least this long.
+WARM_SECONDS = 0.03
 #: Between two samples the process must have been idle for a slice of so many seconds: the neighbour's workers
 #: have stopped spinning. OpenBLAS's do so after 26 ms, those of OpenMP and of our own pool after 1 to 3.
 IDLE_SLICE = 0.003
@@ -188,36 +191,45 @@ def settle() -> None:
 
 
 def interleave(
-    providers: Mapping[str, Call], rounds: int = 25, sample_seconds: float = 1e-2
+    providers: Mapping[str, Call], rounds: int = 25, sample_seconds: float = 2e-2
 ) -> dict[str, np.ndarray]:
     """Time each provider once a round, in turns, and return its seconds per unit of work for every round.
 
-    A sample repeats a short call until it lasts `sample_seconds`. Each round starts with another provider, so
-    that none always runs behind the same neighbour, and each sample follows a pause, in which the neighbour's
-    threads stop spinning, and a quarter of its calls untimed, which bring its data back into the caches.
+    A sample repeats a short call until it lasts `sample_seconds`. Each round has an order of its own, so that
+    none always runs behind the same neighbour, and each sample follows a pause, in which the neighbour's
+    threads stop spinning, and calls that go untimed: sleeping threads and a virtual machine's idle CPUs take
+    tens of milliseconds to come to speed, which in a training loop happens once.
     """
     repeats = {}
     for name, call in providers.items():
-        call()
         settle()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(sample_seconds / max(time.perf_counter() - start, 1e-9)))
+        repeats[name] = max(1, round(sample_seconds / max(warm_up(call), 1e-9)))
     names = list(providers)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for k in range(len(names)):
-            name = names[(turn + k) % len(names)]
+    order = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in order.permutation(names).tolist():
             call, count = providers[name], repeats[name]
             settle()
-            for _ in range(1 + count // 4):
-                call()
+            warm_up(call)
             start = time.perf_counter()
             for _ in range(count):
                 call()
             units = count * (call.units if isinstance(call, Many) else 1)
             samples[name].append((time.perf_counter() - start) / units)
     return {name: np.array(values) for name, values in samples.items()}
+
+
+def warm_up(call: Call) -> float:
+    """Make calls for WARM_SECONDS, two at least, and return the seconds that the last one took."""
+    begin = last = time.perf_counter()
+    for calls in itertools.count(1):
+        call()
+        now = time.perf_counter()
+        if calls > 1 and now - begin >= WARM_SECONDS:
+            return now - last
+        last = now
+    raise AssertionError
 
 
 class Differs(Exception):

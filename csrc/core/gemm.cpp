@@ -18,7 +18,7 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-constexpr double kTaskWork = 4e5;  // multiplications, some 4 us
+constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
 constexpr Index kTallRows = 256;
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }

@@ -23,7 +23,7 @@ constexpr Index kBiasColumns = 512;            // of a task that sums a bias's g
 constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
 constexpr int kTasksPerThread = 4;             // so that a late thread leaves little to wait for
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
-constexpr Index kSerialProducts = Index(1) << 18, kUpdateProducts = 16;
+constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
