@@ -80,7 +80,8 @@ struct Product {
     for (Index j = 0; j < cols; j += N) Arithmetic::convert(to + j * depth, d, N);
   }
 
-  // One panel of columns, or several of a B that lies as it is, `at` from the block's first, by a block of rows.
+  // One panel of columns, or several of a B that lies as it is, `at` from the block's first, by a block of
+  // rows.
   void multiply(Index row, Index rows, Index col, Index at, Index cols, Index p, Index d) const {
     constexpr Index N = kPanel<T>;
     TileArgs<T> tile{};

@@ -57,8 +57,8 @@ void run_dots(const GemmArgs& args, Index begin_row, Index end_row, Index begin_
 template <class T>
 void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
          void* scratch) {
-  if ((args.m <= kRowsOfDots || args.n <= kRowsOfDots) && args.a.col == 1 && args.b.row == 1 && args.b.col != 1 &&
-      args.k >= kDotLanes<T>) {
+  if ((args.m <= kRowsOfDots || args.n <= kRowsOfDots) && args.a.col == 1 && args.b.row == 1 &&
+      args.b.col != 1 && args.k >= kDotLanes<T>) {
     run_dots<T>(args, begin_row, end_row, begin_col, end_col);
   } else {
     run_blocks<Exact<T>>(args, begin_row, end_row, begin_col, end_col, scratch);
