@@ -35,7 +35,7 @@ struct Real<float> {
   static constexpr Bits sqrt_half = 0x3f3504f3;
   static constexpr float smallest_normal = 0x1p-126f, two_mantissa = 0x1p23f;
   static constexpr float log2e = 0x1.715476p0f;
-  static constexpr float ln2 = 0x1.62e43p-1f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
+  static constexpr float ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
   static constexpr float exp_min = -104.0f, exp_max = 89.0f, expm1_min = -20.0f;
   static constexpr float tanh_max = 10.0f, sigmoid_max = 18.0f, erf_max = 4.0f;
 };
@@ -49,8 +49,7 @@ struct Real<double> {
   static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
   static constexpr double smallest_normal = 0x1p-1022, two_mantissa = 0x1p52;
   static constexpr double log2e = 0x1.71547652b82fep0;
-  static constexpr double ln2 = 0x1.62e42fefa39efp-1, ln2_hi = 0x1.62e42fefa2p-1,
-                          ln2_lo = 0x1.9ef35793c7673p-41;
+  static constexpr double ln2_hi = 0x1.62e42fefa2p-1, ln2_lo = 0x1.9ef35793c7673p-41;
   static constexpr double exp_min = -746.0, exp_max = 710.0, expm1_min = -40.0;
   static constexpr double tanh_max = 20.0, sigmoid_max = 38.0, erf_max = 6.0;
 };
@@ -179,9 +178,14 @@ FO_HD double exp_tail(double r) {
               0x1.27e519692a814p-22, 0x1.af5f6e7e7e8fdp-26, 0x1.1f10866323229p-29);
 }
 
-// The same within 2^-26 of exp(r) - 1, for functions whose other roundings hide that.
+// The same within 2^-26 of exp(r) - 1, for functions whose other roundings hide that: with fused
+// multiply-adds they do.
 FO_HD float exp_tail_short(float r) {
+#if defined(FASTOPT_FMA)
   return poly(r, 0x1p-1f, 0x1.5554aep-3f, 0x1.55557cp-5f, 0x1.1228fp-7f, 0x1.6c9d52p-10f);
+#else
+  return exp_tail(r);
+#endif
 }
 
 FO_HD double exp_tail_short(double r) { return exp_tail(r); }
@@ -251,15 +255,15 @@ struct ExpArgument {
     r = fma(n, -Real<T>::ln2_lo, h);
     lo = fma(n, -Real<T>::ln2_lo, h - r);
   }
-  // With an error of n in the last place of ln(2), and without lo.
+  // Of a float, without lo and with an error of 2e-9 n: in one operation, where that rounds once.
   FO_HD static ExpArgument coarse(T x, int offset) {
 #if defined(FASTOPT_FMA)
     ExpArgument arg;
     arg.round(x, offset);
-    arg.r = fma(arg.n, -Real<T>::ln2, x);
+    arg.r = fma(arg.n, T(-0x1.62e43p-1), x);
     return arg;
 #else
-    return ExpArgument(x, offset);  // n ln(2) would be rounded
+    return ExpArgument(x, offset);
 #endif
   }
 
@@ -390,13 +394,19 @@ FO_HD T log1p(T x) {
   return log_ends(x, T(-1), copysign(log_sum(arg.k, f, excess - excess * f), x));
 }
 
+// e^x - 1 for a tanh of x / 2, which no longer sees what n loses in `coarse`.
+FO_HD float expm1_for_tanh(float x) {
+  ExpArgument<float> arg = ExpArgument<float>::coarse(x, 0);
+  float s = arg.power();
+  return fma(arg.expm1_r_short(), s, s - 1.0f);
+}
+
+FO_HD double expm1_for_tanh(double x) { return expm1_in_range(x); }
+
 // tanh x, max 2.55 / 2.55 ULP. Keeps the sign of zero.
 template <class T>
 FO_HD T tanh(T x) {
-  T a = abs(x);
-  // expm1(2a) = (2^n - 1) + 2^n expm1(r); what n loses in `coarse` the quotient no longer sees
-  ExpArgument<T> arg = ExpArgument<T>::coarse(a + a, 0);
-  T s = arg.power(), e = fma(arg.expm1_r_short(), s, s - T(1));
+  T a = abs(x), e = expm1_for_tanh(a + a);
   T y = select(a > Real<T>::tanh_max, T(1), e / (e + T(2)));
   return from_bits<T>(to_bits(y) | (to_bits(x) & Real<T>::sign));
 }
