@@ -84,15 +84,20 @@ def test_fma_peak_counts_the_operations_of_its_tasks(isa: str) -> None:
 # ------------------------------------------------------------------------------------------------- harness
 
 
-def test_interleave_takes_turns_and_starts_each_round_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interleave_takes_turns_in_an_order_drawn_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "settle", lambda: None)
+    monkeypatch.setattr(harness, "WARM_SECONDS", 0.0)
     order: list[str] = []
     calls = {name: lambda name=name: (order.append(name), time.sleep(1e-3)) for name in "abc"}
-    samples = harness.interleave(calls, rounds=3, sample_seconds=1e-4)
-    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+    samples = harness.interleave(calls, rounds=8, sample_seconds=1e-4)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
     assert all((values >= 1e-3).all() for values in samples.values())
-    # Two calls each to find the repeats, then an untimed and a timed one a turn.
-    assert order[6:][::2] == list("abcbcacab")
+    # Two calls each to find the repeats, then two untimed and a timed one a turn.
+    turns = order[6:]
+    assert turns[::3] == turns[1::3] == turns[2::3]
+    rounds = ["".join(turns[9 * r : 9 * r + 9 : 3]) for r in range(8)]
+    assert {"".join(sorted(names)) for names in rounds} == {"abc"}
+    assert len(set(rounds)) > 2
 
 
 def test_a_call_of_many_units_is_divided_and_has_a_mode_of_its_own() -> None:
