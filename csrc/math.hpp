@@ -261,6 +261,7 @@ struct ExpArgument {
     ExpArgument arg;
     arg.round(x, offset);
     arg.r = fma(arg.n, T(-0x1.62e43p-1), x);
+    arg.lo = T(0);
     return arg;
 #else
     return ExpArgument(x, offset);
