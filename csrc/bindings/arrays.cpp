@@ -33,6 +33,29 @@ std::optional<DType> dtype_of(const py::detail::PyArrayDescr_Proxy* descr, py::h
 [[noreturn]] void type_error(const std::string& text) { throw py::type_error(text); }
 [[noreturn]] void value_error(const std::string& text) { throw py::value_error(text); }
 
+bool is_array(py::handle object) { return py::detail::npy_api::get().PyArray_Check_(object.ptr()); }
+
+std::optional<ArrayView> find_view(py::handle object) {
+  const auto* array = py::detail::array_proxy(object.ptr());
+  const std::optional<DType> dtype = dtype_of(py::detail::array_descriptor_proxy(array->descr), object);
+  if (!dtype) return std::nullopt;
+  constexpr int kCContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+  ArrayView view{};
+  view.data = array->data;
+  view.shape = reinterpret_cast<const Index*>(array->dimensions);
+  view.strides = reinterpret_cast<const Index*>(array->strides);
+  view.ndim = array->nd;
+  view.size = 1;
+  for (int d = 0; d < view.ndim; ++d) view.size *= view.shape[d];
+  view.dtype = *dtype;
+  view.c_contiguous = (array->flags & kCContiguous) != 0;
+  view.aligned = (array->flags & kAligned) != 0;
+  view.writeable = (array->flags & kWriteable) != 0;
+  return view;
+}
+
 }  // namespace
 
 std::string ArgName::text() const {
@@ -53,28 +76,19 @@ std::string shape_text(const ArrayView& view) {
 }
 
 ArrayView array_view(py::handle object, const ArgName& name) {
-  if (!py::detail::npy_api::get().PyArray_Check_(object.ptr()))
+  if (!is_array(object))
     type_error(name.prefix() + " is " + Py_TYPE(object.ptr())->tp_name + ", expected a NumPy array");
-  const auto* array = py::detail::array_proxy(object.ptr());
-  const auto* descr = py::detail::array_descriptor_proxy(array->descr);
-  const std::optional<DType> dtype = dtype_of(descr, object);
-  if (!dtype)
+  const std::optional<ArrayView> view = find_view(object);
+  if (!view)
     type_error(name.prefix() + " is " + std::string(py::str(object.attr("dtype"))) +
                ", expected float32, float64, float16 or bfloat16 in native byte order");
-  constexpr int kCContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
-  constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-  ArrayView view{};
-  view.data = array->data;
-  view.shape = reinterpret_cast<const Index*>(array->dimensions);
-  view.strides = reinterpret_cast<const Index*>(array->strides);
-  view.ndim = array->nd;
-  view.size = 1;
-  for (int d = 0; d < view.ndim; ++d) view.size *= view.shape[d];
-  view.dtype = *dtype;
-  view.c_contiguous = (array->flags & kCContiguous) != 0;
-  view.aligned = (array->flags & kAligned) != 0;
-  view.writeable = (array->flags & kWriteable) != 0;
+  return *view;
+}
+
+std::optional<ArrayView> plain_view(py::handle object) {
+  if (Py_TYPE(object.ptr()) != py::detail::npy_api::get().PyArray_Type_) return std::nullopt;
+  std::optional<ArrayView> view = find_view(object);
+  if (view && (int(view->dtype) >= kComputeTypes || !view->c_contiguous || !view->aligned)) view.reset();
   return view;
 }
 

@@ -29,6 +29,10 @@ struct ArgName {
 // float32, float64, float16 or ml_dtypes' bfloat16 in native byte order.
 ArrayView array_view(py::handle object, const ArgName& name);
 
+// The view of an ndarray, of no subclass, that is float32 or float64, C-contiguous and aligned; of nothing
+// else.
+std::optional<ArrayView> plain_view(py::handle object);
+
 // TypeError or ValueError unless the array is C-contiguous, aligned and, where asked, writable.
 void require_dense(const ArrayView& view, const ArgName& name, bool written);
 ArrayView dense_input(py::handle object, const ArgName& name);

@@ -84,5 +84,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bind_step(m);
   bind_kernels(m);
   bind_linear(m);
+  bind_plain_linear(m);
   bind_program(m);
 }

@@ -9,10 +9,11 @@ namespace fastopt {
 
 void bind_ceilings(pybind11::module_& m);  // ceilings.cpp: what the machine does at best
 
-void bind_step(pybind11::module_& m);     // step.cpp: StepPlan, rules
-void bind_kernels(pybind11::module_& m);  // kernels.cpp: activations, losses, reductions, rows
-void bind_linear(pybind11::module_& m);   // linear.cpp: matrix products, linear layers
-void bind_program(pybind11::module_& m);  // program.cpp: Program
+void bind_step(pybind11::module_& m);          // step.cpp: StepPlan, rules
+void bind_kernels(pybind11::module_& m);       // kernels.cpp: activations, losses, reductions, rows
+void bind_linear(pybind11::module_& m);        // linear.cpp: matrix products, linear layers
+void bind_plain_linear(pybind11::module_& m);  // plain_linear.cpp: their common case
+void bind_program(pybind11::module_& m);       // program.cpp: Program
 
 // What stands behind Python's StepPlan, and how many coefficients one of its tensors takes.
 struct NativePlan {

@@ -138,6 +138,10 @@ def linear(
     out: _Array,
     bf16: bool,
 ) -> None: ...
+def linear_plain(input: Any, weight: Any, bias: Any, activation: Any, out: Any) -> _Array | None: ...
+def linear_backward_plain(
+    dy: Any, x: Any, w: Any, activation: Any, z: Any, y: Any, dx: Any, dw: Any, db: Any, dz: Any
+) -> tuple[_Array, _Array, _Array] | None: ...
 def linear_dx(
     dy: _Array,
     w: _Array,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _ops, _products, _random
+from fastopt import _core, _ops, _products, _random
 from fastopt._dtypes import float32, float64, is_floating
 from fastopt._products import NO_DROPOUT, Dropout
 from fastopt.tensor import Tensor, needs_grad, record, to_array, to_out, wrap
@@ -73,6 +73,10 @@ def linear(
     TypeError
         The dtypes differ, an array holds no floating-point numbers, or `out` is given with a Tensor.
     """
+    if residual is None and precision is None and dropout == 0 and seed is offset is None and not len(params):
+        done = _core.linear_plain(input, weight, bias, activation, out)
+        if done is not None:
+            return done
     x, w = to_array(input), to_array(weight, "weight")
     b = None if bias is None else to_array(bias, "bias")
     r = None if residual is None else to_array(residual, "residual")
@@ -199,6 +203,12 @@ def linear_backward(
     TypeError
         The dtypes differ; `z` or `y` is missing; `dropout` without `seed` and `offset`.
     """
+    whole = all(needs) and len(needs) == len(out) == 3 and residual_scale == 1.0 and not accumulate
+    if whole and precision is None and dropout == 0 and seed is offset is None and not len(params):
+        done: tuple[Array, Array, Array] | None
+        done = _core.linear_backward_plain(dy, x, w, activation, z, y, *out, dz)
+        if done is not None:
+            return done
     dy, x, w = to_array(dy, "dy"), to_array(x, "x"), to_array(w, "w")
     z, y = (None if a is None else to_array(a, name) for a, name in ((z, "z"), (y, "y")))
     _check_layer(x, w, None, None)
