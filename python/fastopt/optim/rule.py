@@ -253,6 +253,9 @@ class RuleOptimizer(Optimizer):
         if self._max_norm is not None:
             norm = _core.joint_norm([plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
             scale = _core.clip_factor(norm, self._max_norm)
+        elif len(plans) > 1:  # a plan must not refuse after another has stepped
+            for plan, gs in zip(plans, chosen, strict=True):
+                plan.native.check(gs)
         advanced = self._advance(plans, active, scale)
         for dense in self._copied:
             dense.load()
