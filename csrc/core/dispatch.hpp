@@ -156,6 +156,7 @@ struct GemmArgs {
   double beta = 0.0;  // 0: C is not read
   bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float; float only
   Epilogue epilogue = {};
+  const void* packed_a = nullptr;  // the whole of A, by GemmKernels::pack_a; null: each run packs for itself
 };
 using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
                             Index end_col, void* scratch);
@@ -167,6 +168,10 @@ struct GemmKernels {
   GemmKernel run_bf16;  // A and B rounded to bfloat16, sums in float; null for double
   Index rows, columns;  // of the register tile: cuts at their multiples waste nothing
   Index scratch_bytes;
+  // A packed once for all runs, of so many columns each: how many elements that takes, or 0 where runs do as
+  // well without. pack_a packs rows of A, in whole tiles.
+  Index (*packed_a_size)(const GemmArgs& args, Index columns);
+  void (*pack_a)(const GemmArgs& args, Index begin_row, Index end_row, void* packed);
 };
 
 // What the machine does at best, for benchmarks to compare with.

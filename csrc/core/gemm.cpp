@@ -1,25 +1,17 @@
 #include "core/gemm.hpp"
 
 #include <algorithm>
-#include <memory>
-#include <new>
+#include <cmath>
 
+#include "core/buffer.hpp"
 #include "core/parallel.hpp"
 
 namespace fastopt {
 namespace {
 
-constexpr std::align_val_t kAlign{64};
+thread_local Buffer scratch, shared_a;
 
-struct Scratch {
-  void* data = nullptr;
-  Index bytes = 0;
-  ~Scratch() { ::operator delete(data, kAlign); }
-};
-thread_local Scratch scratch;
-
-constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
-constexpr Index kTallRows = 256;
+constexpr double kTaskWork = 8e5;   // multiplications, some 8 us
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
 
@@ -28,25 +20,22 @@ Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
 void* gemm_scratch() {
   const KernelTable& table = kernels();
   const Index bytes = std::max(table.gemm[0].scratch_bytes, table.gemm[1].scratch_bytes);
-  if (scratch.bytes < bytes) {
-    ::operator delete(scratch.data, kAlign);
-    scratch.data = ::operator new(std::size_t(bytes), kAlign);
-    scratch.bytes = bytes;
-  }
-  return scratch.data;
+  return scratch.reserve(bytes);
 }
 
 GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];
   // Where there are few panels, half ones are cut: a register tile of one vector is still a good one.
-  const Index unit = args.n < 4 * threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
+  const Index unit =
+      args.n < kTasksPerThread * threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
   const Index panels = cuts_of(args.n, unit), tiles = cuts_of(args.m, kernel.rows);
   // Several tasks a thread, so that a late thread delays nobody, but none that is not worth handing over.
   const double work = double(args.m) * double(args.n) * double(args.k);
-  const Index wanted = threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, 4 * threads) : 1;
-  // Cuts between columns come first: each task packs columns of its own. Cuts between rows pack the same
-  // columns again, which many rows outweigh.
-  const Index tall = std::clamp<Index>(args.m / kTallRows, 1, wanted);
+  const Index wanted =
+      threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, kTasksPerThread * threads) : 1;
+  // Each cut between rows packs all columns once more, and each cut between columns all rows.
+  const Index tall =
+      std::clamp<Index>(Index(std::sqrt(double(wanted) * double(args.m) / double(args.n))), 1, wanted);
   const Index column_cuts = std::min(panels, cuts_of(wanted, tall));
   const Index row_cuts = std::min(tiles, cuts_of(wanted, std::max<Index>(column_cuts, 1)));
   GemmTasks tasks;
@@ -71,8 +60,26 @@ void run_gemm_task(DType dtype, const GemmArgs& args, const GemmTasks& tasks, In
            std::min(column + tasks.columns, args.n));
 }
 
-void gemm(DType dtype, const GemmArgs& args) {
-  const GemmTasks tasks = cut_gemm(dtype, args, num_threads());
+// Columns of a task where all tasks share one packed A, so that cuts between columns cost nothing; 0 where
+// that does not pay.
+Index shared_columns(const GemmKernels& kernel, const GemmArgs& args, int threads) {
+  const Index panels = cuts_of(args.n, kernel.columns);
+  const Index columns = cuts_of(panels, kTasksPerThread * threads) * kernel.columns;
+  return threads > 1 && !args.bf16 && kernel.packed_a_size(args, columns) ? columns : 0;
+}
+
+void gemm(DType dtype, GemmArgs args) {
+  const GemmKernels& kernel = kernels().gemm[int(dtype)];
+  GemmTasks tasks = cut_gemm(dtype, args, num_threads());
+  if (const Index columns = tasks.count > 1 ? shared_columns(kernel, args, num_threads()) : 0) {
+    char* const packed = shared_a.reserve(kernel.packed_a_size(args, columns) * item_bytes(dtype));
+    const Index tiles = cuts_of(args.m, kernel.rows), some = cuts_of(tiles, kTasksPerThread * num_threads());
+    parallel_for(cuts_of(tiles, some), true, [&](Index i) {
+      kernel.pack_a(args, i * some * kernel.rows, std::min((i + 1) * some * kernel.rows, args.m), packed);
+    });
+    args.packed_a = packed;
+    tasks = {args.m, columns, 1, cuts_of(args.n, columns)};
+  }
   parallel_for(tasks.count, true, [&](Index task) { run_gemm_task(dtype, args, tasks, task); });
 }
 

@@ -18,7 +18,7 @@ void run_gemm(DType dtype, const GemmArgs& args, Index begin_row, Index end_row,
               Index end_col);
 
 // The whole product on the pool; small ones on the caller's thread.
-void gemm(DType dtype, const GemmArgs& args);
+void gemm(DType dtype, GemmArgs args);
 
 // The calling thread's scratch memory for GemmKernels::run, kept until the thread ends.
 void* gemm_scratch();

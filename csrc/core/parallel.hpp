@@ -28,6 +28,8 @@ void parallel_for(Index count, bool parallel, F&& f) {
 
 // Work below this many elements is not worth waking a thread for.
 inline constexpr Index kSerialElements = 16384;
+// Of a region whose tasks are cut to measure, so that a late thread leaves little to wait for.
+inline constexpr int kTasksPerThread = 4;
 // Elements of a task of an elementwise, step or reduce driver: 8192 floats of four streams fit in L2.
 inline constexpr Index kChunk = 8192;
 

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -17,11 +16,9 @@
 namespace fastopt {
 namespace {
 
-constexpr std::align_val_t kAlign{64};
 constexpr Index kPieceBytes = Index(1) << 18;  // of a gradient that waits for its update: with p, m, v in L2
 constexpr Index kBiasColumns = 512;            // of a task that sums a bias's gradient
 constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
-constexpr int kTasksPerThread = 4;             // so that a late thread leaves little to wait for
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
 constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
 
@@ -42,19 +39,6 @@ void drop(const ProgramMask& mask, Epilogue& e) {
 Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace
-
-void Buffer::release() { ::operator delete(data_, kAlign); }
-
-char* Buffer::reserve(Index bytes) {
-  if (bytes > bytes_) {
-    release();
-    data_ = nullptr;
-    bytes_ = 0;
-    data_ = static_cast<char*>(::operator new(std::size_t(bytes), kAlign));
-    bytes_ = bytes;
-  }
-  return data_;
-}
 
 Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const ProgramLoss& loss,
                  std::vector<ProgramPlan> plans)

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "core/dispatch.hpp"
 #include "core/plan.hpp"
 #include "formulas/names.hpp"
@@ -78,21 +79,6 @@ struct ProgramStop {
   enum Reason : std::uint8_t { none, bad_class, no_probability } reason = none;
   Index at = 0;  // element of the batch's target or output
   double value = 0.0;
-};
-
-// Memory that is kept between steps.
-class Buffer {
- public:
-  ~Buffer() { release(); }
-  Buffer() = default;
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  char* reserve(Index bytes);  // at least so many, 64-byte aligned; what it held is lost when it grows
-
- private:
-  void release();
-  char* data_ = nullptr;
-  Index bytes_ = 0;
 };
 
 // A dropout in the step at work.

@@ -16,7 +16,7 @@ template <class T>
 constexpr Index kDepth = 2048 / Index(sizeof(T));
 template <class T>
 constexpr Index kBlockColumns = 4096 / Index(sizeof(T));
-constexpr Index kBlockRows = 252;  // a multiple of both kTileRows
+constexpr Index kBlockRows = 264;  // a multiple of both kTileRows, and room for 256
 template <class T>
 constexpr Index kPanel = 2 * Simd<T>::size;
 constexpr Index kPanelsTogether = 8;
@@ -124,33 +124,60 @@ struct Product {
   }
 };
 
+// Blocks of k are equally deep.
+template <class T>
+Index block_depth(Index k) {
+  const Index blocks = blocks_of(k, kDepth<T>);
+  return (k + blocks - 1) / blocks;
+}
+
+// Where a packed A has the rows from `row` on, at a tile's first, of a block of k.
+template <class T>
+Index packed_at(Index m, Index block, Index row, Index depth) {
+  return (block * ((m + kTileRows - 1) / kTileRows * kTileRows) + row) * depth;
+}
+
+// Whether A is packed for a run of so many columns.
+template <class T>
+bool packs_a(const GemmArgs& args, Index width) {
+  constexpr Index N = kPanel<T>;
+  return width >= 16 * N || (width >= 4 * N && crowds_cache<T>(args.a.row == 1 ? args.a.col : args.a.row));
+}
+
 template <class Arithmetic>
 void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
                 void* scratch) {
   using T = typename Arithmetic::Type;
   constexpr Index N = kPanel<T>, kWidth = kBlockColumns<T>;
-  const Index blocks = blocks_of(args.k, kDepth<T>), depth = (args.k + blocks - 1) / blocks;
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
   const Index height = end_row - begin_row, width = end_col - begin_col;
   T* const packed_b = static_cast<T*>(scratch);
-  const bool pack_a = Arithmetic::packs || width >= 16 * N ||
-                      (width >= 4 * N && crowds_cache<T>(args.a.row == 1 ? args.a.col : args.a.row));
+  const bool pack_a = Arithmetic::packs || args.packed_a || packs_a<T>(args, width);
   const bool pack_b = Arithmetic::packs || args.b.col != 1 || height > 160 ||
                       (height > 2 * kTileRows && crowds_cache<T>(args.b.row));
-  const Product<Arithmetic> product{args, packed_b + depth * kWidth, packed_b, depth, pack_a, pack_b};
+  T* const packed_rows = packed_b + depth * kWidth;
+  T* const whole_a = const_cast<T*>(static_cast<const T*>(args.packed_a));
+  Product<Arithmetic> product{args, packed_rows, packed_b, depth, pack_a, pack_b};
   const bool wide = !pack_b && height <= kWideRows;
   // Rows are cut evenly, in whole tiles.
   const Index tiles = (height + kTileRows - 1) / kTileRows, cuts = blocks_of(tiles, kBlockRows / kTileRows);
   const Index block_rows = (tiles + cuts - 1) / cuts * kTileRows;
+  const Index group = args.b.col == 1 ? kPanelsTogether * N : N;
   for (Index left = begin_col; left < end_col; left += kWidth) {
     const Index right = at_most(end_col, left + kWidth), whole = left + (right - left) / N * N;
     for (Index block = 0; block < blocks; ++block) {
       const Index p = block * depth, d = at_most(depth, args.k - p);
       for (Index row = begin_row; row < end_row; row += block_rows) {
         const Index rows = at_most(block_rows, end_row - row);
-        if (product.pack_a) product.fill_a(row, rows, p, d);
+        if (whole_a) {
+          product.packed_a = whole_a + packed_at<T>(args.m, block, row, depth);
+        } else if (pack_a) {
+          product.fill_a(row, rows, p, d);
+        }
         Index cols = 0;
         for (Index col = left; col < right; col += cols) {
-          const Index at = col - left, group = kPanelsTogether * N;
+          // Columns that no further rows follow for are packed over the ones before, still in cache.
+          const Index at = rows == height ? (col - left) % group : col - left;
           cols = wide && right - col >= kWideTile * N ? kWideTile * N : at_most(N, right - col);
           if (row == begin_row && (product.pack_b ? at % group == 0 : col == whole))
             product.fill_b(col, product.pack_b ? at_most(group, right - col) : cols, at, p, d);

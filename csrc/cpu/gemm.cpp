@@ -14,6 +14,9 @@ inline namespace FASTOPT_ISA {
 namespace {
 
 constexpr int kRowsOfDots = 16;  // products of fewer rows with a transposed B are computed along k
+// Room for C^T, see run_turned: a quarter of a second-level cache.
+template <class T>
+constexpr Index kTurnedSize = (Index(1) << 18) / Index(sizeof(T));
 
 // Few rows by the rows of B's transpose, both as they lie.
 template <class T, int Rows>
@@ -38,6 +41,12 @@ FO_HD void run_dot_rows(Index rows, Index columns, const DotArgs<T>& args) {
 }
 
 template <class T>
+bool takes_dots(const GemmArgs& args) {
+  return (args.m <= kRowsOfDots || args.n <= kRowsOfDots) && args.a.col == 1 && args.b.row == 1 &&
+         args.b.col != 1 && args.k >= kDotLanes<T>;
+}
+
+template <class T>
 void run_dots(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col) {
   constexpr int kRows = kVectorBytes == 64 ? 4 : 2;
   constexpr Index kTogether = 8;  // columns, whose part of B stays in cache while the rows pass
@@ -54,12 +63,69 @@ void run_dots(const GemmArgs& args, Index begin_row, Index end_row, Index begin_
     finish<T>(args, begin_row, end_row - begin_row, col, at_most(kFinishColumns, end_col - col));
 }
 
+// Rows [begin, end) of the whole of A, packed for runs of any columns.
+template <class T>
+void pack_a(const GemmArgs& args, Index begin_row, Index end_row, void* packed) {
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
+  for (Index block = 0; block < blocks; ++block) {
+    const Index p = block * depth;
+    T* const to = static_cast<T*>(packed) + packed_at<T>(args.m, block, begin_row, depth);
+    const Product<Exact<T>> product{args, to, nullptr, depth, true, false};
+    product.fill_a(begin_row, end_row - begin_row, p, at_most(depth, args.k - p));
+  }
+}
+
+// Whether C^T = B^T A^T is the cheaper product. It packs the rows of A instead of a transposed B, whose
+// elements it takes as they lie: where B is far larger than a narrow A that pays for transposing C.
+template <class T>
+bool pays_turned(const GemmArgs& args, Index height, Index width) {
+  constexpr Index W = Simd<T>::size;
+  return args.b.row == 1 && args.b.col != 1 && args.beta == 0.0 && args.k >= 128 &&
+         8 * height * height <= kTurnedSize<T> && width >= 4 * height &&
+         (height + W - 1) / W * W * 8 <= height * 9;
+}
+
+template <class T>
+Index packed_a_size(const GemmArgs& args, Index columns) {
+  constexpr Index kMost = Index(1) << 23;  // beyond it lies in memory rather than in a cache
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k),
+              size = packed_at<T>(args.m, blocks, 0, depth);
+  const bool pays = packs_a<T>(args, args.n / 2) && !pays_turned<T>(args, args.m, columns);
+  return pays && !takes_dots<T>(args) && args.m > kTileRows && size <= kMost ? size : 0;
+}
+
+// C by way of its transpose, some columns of C at a time. The sums are the same, step for step.
+template <class T>
+void run_turned(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
+                T* scratch) {
+  const Index height = end_row - begin_row, most = kTurnedSize<T> / height;
+  T* const turned = scratch;
+  for (Index col = begin_col; col < end_col; col += most) {
+    const Index cols = at_most(most, end_col - col);
+    GemmArgs product{args.n,
+                     args.m,
+                     args.k,
+                     {args.b.data, args.b.col, args.b.row},
+                     {args.a.data, args.a.col, args.a.row},
+                     turned - col * height - begin_row,
+                     height};
+    run_blocks<Exact<T>>(product, col, col + cols, begin_row, end_row, scratch + kTurnedSize<T>);
+    for (Index at = 0; at < cols; at += kFinishColumns) {
+      const Index some = at_most(kFinishColumns, cols - at);
+      transpose(turned + at * height, height, some, height, args.c_row,
+                static_cast<T*>(args.c) + begin_row * args.c_row + col + at);
+      finish<T>(args, begin_row, height, col + at, some);
+    }
+  }
+}
+
 template <class T>
 void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
          void* scratch) {
-  if ((args.m <= kRowsOfDots || args.n <= kRowsOfDots) && args.a.col == 1 && args.b.row == 1 &&
-      args.b.col != 1 && args.k >= kDotLanes<T>) {
+  if (takes_dots<T>(args)) {
     run_dots<T>(args, begin_row, end_row, begin_col, end_col);
+  } else if (pays_turned<T>(args, end_row - begin_row, end_col - begin_col)) {
+    run_turned(args, begin_row, end_row, begin_col, end_col, static_cast<T*>(scratch));
   } else {
     run_blocks<Exact<T>>(args, begin_row, end_row, begin_col, end_col, scratch);
   }
@@ -67,8 +133,13 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
 
 template <class T>
 constexpr GemmKernels gemm_kernels() {
-  return {run<T>, __is_same(T, float) ? run_bf16 : nullptr, kTileRows, kPanel<T>,
-          Index(sizeof(T)) * kDepth<T> * (kBlockColumns<T> + kBlockRows)};
+  return {run<T>,
+          __is_same(T, float) ? run_bf16 : nullptr,
+          kTileRows,
+          kPanel<T>,
+          Index(sizeof(T)) * (kDepth<T> * (kBlockColumns<T> + kBlockRows) + kTurnedSize<T>),
+          packed_a_size<T>,
+          pack_a<T>};
 }
 constexpr GemmKernels kGemm[] = {gemm_kernels<float>(), gemm_kernels<double>()};
 

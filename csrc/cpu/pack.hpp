@@ -7,44 +7,58 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
+// Steps [begin, end) of as many lanes as a square block of `Shorts` short vectors has, which are read along
+// their memory.
+template <class T, int Shorts>
+static void pack_lanes(const T* x, Index lane_stride, Index begin, Index end, Index width, T* packed) {
+  constexpr int S = Simd<T>::quarter;
+  Index i = begin;
+  for (; i + S <= end; i += S) {
+    typename Row<T, Shorts>::Vector block[S];
+    for (int r = 0; r < S; ++r) block[r] = load_row<T, Shorts>(x + r * lane_stride + i, S * lane_stride);
+    transpose(block);
+    for (int r = 0; r < S; ++r)
+      *reinterpret_cast<typename Row<T, Shorts>::Unaligned*>(packed + (i + r) * width) = block[r];
+  }
+  for (; i < end; ++i)
+    for (int l = 0; l < S * Shorts; ++l) packed[i * width + l] = x[l * lane_stride + i];
+}
+
+// packed[step width + lane] = lane's element of a step, of lanes that are read along their memory.
+template <class T>
+static void transpose(const T* x, Index lane_stride, Index lanes, Index n, Index width, T* packed) {
+  // Runs of 512 bytes of a few lanes, and then the next ones' over the same lines of the panel.
+  constexpr Index S = Simd<T>::quarter, kRun = 512 / Index(sizeof(T)), kTogether = S * kMostShorts;
+  for (Index begin = 0; begin < n; begin += kRun) {
+    const Index end = n - begin < kRun ? n : begin + kRun;
+    Index l = 0;
+    for (; l + kTogether <= lanes; l += kTogether)
+      pack_lanes<T, kMostShorts>(x + l * lane_stride, lane_stride, begin, end, width, packed + l);
+    for (; l + S <= lanes; l += S)
+      pack_lanes<T, 1>(x + l * lane_stride, lane_stride, begin, end, width, packed + l);
+    for (; l < lanes; ++l)
+      for (Index i = begin; i < end; ++i) packed[i * width + l] = x[l * lane_stride + i];
+  }
+}
+
 // n steps of `lanes` lanes, a step's lanes side by side in a panel `width` wide: packed[step width + lane].
 // Lanes from `lanes` on are filled with zeros.
 template <class T>
 static void pack_panel(const T* x, Index lane_stride, Index step_stride, Index lanes, Index n, Index width,
                        T* packed) {
   constexpr int S = Simd<T>::quarter;
-  using Short = typename Simd<T>::Short;
-  using Unaligned = typename Simd<T>::ShortUnaligned;
   if (lanes < width)
     for (Index i = 0; i < n; ++i)
       for (Index l = lanes; l < width; ++l) packed[i * width + l] = T(0);
-  const Index whole_lanes = lanes / S * S;
   if (step_stride == 1) {
-    // A cache line of every lane at a time, and those after the next three on their way.
-    constexpr Index kLine = 64 / Index(sizeof(T)), kAhead = 4 * kLine;
-    for (Index begin = 0; begin < n; begin += kLine) {
-      const Index end = n - begin < kLine ? n : begin + kLine, whole = begin + (end - begin) / S * S;
-      for (Index l = 0; l < whole_lanes; l += S) {
-        const T* from = x + l * lane_stride;
-        for (int r = 0; r < S; ++r) __builtin_prefetch(from + r * lane_stride + begin + kAhead);
-        for (Index i = begin; i < whole; i += S) {
-          Short block[S];
-          for (int r = 0; r < S; ++r)
-            block[r] = *reinterpret_cast<const Unaligned*>(from + r * lane_stride + i);
-          transpose(block);
-          for (int r = 0; r < S; ++r) *reinterpret_cast<Unaligned*>(packed + (i + r) * width + l) = block[r];
-        }
-        for (Index i = whole; i < end; ++i)
-          for (int r = 0; r < S; ++r) packed[i * width + l + r] = from[r * lane_stride + i];
-      }
-      for (Index l = whole_lanes; l < lanes; ++l)
-        for (Index i = begin; i < end; ++i) packed[i * width + l] = x[l * lane_stride + i];
-    }
+    transpose(x, lane_stride, lanes, n, width, packed);
   } else if (lane_stride == 1) {
+    using Short = typename Simd<T>::ShortUnaligned;
+    const Index whole_lanes = lanes / S * S;
     for (Index i = 0; i < n; ++i) {
       const T* from = x + i * step_stride;
       for (Index l = 0; l < whole_lanes; l += S)
-        *reinterpret_cast<Unaligned*>(packed + i * width + l) = *reinterpret_cast<const Unaligned*>(from + l);
+        *reinterpret_cast<Short*>(packed + i * width + l) = *reinterpret_cast<const Short*>(from + l);
       for (Index l = whole_lanes; l < lanes; ++l) packed[i * width + l] = from[l];
     }
   } else {

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#include <cstddef>
+
 #include "math.hpp"
 
 namespace fastopt {
@@ -75,23 +77,67 @@ FO_HD Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) { ret
 FO_HD Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) { return a * b + c; }
 #endif
 
-// The four (of double: two) short vectors of a square block become its columns.
-FO_HD void transpose(Simd<float>::Short (&r)[4]) {
-  using S = Simd<float>::Short;
-  const S a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
-          b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-  const S c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
+// One short vector, or two side by side.
+template <class T, int Shorts>
+struct Row {
+  typedef T Vector __attribute__((vector_size(16 * Shorts)));
+  typedef T Unaligned __attribute__((vector_size(16 * Shorts), aligned(alignof(T)), may_alias));
+};
+inline constexpr int kMostShorts = kVectorBytes > 16 ? 2 : 1;
+
+// The short vector at p, and the one `apart` elements on where there are two.
+template <class T, int Shorts>
+FO_HD typename Row<T, Shorts>::Vector load_row(const T* p, std::ptrdiff_t apart) {
+  using Unaligned = typename Simd<T>::ShortUnaligned;
+  const typename Simd<T>::Short a = *reinterpret_cast<const Unaligned*>(p);
+  if constexpr (Shorts == 1) {
+    return a;
+  } else {
+    const typename Simd<T>::Short b = *reinterpret_cast<const Unaligned*>(p + apart);
+    if constexpr (sizeof(T) == 4) {
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+    } else {
+      return __builtin_shufflevector(a, b, 0, 1, 2, 3);
+    }
+  }
+}
+
+// The four (of double: two) rows of a square block become its columns; of short vectors side by side each is
+// a block of its own.
+FO_HD void transpose(Row<float, 1>::Vector (&r)[4]) {
+  using V = Row<float, 1>::Vector;
+  const V a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
+          b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7),
+          c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
           d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
   r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
   r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
   r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
   r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
-FO_HD void transpose(Simd<double>::Short (&r)[2]) {
-  const Simd<double>::Short a = r[0], b = r[1];
+FO_HD void transpose(Row<double, 1>::Vector (&r)[2]) {
+  const Row<double, 1>::Vector a = r[0], b = r[1];
   r[0] = __builtin_shufflevector(a, b, 0, 2);
   r[1] = __builtin_shufflevector(a, b, 1, 3);
 }
+#if defined(__AVX__)
+FO_HD void transpose(Row<float, 2>::Vector (&r)[4]) {
+  using V = Row<float, 2>::Vector;
+  const V a = __builtin_shufflevector(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13),
+          b = __builtin_shufflevector(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15),
+          c = __builtin_shufflevector(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13),
+          d = __builtin_shufflevector(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  r[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+  r[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+  r[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+  r[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+FO_HD void transpose(Row<double, 2>::Vector (&r)[2]) {
+  const Row<double, 2>::Vector a = r[0], b = r[1];
+  r[0] = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+  r[1] = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+}
+#endif
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

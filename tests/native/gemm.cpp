@@ -256,10 +256,34 @@ void check_cuts(Random& random) {
   }
 }
 
+// x w^T of a few rows: one thread computes its transpose, several share a packed x, parts of it do neither.
+template <class T>
+void check_ways_to_multiply(Random& random) {
+  const Index m = 48, n = 1100, k = 600;
+  const Guarded<T> x = random.uniforms<T>(m * k, -1, 1), w = random.uniforms<T>(n * k, -1, 1),
+                   bias = random.uniforms<T>(n, -1, 1);
+  const Guarded<T> parts(m * n), whole(m * n);
+  GemmArgs args{m, n, k, {x.data(), k, 1}, {w.data(), 1, k}, parts.data(), n};
+  args.epilogue.bias = bias.data();
+  const GemmKernels& kernel = kernels().gemm[int(kDType<T>)];
+  CHECK(kernel.packed_a_size(args, n) == 0);  // turned
+  CHECK(kernel.packed_a_size(args, 96) >= m * k);
+  for (Index j = 0; j < n; j += kernel.columns)
+    kernel.run(args, 0, m, j, std::min(j + kernel.columns, n), gemm_scratch());
+  args.c = whole.data();
+  for (const int threads : {1, 2, 3, 5}) {
+    std::memset(whole.data(), 0, std::size_t(m * n) * sizeof(T));
+    set_num_threads(threads);
+    gemm(kDType<T>, args);
+    CHECK(std::memcmp(whole.data(), parts.data(), std::size_t(m * n) * sizeof(T)) == 0);
+  }
+}
+
 template <class T>
 void check_type(Random& random) {
   check_every_layout<T>(random);
   check_every_activation<T>(random);
+  check_ways_to_multiply<T>(random);
   check_empty<T>(random);
   check_blocks<T>(random);
   for (int i = 0; i < 80; ++i) check_random_product<T>(random);
