@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "bindings/arrays.hpp"
@@ -141,6 +143,41 @@ class PyProgram {
     return py::make_tuple(losses, run.norm);
   }
 
+  // One step over dense arrays of the right dtypes and shapes, without masks, factors of the loss or a limit
+  // to the norm; None, and nothing has changed, where the arguments are anything else, mistakes among them.
+  std::optional<double> step_plain(py::handle x_, py::handle target_,
+                                   const py::array_t<double, py::array::c_style>& coefs) {
+    const bool classes = py::isinstance<Classes>(target_);
+    const bool by_element = program_->loss().kind == LossKind::elementwise;
+    const std::optional<ArrayView> x = plain_view(x_);
+    if (classes == by_element || program_->loss().probabilities || !is_batch(x, program_->in()))
+      return std::nullopt;
+    const Index rows = x->shape[0];
+    ProgramRun run{};
+    run.x = x->data;
+    if (classes) {
+      const auto target = py::reinterpret_borrow<Classes>(target_);
+      run.target = target.data();
+      if (target.ndim() != 1 || target.shape(0) != rows) return std::nullopt;
+    } else {
+      const std::optional<ArrayView> target = plain_view(target_);
+      if (!is_batch(target, program_->out()) || target->shape[0] != rows) return std::nullopt;
+      run.target = target->data;
+    }
+    run.classes = classes;
+    run.repeat = run.steps = 1;
+    run.end = run.batch = rows;
+    run.coefs = coefs.data();
+    run.max_norm = std::numeric_limits<double>::infinity();
+    double loss = 0.0;
+    run.losses = &loss;
+    if (program_->dropouts() > 0 || coefs.size() != program_->coefs_width()) return std::nullopt;
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (program_->run(run).reason != ProgramStop::none) return std::nullopt;
+    return loss;
+  }
+
   py::array predict(const py::object& x_, Index batch) {
     const ArrayView x = data(x_, {"predict", "x"});
     const Index rows = program_->in() ? x.size / program_->in() : 0;
@@ -160,6 +197,13 @@ class PyProgram {
   [[noreturn]] void bad_class(const std::string& call, Index at, Index value) const {
     throw py::value_error(call + ": target[" + std::to_string(at) + "] is " + std::to_string(value) +
                           ", input has " + std::to_string(program_->out()) + " classes");
+  }
+
+  // Rows of so many numbers, which no step changes.
+  bool is_batch(const std::optional<ArrayView>& a, Index columns) const {
+    if (!a || a->dtype != dtype_ || a->ndim != 2 || a->shape[1] != columns || a->size == 0) return false;
+    const char* const begin = static_cast<const char*>(a->data);
+    return !parameters_.overlapping(begin, begin + a->size * item_bytes(dtype_));
   }
 
   // Numbers of the program's dtype that no step changes.
@@ -289,6 +333,7 @@ void bind_program(py::module_& m) {
       .def("run", &PyProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),
            arg("end"), arg("batch"), arg("steps"), arg("weight"), arg("param"), arg("rates"), arg("seed"),
            arg("offset"), arg("coefs"), arg("max_norm"))
+      .def("step_plain", &PyProgram::step_plain, arg("x"), arg("target"), arg("coefs"))
       .def("predict", &PyProgram::predict, arg("x"), arg("batch"))
       .def_property_readonly("steps", &PyProgram::steps);
 }

@@ -11,7 +11,7 @@ namespace {
 
 thread_local Buffer scratch, shared_a;
 
-constexpr double kTaskWork = 8e5;   // multiplications, some 8 us
+constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
 

@@ -57,6 +57,7 @@ class Stepping:
         self._fuse, self._bf16, self._batch_size = fuse, bf16, batch_size
         self.rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
         self._dropouts = read.dropouts
+        self._plain = self.rule and not read.dropouts and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | None = None
         self._bound: list[Any] | None = None
         self._place()
@@ -188,6 +189,30 @@ class Stepping:
             if not 0 <= p <= 1:
                 raise ValueError(f"dropout: p must be in [0, 1], got {p}")
         return rates
+
+    def step_plain(self, x: Any, target: Any) -> float | None:
+        """Take one step where everything is as the kernels want it; else None, and nothing has changed."""
+        optimizer = self._optimizer
+        if not self._plain or optimizer.max_norm is not None:  # type: ignore[attr-defined]
+            return None
+        assert isinstance(optimizer, RuleOptimizer)
+        optimizer._require_weights()
+        self._watch()
+        plans = optimizer._refresh()
+        active = None if self._given is None else optimizer._split(self._given)
+        native = self._bind(plans, False)
+        advanced = optimizer._advance(plans, active, 1.0)
+        coefs = [plan.coefs for plan in plans]
+        before = native.steps
+        try:
+            return native.step_plain(
+                x, target, coefs[0] if len(coefs) == 1 else np.concatenate([a.ravel() for a in coefs])
+            )
+        finally:
+            if native.steps != before:
+                optimizer.grad_norm = None
+                for row, s in advanced:
+                    row.scalars = s
 
     def steps(self, block: Block, scheduler: Any = None) -> Losses:
         """Run a block of steps natively, with the coefficients of all of them worked out before.
