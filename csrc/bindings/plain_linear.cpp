@@ -32,8 +32,8 @@ class PlainArguments {
   ArrayView output(py::object& result, Index rows, Index columns, bool matrix = true) {
     if (result.is_none() && ok) {
       const py::dtype type(dtype == DType::f32 ? "float32" : "float64");
-      result =
-          matrix ? py::array(type, std::vector<Index>{rows, columns}) : py::array(type, std::vector<Index>{columns});
+      result = matrix ? py::array(type, std::vector<Index>{rows, columns})
+                      : py::array(type, std::vector<Index>{columns});
     }
     return take(result, rows, columns, matrix, true);
   }
@@ -77,7 +77,8 @@ std::optional<int> plain_activation(py::handle name) {
   const char* const text = PyUnicode_AsUTF8AndSize(name.ptr(), &length);
   if (!text) throw py::error_already_set();
   for (int f = 0; f < int(std::size(kActivations)); ++f)
-    if (kActivations[f].params.size == 0 && std::string_view(text, std::size_t(length)) == kActivations[f].name)
+    if (kActivations[f].params.size == 0 &&
+        std::string_view(text, std::size_t(length)) == kActivations[f].name)
       return f;
   return std::nullopt;
 }
@@ -151,8 +152,8 @@ py::object linear_backward_plain(py::handle dy_, py::handle x_, py::handle w_, p
 
 void bind_plain_linear(py::module_& m) {
   using py::arg;
-  m.def("linear_plain", &linear_plain, arg("input"), arg("weight"), arg("bias"), arg("activation"), arg("out"),
-        "linear of dense arrays; None where the general call must decide.");
+  m.def("linear_plain", &linear_plain, arg("input"), arg("weight"), arg("bias"), arg("activation"),
+        arg("out"), "linear of dense arrays; None where the general call must decide.");
   m.def("linear_backward_plain", &linear_backward_plain, arg("dy"), arg("x"), arg("w"), arg("activation"),
         arg("z"), arg("y"), arg("dx"), arg("dw"), arg("db"), arg("dz"),
         "linear_backward of dense arrays; None where the general call must decide.");

@@ -11,6 +11,7 @@ namespace {
 
 thread_local Buffer scratch, shared_a;
 
+constexpr Index kShortRows = 64;   // below them packing the columns once more is too much
 constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
@@ -25,22 +26,25 @@ void* gemm_scratch() {
 
 GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];
-  // Where there are few panels, half ones are cut: a register tile of one vector is still a good one.
-  const Index unit =
-      args.n < kTasksPerThread * threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
+  // Half a panel takes more than half as long as a whole one.
+  const Index unit = args.n < threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
   const Index panels = cuts_of(args.n, unit), tiles = cuts_of(args.m, kernel.rows);
   // Several tasks a thread, so that a late thread delays nobody, but none that is not worth handing over.
   const double work = double(args.m) * double(args.n) * double(args.k);
   const Index wanted =
       threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, kTasksPerThread * threads) : 1;
-  // Each cut between rows packs all columns once more, and each cut between columns all rows.
-  const Index tall =
-      std::clamp<Index>(Index(std::sqrt(double(wanted) * double(args.m) / double(args.n))), 1, wanted);
-  const Index column_cuts = std::min(panels, cuts_of(wanted, tall));
-  const Index row_cuts = std::min(tiles, cuts_of(wanted, std::max<Index>(column_cuts, 1)));
+  // Each cut between rows packs all columns once more, and each cut between columns packs all rows where
+  // there are many.
+  const Index balanced =
+      Index(std::sqrt(double(wanted) * double(args.m) / double(std::max<Index>(args.n, 1))));
+  const Index tall = std::clamp<Index>(std::min(balanced, args.m / 128), 1, wanted);
+  const Index column_cuts = std::max<Index>(std::min(panels, cuts_of(wanted, tall)), 1);
+  const Index most =
+      std::max({tall, args.m / kShortRows, cuts_of(std::min<Index>(threads, wanted), column_cuts)});
+  const Index row_cuts = std::max<Index>(std::min({tiles, cuts_of(wanted, column_cuts), most}), 1);
   GemmTasks tasks;
-  tasks.rows = cuts_of(tiles, std::max<Index>(row_cuts, 1)) * kernel.rows;
-  tasks.columns = cuts_of(panels, std::max<Index>(column_cuts, 1)) * unit;
+  tasks.rows = cuts_of(tiles, row_cuts) * kernel.rows;
+  tasks.columns = cuts_of(panels, column_cuts) * unit;
   tasks.row_blocks = tiles ? cuts_of(args.m, tasks.rows) : 0;
   tasks.count = panels ? tasks.row_blocks * cuts_of(args.n, tasks.columns) : 0;
   return tasks;

@@ -101,8 +101,11 @@ struct Product {
       tile.a_row = args.a.row;
       tile.a_col = args.a.col;
     }
-    for (Index i = 0; i < rows; i += kTileRows) {
-      const Index height = at_most(kTileRows, rows - i);
+    // Tiles of equal height where A allows it: a low one reads as much of B for fewer rows.
+    const Index tiles = (rows + kTileRows - 1) / kTileRows,
+                most = pack_a ? kTileRows : (rows + tiles - 1) / tiles;
+    for (Index i = 0; i < rows; i += most) {
+      const Index height = at_most(most, rows - i);
       tile.a = pack_a ? packed_a + i * depth : a(row + i, p);
       tile.c = c(row + i, col);
       if (cols == kWideTile * N) {

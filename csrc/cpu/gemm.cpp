@@ -87,11 +87,12 @@ bool pays_turned(const GemmArgs& args, Index height, Index width) {
 
 template <class T>
 Index packed_a_size(const GemmArgs& args, Index columns) {
-  constexpr Index kMost = Index(1) << 23;  // beyond it lies in memory rather than in a cache
+  // Below, a region of its own costs more than packing several times; beyond, A lies in memory.
+  constexpr Index kLeast = Index(1) << 17, kMost = Index(1) << 23;
   const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k),
               size = packed_at<T>(args.m, blocks, 0, depth);
-  const bool pays = packs_a<T>(args, args.n / 2) && !pays_turned<T>(args, args.m, columns);
-  return pays && !takes_dots<T>(args) && args.m > kTileRows && size <= kMost ? size : 0;
+  const bool pays = packs_a<T>(args, args.n) && !pays_turned<T>(args, args.m, columns);
+  return pays && !takes_dots<T>(args) && size >= kLeast && size <= kMost ? size : 0;
 }
 
 // C by way of its transpose, some columns of C at a time. The sums are the same, step for step.

@@ -259,7 +259,7 @@ void check_cuts(Random& random) {
 // x w^T of a few rows: one thread computes its transpose, several share a packed x, parts of it do neither.
 template <class T>
 void check_ways_to_multiply(Random& random) {
-  const Index m = 48, n = 1100, k = 600;
+  const Index m = 48, n = 1100, k = 2800;
   const Guarded<T> x = random.uniforms<T>(m * k, -1, 1), w = random.uniforms<T>(n * k, -1, 1),
                    bias = random.uniforms<T>(n, -1, 1);
   const Guarded<T> parts(m * n), whole(m * n);

@@ -15,7 +15,7 @@ struct Moments {
   FO_HD explicit Moments(const double* c)
       : beta1(T(c[0])), rest1(T(1.0 - c[0])), beta2(T(c[1])), rest2(T(1.0 - c[1])) {}
   FO_HD void update(T g, T* s) const {
-    s[0] = fma(beta1, s[0], rest1 * g);
+    s[0] = flushed(fma(beta1, s[0], rest1 * g));
     s[1] = fma(beta2, s[1], rest2 * g * g);
   }
 };

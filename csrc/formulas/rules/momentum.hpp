@@ -17,7 +17,7 @@ struct Momentum {
   static constexpr Names coefs{"mu", "k"};
   T mu, k;
   FO_HD explicit Momentum(const double* q) : mu(T(q[0])), k(T(q[1])) {}
-  FO_HD T operator()(T g, T, T* s) const { return s[0] = fma(mu, s[0], k * g); }
+  FO_HD T operator()(T g, T, T* s) const { return s[0] = flushed(fma(mu, s[0], k * g)); }
 };
 
 // The direction looks one decay of the buffer ahead; c scales the gradient as k scales it into the buffer.

@@ -26,11 +26,11 @@ struct RmspropRule {
     T variance = s[0];
     if constexpr (Centered) {
       T& mean = s[WithMomentum ? 2 : 1];
-      mean = fma(alpha, mean, rest * g);
+      mean = flushed(fma(alpha, mean, rest * g));
       variance = max(fma(-mean, mean, variance), T(0));  // rounding can take it below 0
     }
     const T u = g / (sqrt(variance) + eps);
-    if constexpr (WithMomentum) return s[1] = fma(mu, s[1], u);
+    if constexpr (WithMomentum) return s[1] = flushed(fma(mu, s[1], u));
     return u;
   }
 };
