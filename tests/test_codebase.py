@@ -18,16 +18,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "fastopt"
 CPU_SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
 PHILOX = ROOT / "csrc" / "formulas" / "philox.hpp"
-ISA_CMAKE = (ROOT / "cmake" / "isa.cmake").read_text()
+CUDA_SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 X86_LEVELS = ["v2", "v3", "v4"]
 
 #: What an object of csrc/cpu may call: no libm, no C++ runtime.
 ALLOWED_CALLS = {"memcpy", "memset", "memmove"}
 
 
-def _cmake_list(name: str) -> list[str]:
-    match = re.search(rf"set\({name} ([^)]*)\)", ISA_CMAKE)
-    assert match, f"cmake/isa.cmake has no {name}"
+def _cmake_list(name: str, file: str = "isa.cmake") -> list[str]:
+    match = re.search(rf"set\({name} ([^)]*)\)", (ROOT / "cmake" / file).read_text())
+    assert match, f"cmake/{file} has no {name}"
     return match.group(1).split()
 
 
@@ -154,6 +154,28 @@ def test_formulas_and_plan_compile_as_device_code(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda source: source.stem)
+def test_cuda_kernels_compile_and_keep_their_values_in_registers(source: Path, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    flags = _cmake_list("FASTOPT_CUDA_FLAGS", "cuda.cmake")
+    command = [nvcc, "-std=c++20", "-arch=sm_90a", *flags, "-Werror=all-warnings", "-Xptxas", "-v"]
+    command += ["-DFASTOPT_ISA=cuda", f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(tmp_path / "out.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    report = done.stdout + done.stderr
+    assert done.returncode == 0, report
+    entries = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores", report, re.S)
+    assert entries, "ptxas has reported no kernel"
+    spilling = {name: int(stores) for name, stores in entries if int(stores)}
+    assert not spilling
+
+
+def test_every_cuda_source_is_built() -> None:
+    listed = _cmake_list("FASTOPT_CUDA_SOURCES", "cuda.cmake")
+    assert listed == [str(path.relative_to(ROOT)) for path in CUDA_SOURCES]
+
+
 #: Floors of the package: a module imports only from floors below its own, or from its own package.
 FLOORS = [
     {"_core"},
@@ -251,6 +273,7 @@ def test_no_source_file_is_longer_than_600_lines() -> None:
     tracked = [
         *ROOT.glob("python/**/*.py"),
         *ROOT.glob("csrc/**/*.?pp"),
+        *ROOT.glob("csrc/**/*.cu*"),
         *ROOT.glob("tests/**/*.py"),
         *ROOT.glob("benchmarks/**/*.py"),
     ]

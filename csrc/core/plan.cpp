@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/parallel.hpp"
+#include "formulas/common.hpp"
 
 namespace fastopt {
 namespace {
@@ -29,13 +30,17 @@ double joint_norm(const double* norms, Index n) {
   return largest * std::sqrt(squares);
 }
 
-StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors) : rule_(rule), tensors_(std::move(tensors)) {
-  for (std::size_t t = 0; t < tensors_.size(); ++t) {
-    const Index n = tensors_[t].n;
-    elements_ += n;
-    for (Index begin = 0; begin < n; begin += kChunk)
-      chunks_.push_back({std::int32_t(t), begin, std::min(begin + kChunk, n)});
-  }
+std::vector<PlanChunk> cut(const std::vector<PlanTensor>& tensors, Index chunk) {
+  std::vector<PlanChunk> chunks;
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    for (Index begin = 0; begin < tensors[t].n; begin += chunk)
+      chunks.push_back({std::int32_t(t), begin, std::min(begin + chunk, tensors[t].n)});
+  return chunks;
+}
+
+StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors)
+    : rule_(rule), tensors_(std::move(tensors)), chunks_(cut(tensors_, kChunk)) {
+  for (const PlanTensor& tensor : tensors_) elements_ += tensor.n;
   partials_.resize(chunks_.size());
 }
 
@@ -66,7 +71,7 @@ void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* g
   for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], begin, state_dtype(dtype));
   piece.ema = at(tensor.ema, begin, state_dtype(dtype));
   piece.n = end - begin;
-  const bool bounded = !std::isinf(row[kClipValue]) || row[kL1] != 0.0;
+  const bool bounded = is_bounded(row);
   kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
 }
 

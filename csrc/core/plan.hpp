@@ -29,6 +29,9 @@ struct PlanChunk {
   Index begin, end;
 };
 
+// The chunks of all tensors, in their order; each of at most `chunk` elements.
+std::vector<PlanChunk> cut(const std::vector<PlanTensor>& tensors, Index chunk);
+
 class StepPlan {
  public:
   StepPlan(int rule, std::vector<PlanTensor> tensors);

@@ -14,14 +14,6 @@ using Value = void (*)(const T* x, T* y, Index n, const double* params);
 template <class T>
 using Grad = void (*)(const T* dy, const T* x, const T* y, T* dx, Index n, const double* params);
 
-// dy times a derivative. Where that is 0 nothing comes back, not even of an infinite dy. A mask does it: of a
-// select GCC makes a branch around the load of dy.
-template <class T>
-FO_HD T chain(T dy, T derivative) {
-  const Bits<T> mask = derivative == T(0) ? Bits<T>(0) : ~Bits<T>(0);
-  return from_bits<T>(to_bits(dy * derivative) & mask);
-}
-
 template <template <class> class F, class T>
 static void value(const T* x, T* y, Index n, const double* params) {
   const F<T> f(params);

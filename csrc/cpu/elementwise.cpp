@@ -2,9 +2,10 @@
 // are staged as float, so that a formula's loop exists for float and double only.
 #include "core/dispatch.hpp"
 #include "cpu/apply.hpp"
-#include "cpu/storage.hpp"
+#include "cpu/loops.hpp"
 #include "cpu/table.hpp"
 #include "formulas/philox.hpp"
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -178,7 +179,7 @@ void dropout(const DropoutArgs& args, Index begin, Index end) {
     const T* in = stage(x + at, buffer, n);
     T* out = destination(y + at, buffer);
     FO_INDEPENDENT
-    for (Index i = 0; i < n; ++i) out[i] = select(words[i] <= last_kept, in[i] * scale, T(0));
+    for (Index i = 0; i < n; ++i) out[i] = drop(words[i], last_kept, in[i], scale);
     deliver(out, y + at, n);
   }
 }

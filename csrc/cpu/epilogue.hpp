@@ -85,7 +85,7 @@ static void drop(const FinishBlock<T>& block, const Epilogue& e, Index at) {
     T* c = block.c + i * block.c_row;
     philox_fill(e.seed, e.offset, std::uint64_t(at + i * block.row), block.cols, words);
     FO_INDEPENDENT
-    for (Index j = 0; j < block.cols; ++j) c[j] = select(words[j] <= last_kept, c[j] * scale, T(0));
+    for (Index j = 0; j < block.cols; ++j) c[j] = drop(words[j], last_kept, c[j], scale);
   }
 }
 

@@ -5,8 +5,9 @@
 #endif
 
 #include "cpu/blocks.hpp"
-#include "cpu/storage.hpp"
+#include "cpu/loops.hpp"
 #include "cpu/table.hpp"
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {

@@ -3,12 +3,9 @@
 // neither on the width of a vector nor on the number of threads.
 #pragma once
 
-#include "cpu/storage.hpp"
+#include "cpu/loops.hpp"
 #include "formulas/monoids.hpp"
-
-// A loop over the lanes. Unlike FO_INDEPENDENT it also keeps GCC from unrolling the loop completely before
-// the vectoriser has seen it.
-#define FO_LANES _Pragma("omp simd")
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {

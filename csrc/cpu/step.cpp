@@ -1,37 +1,14 @@
 // The step driver: what all optimizers share around their rule's direction.
 #include "core/dispatch.hpp"
-#include "cpu/storage.hpp"
+#include "cpu/loops.hpp"
 #include "cpu/table.hpp"
+#include "formulas/common.hpp"
 #include "formulas/registry.hpp"
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
-
-template <class T>
-struct Common {
-  T grad_scale, clip_value, l1, l2, lr, decay, ema_rest;
-  explicit Common(const double* c)
-      : grad_scale(T(c[0])),
-        clip_value(T(c[1])),
-        l1(T(c[2])),
-        l2(T(c[3])),
-        lr(T(c[4])),
-        decay(T(c[5])),
-        ema_rest(T(1.0 - c[6])) {}
-
-  // Clipping and the L1 penalty cost a quarter of an SGD step in cache, so those without go without.
-  template <bool Bounded>
-  FO_HD T gradient(T g, T p) const {
-    g *= grad_scale;
-    if constexpr (Bounded) g = select(g > clip_value, clip_value, select(g < -clip_value, -clip_value, g));
-    g = fma(l2, p, g);
-    if constexpr (Bounded) g = fma(l1, sign(p), g);
-    return g;
-  }
-  FO_HD T parameter(T p, T u) const { return fma(-lr, u, p * decay); }
-  FO_HD T average(T ema, T p) const { return fma(ema_rest, p - ema, ema); }
-};
 
 // P: storage of parameters and gradients. S: storage of the rule's state and of averages.
 template <template <class> class Rule, class P, class S, bool WithEma, bool Bounded>

@@ -44,6 +44,12 @@ FO_HD uint32_t philox_word(uint64_t seed, uint64_t offset, uint64_t index) {
   return index & 2 ? high : low;
 }
 
+// Dropout of one element by its word: it stays, scaled, where the word is at most last_kept.
+template <class T>
+FO_HD T drop(uint32_t word, uint32_t last_kept, T x, T scale) {
+  return select(word <= last_kept, x * scale, T(0));
+}
+
 // The words of elements first ... first + n - 1, for drivers: whole blocks in a loop that vectorises, and the
 // ends.
 FO_HD void philox_fill(uint64_t seed, uint64_t offset, uint64_t first, int64_t n, uint32_t* out) {

@@ -1,10 +1,10 @@
 // Every formula, monoid and conversion inside a kernel, for float and double: what tests/test_codebase.py
 // compiles where nvcc is found, so that nothing which a device lacks gets into them. It is not run.
 #include "core/plan.hpp"
-#include "cpu/storage.hpp"
 #include "formulas/monoids.hpp"
 #include "formulas/philox.hpp"
 #include "formulas/registry.hpp"
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 

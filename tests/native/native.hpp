@@ -13,7 +13,7 @@
 
 #include "check.hpp"
 #include "core/dispatch.hpp"
-#include "cpu/storage.hpp"
+#include "formulas/storage.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>

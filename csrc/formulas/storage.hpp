@@ -6,9 +6,6 @@
 #include "core/array.hpp"
 #include "math.hpp"
 
-// A loop behind this mark has no dependence between iterations other than exact aliasing of its streams.
-#define FO_INDEPENDENT _Pragma("GCC ivdep")
-
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 

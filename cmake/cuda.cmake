@@ -1,0 +1,43 @@
+# The CUDA kernels by nvcc. Nothing links them yet: the object library shows that nvcc takes the code, and what
+# registers it needs. A wheel leaves them out until there is a binding.
+
+set(default AUTO)
+if(SKBUILD OR FASTOPT_SANITIZE)
+  set(default OFF) # sanitizers see the same sources as C++, in tests/host_cuda
+endif()
+set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nvcc is found), ON or OFF")
+set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
+
+set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/step.cu)
+
+# The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
+# denormals are kept.
+set(FASTOPT_CUDA_FLAGS -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false)
+
+if(FASTOPT_CUDA)
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES ${FASTOPT_CUDA_ARCHS})
+    enable_language(CUDA)
+    # What nvcc generates for the host is not pedantic; -Werror is its own option.
+    set(host_flags ${FASTOPT_WARNINGS} -fno-lto)
+    list(REMOVE_ITEM host_flags -Wpedantic -Werror)
+    list(JOIN host_flags "," host_flags)
+    add_library(cuda_kernels OBJECT ${FASTOPT_CUDA_SOURCES})
+    set_source_files_properties(${FASTOPT_CUDA_SOURCES} PROPERTIES LANGUAGE CUDA)
+    target_include_directories(cuda_kernels PRIVATE csrc)
+    target_compile_definitions(cuda_kernels PRIVATE FASTOPT_ISA=cuda)
+    target_compile_options(
+      cuda_kernels PRIVATE ${FASTOPT_CUDA_FLAGS} -Xcompiler=${host_flags}
+                           $<$<BOOL:${FASTOPT_WERROR}>:-Werror=all-warnings>
+    )
+    set_target_properties(
+      cuda_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_STANDARD 20 CUDA_VISIBILITY_PRESET hidden
+    )
+  elseif(NOT FASTOPT_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "FASTOPT_CUDA is ${FASTOPT_CUDA}, and there is no nvcc. Put it on the PATH, set CUDACXX, or "
+                        "configure with -DFASTOPT_CUDA=OFF.")
+  endif()
+endif()

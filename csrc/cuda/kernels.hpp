@@ -1,0 +1,52 @@
+// The CUDA kernels as host code calls them. Pointers are to device memory where not said otherwise; work is
+// queued on the stream, and nothing waits for it. A CUDA error is a std::runtime_error with CUDA's message.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/plan.hpp"
+
+struct CUstream_st;
+
+namespace fastopt {
+
+using CudaStream = CUstream_st*;
+
+// What a step reads from device memory, so that a captured graph replays with new values.
+struct DeviceStep {
+  const void* const* grads;  // one for each tensor; null: skipped
+  const double* coefs;       // rows of `width` coefficients
+  Index width;
+  const std::int32_t* rows = nullptr;       // null, or the row of each tensor; without, all use the first
+  const double* grad_scale = nullptr;       // null, or one more factor of all gradients
+  const std::int32_t* found_inf = nullptr;  // null, or a flag: the step changes nothing where it is set
+};
+
+struct DeviceFree {
+  void operator()(void* memory) const;
+};
+template <class T>
+using DeviceArray = std::unique_ptr<T, DeviceFree>;
+
+// Many tensors with their chunks in device memory, put there once: a step of all of them is one launch.
+class DevicePlan {
+ public:
+  // The tensors' own pointers are to device memory; the vector is copied.
+  DevicePlan(int rule, const std::vector<PlanTensor>& tensors);
+  void step(const DeviceStep& step, CudaStream stream) const;
+
+ private:
+  int rule_;
+  bool narrow_ = false, wide_ = false;  // there are tensors that compute in float, in double
+  Index chunks_size_ = 0;
+  DeviceArray<PlanTensor> tensors_;
+  DeviceArray<PlanChunk> chunks_;
+};
+
+// The arguments of the CPU's kernels over n elements; `params` stays a host pointer.
+void activation_on_device(DType dtype, const ActivationArgs& args, Index n, CudaStream stream);
+void activation_grad_on_device(DType dtype, const ActivationGradArgs& args, Index n, CudaStream stream);
+void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, CudaStream stream);
+
+}  // namespace fastopt

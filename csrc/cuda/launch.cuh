@@ -1,0 +1,47 @@
+// The one way a kernel is launched, and the names its code uses. Those are CUDA's own; where the file is
+// compiled as C++, tests/host_cuda/host_cuda.hpp gives the same names to a block of fibers.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels.hpp"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#else
+#include "host_cuda.hpp"
+#endif
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// The block's dynamic shared memory.
+template <class T>
+__device__ T* shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+#else
+  return static_cast<T*>(host_cuda::shared_memory());
+#endif
+}
+
+// The kernel on `grid` blocks of `block` threads, each block with so many bytes of dynamic shared memory.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, [[maybe_unused]] CudaStream stream,
+            A... args) {
+#ifdef __CUDACC__
+  kernel<<<unsigned(grid), unsigned(block), std::size_t(shared_bytes), stream>>>(args...);
+#else
+  host_cuda::launch(unsigned(grid), unsigned(block), std::size_t(shared_bytes), [&] { kernel(args...); });
+#endif
+  check(cudaGetLastError());
+}
+
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt

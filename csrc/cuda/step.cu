@@ -1,0 +1,167 @@
+// The step driver: one launch updates all tensors of a plan, a block for each chunk.
+#include "cuda/packs.cuh"
+#include "formulas/common.hpp"
+#include "formulas/registry.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+namespace {
+
+// Whatever the size of the plan, so many chunks for each multiprocessor, within bounds. The cut changes no
+// bit.
+constexpr Index kChunksEach = 16, kSmallestChunk = 2048, kLargestChunk = 16384;
+
+template <class P>
+using State = Compute<P>;  // low-precision parameters keep state and averages in float32
+
+// The arrays of one tensor under one rule, and the update of N elements at a time.
+template <template <class> class Rule, class P>
+struct Update {
+  using T = Compute<P>;
+  using S = State<P>;
+  static constexpr int kStates = Rule<T>::states.size;
+  static constexpr int kPack = kWidest / int(sizeof(S));
+
+  Common<T> common;
+  Rule<T> rule;
+  bool bounded;
+  P* p;
+  const P* g;
+  S* states[kStates > 0 ? kStates : 1];
+  S* ema;
+
+  __device__ Update(const PlanTensor& tensor, const void* grad, const double* coefs, double scale)
+      : common(coefs, scale),
+        rule(coefs + kCommonCoefs),
+        bounded(is_bounded(coefs)),
+        p(static_cast<P*>(tensor.p)),
+        g(static_cast<const P*>(grad)),
+        ema(static_cast<S*>(tensor.ema)) {
+    for (int s = 0; s < kStates; ++s) states[s] = static_cast<S*>(tensor.states[s]);
+  }
+
+  __device__ bool fits() const {
+    bool fit = fits_pack<kPack>(p) && fits_pack<kPack>(g) && fits_pack<kPack>(ema);
+    for (int s = 0; s < kStates; ++s) fit = fit && fits_pack<kPack>(states[s]);
+    return fit;
+  }
+
+  template <int N>
+  __device__ __forceinline__ void run(Index i) const {
+    Pack<P, N> p_pack = load_pack<N>(p + i);
+    const Pack<P, N> g_pack = load_pack<N>(g + i);
+    Pack<S, N> state_packs[kStates > 0 ? kStates : 1], ema_pack = {};
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) state_packs[s] = load_pack<N>(states[s] + i);
+    if (ema) ema_pack = load_pack<N>(ema + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      T state[kStates > 0 ? kStates : 1];
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) state[s] = state_packs[s].at[k];
+      const T old = load(p_pack.at[k]), grad = load(g_pack.at[k]);
+      const T g_ =
+          bounded ? common.template gradient<true>(grad, old) : common.template gradient<false>(grad, old);
+      const T updated = common.parameter(old, rule(g_, old, state));
+      p_pack.at[k] = Store<P>::from(updated);
+#pragma unroll
+      for (int s = 0; s < kStates; ++s) state_packs[s].at[k] = state[s];
+      ema_pack.at[k] = common.average(ema_pack.at[k], updated);
+    }
+    store_pack(p + i, p_pack);
+#pragma unroll
+    for (int s = 0; s < kStates; ++s) store_pack(states[s] + i, state_packs[s]);
+    if (ema) store_pack(ema + i, ema_pack);
+  }
+};
+
+template <template <class> class Rule, class P>
+__device__ void update_chunk(const PlanTensor& tensor, const PlanChunk& chunk, const void* grad,
+                             const double* coefs, double scale) {
+  using Updates = Update<Rule, P>;
+  const Updates update(tensor, grad, coefs, scale);
+  for_each_pack<Updates::kPack>(update.fits(), chunk.begin, chunk.end, threadIdx.x, blockDim.x, update);
+}
+
+// Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
+template <template <class> class Rule, bool Wide>
+constexpr int kBlocks = Wide || Rule<float>::states.size == 3 ? 2 : 3;
+
+// Narrow and Wide: the plan has tensors that compute in float, in double. The registers of double would
+// cost float its occupancy, so only a plan with both pays for both.
+template <template <class> class Rule, bool Narrow, bool Wide>
+__global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
+    step_kernel(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step) {
+  if (step.found_inf && *step.found_inf) return;
+  const PlanChunk chunk = chunks[blockIdx.x];
+  const PlanTensor& tensor = tensors[chunk.tensor];
+  const void* grad = step.grads[chunk.tensor];
+  if (!grad) return;
+  const double* coefs = step.coefs + (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
+  const double scale = step.grad_scale ? *step.grad_scale : 1.0;
+  if constexpr (Wide) {
+    if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale);
+  }
+  if constexpr (Narrow) {
+    if (tensor.dtype == DType::f32) update_chunk<Rule, float>(tensor, chunk, grad, coefs, scale);
+    if (tensor.dtype == DType::bf16) update_chunk<Rule, Bf16>(tensor, chunk, grad, coefs, scale);
+    if (tensor.dtype == DType::f16) update_chunk<Rule, F16>(tensor, chunk, grad, coefs, scale);
+  }
+}
+
+using DeviceStepKernel = void (*)(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step);
+
+template <class List>
+struct Table;
+template <template <class> class... Rule>
+struct Table<Formulas<Rule...>> {
+  static constexpr DeviceStepKernel narrow[] = {step_kernel<Rule, true, false>...},
+                                    wide[] = {step_kernel<Rule, false, true>...},
+                                    both[] = {step_kernel<Rule, true, true>...};
+};
+
+Index chunk_size(Index elements) {
+  int device, multiprocessors;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const Index size = elements / (multiprocessors * kChunksEach) / kSmallestChunk * kSmallestChunk;
+  return size < kSmallestChunk ? kSmallestChunk : size > kLargestChunk ? kLargestChunk : size;
+}
+
+// A copy in device memory of its own.
+template <class T>
+DeviceArray<T> upload(const std::vector<T>& from) {
+  const std::size_t bytes = from.size() * sizeof(T);
+  void* memory;
+  check(cudaMalloc(&memory, bytes));
+  DeviceArray<T> copy(static_cast<T*>(memory));
+  check(cudaMemcpy(memory, from.data(), bytes, cudaMemcpyHostToDevice));
+  return copy;
+}
+
+}  // namespace
+}  // namespace FASTOPT_ISA
+
+void DeviceFree::operator()(void* memory) const { cudaFree(memory); }
+
+DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors) : rule_(rule) {
+  Index elements = 0;
+  for (const PlanTensor& tensor : tensors) {
+    elements += tensor.n;
+    (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
+  }
+  const std::vector<PlanChunk> chunks = cut(tensors, chunk_size(elements));
+  chunks_size_ = Index(chunks.size());
+  if (chunks.empty()) return;
+  tensors_ = upload(tensors);
+  chunks_ = upload(chunks);
+}
+
+void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
+  if (chunks_size_ == 0) return;
+  using Kernels = Table<Rules>;
+  const DeviceStepKernel* kernels = wide_ ? (narrow_ ? Kernels::both : Kernels::wide) : Kernels::narrow;
+  launch(kernels[rule_], chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), step);
+}
+
+}  // namespace fastopt

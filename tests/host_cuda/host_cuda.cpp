@@ -1,0 +1,183 @@
+#include "host_cuda.hpp"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace host_cuda {
+namespace {
+
+struct Context {
+  ucontext_t context;
+  const void* stack = nullptr;
+  std::size_t stack_bytes = 0;
+};
+
+void change(Context& from, Context& to) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* frames = nullptr;
+  __sanitizer_start_switch_fiber(&frames, to.stack, to.stack_bytes);
+  swapcontext(&from.context, &to.context);
+  __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
+#else
+  swapcontext(&from.context, &to.context);
+#endif
+}
+
+struct Fiber : Context {
+  std::unique_ptr<char[]> memory;
+};
+
+struct Barrier {
+  unsigned arrived = 0, passed = 0;
+};
+
+constexpr unsigned kWarp = 32;
+constexpr std::size_t kStackBytes = std::size_t(1) << 18;
+
+[[noreturn]] void stop(const char* why) {
+  fprintf(stderr, "block %u of %u, %u threads: %s\n", blockIdx.x, gridDim.x, blockDim.x, why);
+  std::abort();
+}
+
+// A fiber runs one thread after another and is kept by the one that waits; the rest then get another fiber. A
+// kernel without barriers so costs one change of fibers a block.
+class Runner {
+ public:
+  void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    reverse_ = !reverse_;
+    gridDim.x = grid, blockDim.x = block;
+    for (unsigned b = 0; b < grid; ++b) {
+      blockIdx.x = reverse_ ? grid - 1 - b : b;
+      shared_.reset(new char[shared_bytes]);
+      std::memset(shared_.get(), 0xff, shared_bytes);  // NaN
+      run_block();
+    }
+    shared_.reset();
+  }
+
+  void* shared() const { return shared_.get(); }
+  Barrier& block_barrier() { return block_barrier_; }
+  Barrier& warp_barrier() { return warp_barriers_[threadIdx.x / kWarp]; }
+  void* warp_slots() { return slots_.data() + threadIdx.x / kWarp * kWarp; }
+
+  void wait(Barrier& barrier, unsigned threads) {
+    if (++barrier.arrived == threads) {
+      barrier.arrived = 0;
+      ++barrier.passed;
+      ++progress_;
+      return;
+    }
+    const HostIndex own = threadIdx;
+    for (const unsigned passed = barrier.passed; barrier.passed == passed;) {
+      waiting_.push_back(current_);
+      change(*current_, main_);
+    }
+    threadIdx = own;
+  }
+
+ private:
+  void run_block() {
+    const unsigned warps = (blockDim.x + kWarp - 1) / kWarp;
+    block_barrier_ = Barrier();
+    warp_barriers_.assign(warps, Barrier());
+    slots_.assign(std::size_t(warps) * kWarp, 0);
+    started_ = 0;
+    while (started_ < blockDim.x) resume(idle_fiber());
+    while (!waiting_.empty()) {
+      const unsigned long before = progress_;
+      const std::vector<Fiber*> round = std::move(waiting_);
+      waiting_.clear();
+      for (Fiber* fiber : round) resume(fiber);
+      if (progress_ == before) stop("threads wait where others never come");
+    }
+  }
+
+  void resume(Fiber* fiber) {
+    current_ = fiber;
+    change(main_, *fiber);
+  }
+
+  Fiber* new_fiber() {
+    Fiber& fiber = *fibers_.emplace_back(new Fiber);
+    fiber.memory.reset(new char[kStackBytes]);
+    fiber.stack = fiber.memory.get();
+    fiber.stack_bytes = kStackBytes;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.memory.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    makecontext(&fiber.context, [] { own().run_threads(); }, 0);
+    return &fiber;
+  }
+
+  Fiber* idle_fiber() {
+    if (idle_.empty()) return new_fiber();
+    Fiber* fiber = idle_.back();
+    idle_.pop_back();
+    return fiber;
+  }
+
+  // What a fiber does as long as it lives.
+  void run_threads() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &main_.stack, &main_.stack_bytes);
+#endif
+    for (;;) {
+      while (started_ < blockDim.x) {
+        const unsigned thread = started_++;
+        threadIdx.x = reverse_ ? blockDim.x - 1 - thread : thread;
+        (*kernel_)();
+        ++progress_;
+      }
+      idle_.push_back(current_);
+      change(*current_, main_);
+    }
+  }
+
+ public:
+  // The calling thread's.
+  static Runner& own() {
+    static thread_local Runner runner;
+    return runner;
+  }
+
+ private:
+  const std::function<void()>* kernel_ = nullptr;
+  bool reverse_ = true;
+  unsigned started_ = 0;        // threads of the block
+  unsigned long progress_ = 0;  // barriers passed and threads finished
+  Context main_;
+  Fiber* current_ = nullptr;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> idle_, waiting_;
+  std::unique_ptr<char[]> shared_;
+  Barrier block_barrier_;
+  std::vector<Barrier> warp_barriers_;
+  std::vector<unsigned long> slots_;
+};
+
+}  // namespace
+
+void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
+  Runner::own().launch(grid, block, shared_bytes, kernel);
+}
+
+void* shared_memory() { return Runner::own().shared(); }
+void* warp_slots() { return Runner::own().warp_slots(); }
+
+unsigned warp_threads() {
+  const unsigned rest = blockDim.x - threadIdx.x / kWarp * kWarp;
+  return rest < kWarp ? rest : kWarp;
+}
+
+void wait_for_block() { Runner::own().wait(Runner::own().block_barrier(), blockDim.x); }
+void wait_for_warp() { Runner::own().wait(Runner::own().warp_barrier(), warp_threads()); }
+
+}  // namespace host_cuda

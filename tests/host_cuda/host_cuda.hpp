@@ -1,0 +1,100 @@
+// CUDA's names for kernels that are compiled as C++. A launch runs at once, on the calling thread: its blocks
+// one after another, the threads of a block as fibers that change places only where one waits. Every other
+// launch takes blocks and threads in reverse, so that what leans on their order does not pass for long.
+// Device memory is the heap's, so that the address sanitizer watches it.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+
+struct HostIndex {
+  unsigned x;
+};
+inline thread_local HostIndex threadIdx, blockIdx, blockDim, gridDim;
+
+namespace host_cuda {
+
+void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel);
+
+// The running block's dynamic shared memory: as large as the launch said, and garbage when a block starts.
+void* shared_memory();
+
+// Waits until each thread of the block, or of the calling thread's warp, has called it as often.
+void wait_for_block();
+void wait_for_warp();
+
+// Where the threads of the calling one's warp leave the values that they exchange: 32 of 8 bytes.
+void* warp_slots();
+// How many threads the calling one's warp has.
+unsigned warp_threads();
+
+// The value that the lane has given; one's own where the warp has no such lane.
+template <class T>
+T shuffle(unsigned mask, T value, unsigned lane) {
+  static_assert(sizeof(T) <= 8);
+  if (mask != ~0u) std::abort();  // part of a warp is not modelled
+  char* slots = static_cast<char*>(warp_slots());
+  std::memcpy(slots + 8 * (threadIdx.x % 32), &value, sizeof(T));
+  wait_for_warp();
+  if (lane < warp_threads()) std::memcpy(&value, slots + 8 * lane, sizeof(T));
+  wait_for_warp();
+  return value;
+}
+
+}  // namespace host_cuda
+
+inline void __syncthreads() { host_cuda::wait_for_block(); }
+inline void __threadfence() {}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return host_cuda::shuffle(mask, value, threadIdx.x % 32 ^ unsigned(lane_mask));
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
+  return host_cuda::shuffle(mask, value, threadIdx.x % 32 + delta);
+}
+
+// Fibers run one at a time, so these are whole by themselves.
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+template <class T>
+T atomicExch(T* address, T value) {
+  const T old = *address;
+  *address = value;
+  return old;
+}
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "out of memory";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 2, cudaSuccess;  // so few multiprocessors that small tests see chunks of several sizes
+}
+inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  *memory = std::malloc(bytes);
+  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  return std::memcpy(to, from, bytes), cudaSuccess;
+}

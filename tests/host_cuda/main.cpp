@@ -1,0 +1,27 @@
+// The CUDA kernels' code, compiled as C++ and run on the host: `host_cuda_tests PART`. Prints what fails;
+// exit status 1 then.
+#include "parts.hpp"
+
+#include "native.hpp"
+
+int main(int argc, char** argv) {
+  using namespace fastopt;
+  using namespace fastopt::test;
+  const struct {
+    const char* name;
+    void (*run)();
+  } parts[] = {{"cuda_fibers", test_cuda_fibers},
+               {"cuda_step", test_cuda_step},
+               {"cuda_elementwise", test_cuda_elementwise}};
+  // A device always has fused multiply-adds. Levels without give other bits.
+  CHECK(set_isa(available_isas()[0]));
+  if (std::strcmp(kernels().isa, "v2") == 0) return puts("skipped: this CPU has no fused multiply-add"), 0;
+  for (const auto& part : parts)
+    if (argc == 2 && std::strcmp(argv[1], part.name) == 0) {
+      part.run();
+      return failures != 0;
+    }
+  fprintf(stderr, "usage: host_cuda_tests PART, one of");
+  for (const auto& part : parts) fprintf(stderr, " %s", part.name);
+  return fputs("\n", stderr), 2;
+}

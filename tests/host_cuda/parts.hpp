@@ -1,0 +1,10 @@
+// The parts of the program, one for each argument that it takes.
+#pragma once
+
+namespace fastopt::test {
+
+void test_cuda_fibers();
+void test_cuda_step();
+void test_cuda_elementwise();
+
+}  // namespace fastopt::test

@@ -1,0 +1,202 @@
+// The CUDA step driver, every rule, storage type and option, against the CPU's plan: the same bits.
+#include "bits.hpp"
+#include "parts.hpp"
+#include "plain.hpp"
+
+namespace fastopt::test {
+namespace {
+
+// Which array of a tensor is not aligned for packs.
+enum class Odd { none, p, g, state, ema };
+constexpr Odd kOdds[] = {Odd::none, Odd::p, Odd::g, Odd::state, Odd::ema};
+
+// A parameter with its gradient, state and average, and what lies behind them.
+template <class S>
+struct Arrays {
+  using T = Compute<S>;
+  Index n;
+  Guarded<S> p, g;
+  std::vector<Guarded<T>> states;
+  Guarded<T> ema;
+
+  Arrays(Random& random, Index n_, int states_size, Odd odd)
+      : n(n_),
+        p(any_numbers<S>(random, padded(n, odd != Odd::p))),
+        g(any_numbers<S>(random, padded(n, odd != Odd::g))),
+        ema(any_numbers<T>(random, padded(n, odd != Odd::ema))) {
+    for (int s = 0; s < states_size; ++s)
+      states.push_back(random.uniforms<T>(padded(n, odd != Odd::state), 0, 0.5));
+  }
+  Arrays(const Arrays& other) : n(other.n), p(copy(other.p)), g(copy(other.g)), ema(copy(other.ema)) {
+    for (const Guarded<T>& state : other.states) states.push_back(copy(state));
+  }
+  Arrays(Arrays&&) = default;
+
+  PlanTensor tensor(bool with_ema) const {
+    PlanTensor entry{p.data(), {}, with_ema ? ema.data() : nullptr, n, kDType<S>};
+    for (std::size_t s = 0; s < states.size(); ++s) entry.states[s] = states[s].data();
+    return entry;
+  }
+  void check(const std::string& what, const Arrays& want) const {
+    check_same(what + " p", p, want.p);
+    check_same(what + " g", g, want.g);
+    for (std::size_t s = 0; s < states.size(); ++s) check_same(what + " state", states[s], want.states[s]);
+    check_same(what + " ema", ema, want.ema);
+  }
+};
+
+// The tensors of one side and their gradients; every fifth has none.
+struct Side {
+  std::vector<PlanTensor> tensors;
+  std::vector<const void*> grads;
+
+  template <class S>
+  void add(const Arrays<S>& arrays, bool with_ema) {
+    tensors.push_back(arrays.tensor(with_ema));
+    grads.push_back(tensors.size() % 5 == 2 ? nullptr : arrays.g.data());
+  }
+};
+
+// Tensors of one storage type twice: for the CUDA kernels, and for the CPU's.
+template <class S>
+class Twins {
+ public:
+  // Each size in turn, the misaligned array and the average changing from one to the next.
+  Twins(Random& random, const std::vector<Index>& sizes, int states_size, Side* cuda, Side* cpu) {
+    for (std::size_t t = 0; t < sizes.size(); ++t) {
+      const bool with_ema = t / 2 % 2 != 0;
+      got_.emplace_back(random, sizes[t], states_size, kOdds[t % std::size(kOdds)]);
+      want_.emplace_back(got_.back());
+      cuda->add(got_.back(), with_ema);
+      cpu->add(want_.back(), with_ema);
+    }
+  }
+
+  void check(const std::string& what) const {
+    for (std::size_t t = 0; t < got_.size(); ++t)
+      got_[t].check(what + " tensor " + std::to_string(t) + " of " + std::to_string(got_[t].n), want_[t]);
+  }
+
+ private:
+  std::vector<Arrays<S>> got_, want_;
+};
+
+// Coefficients of a rule under four kinds of step: plain, clipped by value, with L1, with both.
+template <template <class> class Rule>
+std::vector<double> rows_of() {
+  std::vector<double> all;
+  for (const bool clip : {false, true})
+    for (const bool l1 : {false, true}) {
+      std::vector<double> row = coefficients<Rule>(true);
+      if (!clip) row[kClipValue] = kInfinity;
+      if (!l1) row[kL1] = 0.0;
+      all.insert(all.end(), row.begin(), row.end());
+    }
+  return all;
+}
+
+// Steps of one plan on both sides, with another row of coefficients for each tensor.
+class Planned {
+ public:
+  Planned(int rule, const Side& cuda, const Side& cpu, std::vector<double> coefs)
+      : coefs_(std::move(coefs)),
+        width_(Index(coefs_.size()) / 4),
+        cuda_grads_(cuda.grads),
+        cpu_grads_(cpu.grads),
+        cuda_(rule, cuda.tensors),
+        cpu_(rule, cpu.tensors) {
+    for (std::size_t t = 0; t < cuda.tensors.size(); ++t) rows_.push_back(std::int32_t(t % 4));
+  }
+
+  // The scale of the device joins that of the coefficients in double, where the CPU is given the product.
+  void step(bool with_rows, const double* scale) {
+    DeviceStep step{cuda_grads_.data(), coefs_.data(), width_};
+    const std::int32_t found_inf = 0;
+    if (with_rows) step.rows = rows_.data();
+    if (scale) step.grad_scale = scale, step.found_inf = &found_inf;
+    cuda_.step(step, nullptr);
+    std::vector<double> coefs = coefs_;
+    for (std::size_t i = 0; scale && i < coefs.size(); i += std::size_t(width_)) coefs[i] *= *scale;
+    cpu_.step(cpu_grads_.data(), coefs.data(), width_, with_rows ? rows_.data() : nullptr);
+  }
+
+  // A step that its flag calls off.
+  void step_on_overflow() {
+    const std::int32_t found_inf = 1;
+    DeviceStep step{cuda_grads_.data(), coefs_.data(), width_};
+    step.found_inf = &found_inf;
+    cuda_.step(step, nullptr);
+  }
+
+ private:
+  std::vector<double> coefs_;
+  Index width_;
+  std::vector<std::int32_t> rows_;
+  std::vector<const void*> cuda_grads_, cpu_grads_;
+  DevicePlan cuda_;
+  StepPlan cpu_;
+};
+
+void check_steps(Planned& plan, const std::string& what, const auto&... twins) {
+  const double scale = 1.0 / 3;
+  plan.step_on_overflow();
+  (twins.check(what + " called off"), ...);
+  plan.step(false, nullptr);
+  (twins.check(what), ...);
+  plan.step(true, &scale);
+  (twins.check(what + " in rows"), ...);
+}
+
+const std::vector<Index> kAllSizes(std::begin(kSizes), std::end(kSizes));
+// Of tensors so large that chunks are larger than the smallest, and no multiple of them.
+const std::vector<Index> kLargeSizes = {5, 40000, 100003, 2049};
+
+template <template <class> class Rule, class S>
+void check_storage(int rule, Random& random, const std::vector<Index>& sizes) {
+  Side cuda, cpu;
+  const Twins<S> twins(random, sizes, Rule<double>::states.size, &cuda, &cpu);
+  Planned plan(rule, cuda, cpu, rows_of<Rule>());
+  check_steps(plan, std::string(Rule<double>::name) + " " + std::to_string(int(kDType<S>)), twins);
+}
+
+// All storage types in one plan.
+template <template <class> class Rule>
+void check_mixed(int rule, Random& random) {
+  constexpr int kStates = Rule<double>::states.size;
+  const std::vector<Index> sizes = {17, 0, 2052, 255};
+  Side cuda, cpu;
+  const Twins<double> f64(random, sizes, kStates, &cuda, &cpu);
+  const Twins<Bf16> bf16(random, sizes, kStates, &cuda, &cpu);
+  const Twins<float> f32(random, sizes, kStates, &cuda, &cpu);
+  const Twins<F16> f16(random, sizes, kStates, &cuda, &cpu);
+  Planned plan(rule, cuda, cpu, rows_of<Rule>());
+  check_steps(plan, std::string(Rule<double>::name) + " mixed", f64, bf16, f32, f16);
+}
+
+template <template <class> class Rule>
+void check_rule(int rule, Random& random) {
+  check_storage<Rule, float>(rule, random, kAllSizes);
+  check_storage<Rule, double>(rule, random, kAllSizes);
+  check_storage<Rule, Bf16>(rule, random, kAllSizes);
+  check_storage<Rule, F16>(rule, random, kAllSizes);
+  check_mixed<Rule>(rule, random);
+}
+
+template <template <class> class... Rule>
+void check_rules(Formulas<Rule...>, Random& random) {
+  int rule = 0;
+  (check_rule<Rule>(rule++, random), ...);
+}
+
+}  // namespace
+
+void test_cuda_step() {
+  Random random(11);
+  check_rules(Rules{}, random);
+  check_storage<Adam, float>(index_of<Adam>(Rules{}), random, kLargeSizes);
+  check_storage<Sgd, Bf16>(index_of<Sgd>(Rules{}), random, kLargeSizes);
+  const DevicePlan empty(0, {{nullptr, {}, nullptr, 0, DType::f32}});
+  empty.step({}, nullptr);
+}
+
+}  // namespace fastopt::test
