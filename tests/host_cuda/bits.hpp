@@ -36,9 +36,10 @@ Guarded<S> copy(const Guarded<S>& x) {
 template <class S>
 Guarded<S> any_numbers(Random& random, Index n) {
   using T = Compute<S>;
-  constexpr double kInf = std::numeric_limits<double>::infinity();
-  constexpr double kSpecial[] = {0.0,   -0.0, kInf,  -kInf, std::numeric_limits<double>::quiet_NaN(),
-                                 1e-45, 1e9,  6e-39, -1e-7, 5e-324};
+  using Limits = std::numeric_limits<double>;
+  constexpr double kSpecial[] = {
+      0.0,   -0.0,  Limits::infinity(), -Limits::infinity(), Limits::quiet_NaN(), 1e-45, 1e9, 6e-39,
+      -1e-7, 5e-324};
   Guarded<S> x(n);
   for (Index i = 0; i < n; ++i) {
     const double wide = std::ldexp(random.uniform(-1, 1), int(random.below(40)) - 30);
