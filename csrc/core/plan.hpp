@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/dispatch.hpp"
+#include "math.hpp"
 
 namespace fastopt {
 
@@ -19,7 +20,7 @@ struct PlanTensor {
 // The norm of arrays whose norms these are: NaN where one is NaN.
 double joint_norm(const double* norms, Index n);
 // What scales gradients of this norm so that it is at most max_norm, as in torch.
-inline double clip_factor(double norm, double max_norm) {
+FO_HD double clip_factor(double norm, double max_norm) {
   const double factor = max_norm / (norm + 1e-6);
   return factor > 1.0 ? 1.0 : factor;
 }

@@ -10,11 +10,6 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-inline constexpr int kLanes = 16;
-// Elements that one set of lanes takes in before it is merged into the total: rounding errors then grow with
-// the 32 additions of a lane, and with one more for each block.
-inline constexpr Index kLaneBlock = 512;
-
 template <class M, class T>
 FO_HD T fold(const T* lane) {
   T part[kLanes / 2];

@@ -1,4 +1,5 @@
 // The step driver: one launch updates all tensors of a plan, a block for each chunk.
+#include "core/parallel.hpp"
 #include "cuda/packs.cuh"
 #include "formulas/common.hpp"
 #include "formulas/registry.hpp"
@@ -151,10 +152,15 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors) : rule_
     (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
   }
   const std::vector<PlanChunk> chunks = cut(tensors, chunk_size(elements));
+  const std::vector<PlanChunk> norm_chunks = cut(tensors, kChunk);
   chunks_size_ = Index(chunks.size());
+  norm_chunks_size_ = Index(norm_chunks.size());
+  blocks_done_ = upload(std::vector<unsigned>{0});
   if (chunks.empty()) return;
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);
+  norm_chunks_ = upload(norm_chunks);
+  partials_ = upload(std::vector<double>(norm_chunks.size()));
 }
 
 void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {

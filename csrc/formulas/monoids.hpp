@@ -1,10 +1,17 @@
 // Monoids of the reductions: push takes one more element in, merge joins two parts. A NaN stays a NaN.
 #pragma once
 
+#include "core/array.hpp"
 #include "math.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
+
+// Element i of a block belongs to lane i mod 16, on every device.
+inline constexpr int kLanes = 16;
+// Elements that one set of lanes takes in before it is merged into the total: rounding errors then grow with
+// the 32 additions of a lane, and with one more for each block.
+inline constexpr Index kLaneBlock = 512;
 
 template <class T>
 struct Sum {
