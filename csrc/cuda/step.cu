@@ -12,14 +12,11 @@ namespace {
 // bit.
 constexpr Index kChunksEach = 16, kSmallestChunk = 2048, kLargestChunk = 16384;
 
-template <class P>
-using State = Compute<P>;  // low-precision parameters keep state and averages in float32
-
 // The arrays of one tensor under one rule, and the update of N elements at a time.
 template <template <class> class Rule, class P>
 struct Update {
   using T = Compute<P>;
-  using S = State<P>;
+  using S = T;  // of state and averages: low-precision parameters keep them in float32
   static constexpr int kStates = Rule<T>::states.size;
   static constexpr int kPack = kWidest / int(sizeof(S));
 
@@ -60,10 +57,10 @@ struct Update {
       T state[kStates > 0 ? kStates : 1];
 #pragma unroll
       for (int s = 0; s < kStates; ++s) state[s] = state_packs[s].at[k];
-      const T old = load(p_pack.at[k]), grad = load(g_pack.at[k]);
-      const T g_ =
-          bounded ? common.template gradient<true>(grad, old) : common.template gradient<false>(grad, old);
-      const T updated = common.parameter(old, rule(g_, old, state));
+      const T old = load(p_pack.at[k]), raw = load(g_pack.at[k]);
+      const T grad =
+          bounded ? common.template gradient<true>(raw, old) : common.template gradient<false>(raw, old);
+      const T updated = common.parameter(old, rule(grad, old, state));
       p_pack.at[k] = Store<P>::from(updated);
 #pragma unroll
       for (int s = 0; s < kStates; ++s) state_packs[s].at[k] = state[s];
