@@ -438,6 +438,8 @@ def _progress(
         def show(done: int, loss: float) -> None:
             shown.set_postfix_str(f"loss {loss:.4f}{known}", refresh=False)
             shown.update(done - shown.n)
+            if done == rows:  # however short the epoch was
+                shown.refresh()
 
         yield show
 
