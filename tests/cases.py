@@ -220,6 +220,62 @@ OPTIMIZERS = {
             ({"momentum_decay": -0.1}, r"momentum_decay must be in \[0, inf\), got -0.1"),
         ],
     },
+    "Adamax": {
+        "options": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.6), "eps": 1e-3},
+            {"lr": 0.02, **_COUPLED},
+            {"lr": 0.02, **_REGULARISED},
+            {"lr": 0.02, **_AVERAGED},
+        ],
+        "errors": [*_COMMON_ERRORS, *_BETAS_ERRORS],
+    },
+    "RAdam": {
+        "options": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3},
+            {"lr": 0.02, "betas": (0.9, 0.5)},
+            {"lr": 0.02, **_COUPLED},
+            {"lr": 0.02, **_REGULARISED},
+            {"lr": 0.02, **_AVERAGED},
+        ],
+        "errors": [*_COMMON_ERRORS, *_BETAS_ERRORS],
+    },
+    "Rprop": {
+        "options": [
+            {},
+            {"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.05, 0.3), "maximize": True},
+            {"lr": 0.02, "l1": 0.01, "clip_value": 0.5, "ema_decay": 0.9},
+        ],
+        "errors": [
+            *(error for error in _COMMON_ERRORS if "weight_decay" not in error[0]),
+            ({"etas": (1.0, 1.2)}, r"etas\[0\] must be in \(0, 1\), got 1.0"),
+            ({"etas": (0.5, 1.0)}, r"etas\[1\] must be in \(1, inf\), got 1.0"),
+            ({"etas": 0.5}, r"etas must be a pair of numbers, got 0.5"),
+            ({"step_sizes": (0.0, 1.0)}, r"step_sizes\[0\] must be in \(0, inf\), got 0.0"),
+            ({"step_sizes": (1.0, 0.5)}, r"step_sizes must not fall, got 1.0 and 0.5"),
+        ],
+    },
+    "Lion": {
+        "options": [
+            {},
+            {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.3, "maximize": True},
+            {"lr": 0.01, **_REGULARISED},
+            {"lr": 0.01, "weight_decay": 0.1, "ema_decay": 0.9},
+        ],
+        "errors": [*_COMMON_ERRORS, *(error for error in _BETAS_ERRORS if "eps" not in error[0])],
+    },
+    "AdaBelief": {
+        "options": [
+            {},
+            {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+            {"lr": 0.02, "decoupled_weight_decay": False, **_COUPLED},
+            # Clipped gradients hardly stray from their average: what is left of them is rounding.
+            {"lr": 0.02, "eps": 1e-3, **_REGULARISED},
+            {"lr": 0.02, **_AVERAGED},
+        ],
+        "errors": [*_COMMON_ERRORS, *_BETAS_ERRORS],
+    },
     "LBFGS": {
         "options": [
             {"lr": 0.1},

@@ -80,16 +80,20 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
         assert_close([entry["ema"] for entry in entries], exact.emas, plain.emas, dtype, "ema")
 
 
-NOT_TORCH_S = ("l1", "max_norm", "clip_value", "ema_decay")
+#: Classes that torch does not have.
+TORCH_HAS_NO = ("Lion", "AdaBelief")
+TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
 
 
 def torch_options(name, options):
     """The row as torch's arguments, or None where torch cannot do it."""
     if options.get("momentum_form", "torch") != "torch":
         return None
-    if options.get("decoupled_weight_decay") and name not in ("Adam", "NAdam"):
+    if name in TORCH_HAS_NO or (
+        options.get("decoupled_weight_decay") and name not in ("Adam", "NAdam", "RAdam")
+    ):
         return None
-    return {k: v for k, v in options.items() if k not in NOT_TORCH_S}
+    return {k: v for k, v in options.items() if k not in TORCH_LACKS}
 
 
 class TorchTwin:

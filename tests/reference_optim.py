@@ -33,6 +33,11 @@ DEFAULTS: dict[str, Options] = {
         "decoupled_weight_decay": True,
     },
     "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3},
+    "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+    "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
+    "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -114,6 +119,50 @@ def nadam(g: Array, s: State, t: int, o: Options) -> Array:
     return o["lr"] * look_ahead / denominator
 
 
+def adamax(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g
+    u = s["exp_inf"] = np.maximum(beta2 * s.get("exp_inf", np.zeros_like(g)), np.abs(g) + o["eps"])
+    return o["lr"] / (1 - beta1**t) * m / u
+
+
+def radam(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    m, v = _moments(g, s, o)
+    m = m / (1 - beta1**t)
+    most = 2 / (1 - beta2) - 1
+    rho = most - 2 * t * beta2**t / (1 - beta2**t)
+    if rho <= 5:
+        return o["lr"] * m
+    r = math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    return o["lr"] * m * r * math.sqrt(1 - beta2**t) / (np.sqrt(v) + o["eps"])
+
+
+def rprop(g: Array, s: State, t: int, o: Options) -> Array:
+    turn = np.sign(g) * np.sign(s.get("prev", np.zeros_like(g)))
+    (less, more), (smallest, largest) = o["etas"], o["step_sizes"]
+    factor = np.where(turn > 0, g.dtype.type(more), np.where(turn < 0, g.dtype.type(less), g.dtype.type(1)))
+    size = np.clip(s.get("step_size", np.full_like(g, o["lr"])) * factor, smallest, largest)
+    s["step_size"] = size
+    g = s["prev"] = np.where(turn < 0, g.dtype.type(0), g)
+    return np.sign(g) * size
+
+
+def lion(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    m = s.get("exp_avg", np.zeros_like(g))
+    s["exp_avg"] = beta2 * m + (1 - beta2) * g
+    return o["lr"] * np.sign(beta1 * m + (1 - beta1) * g)
+
+
+def adabelief(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    m = s["exp_avg"] = beta1 * s.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g
+    spread = beta2 * s.get("exp_avg_var", np.zeros_like(g)) + (1 - beta2) * (g - m) ** 2 + o["eps"]
+    s["exp_avg_var"] = spread
+    return o["lr"] / (1 - beta1**t) * m / (np.sqrt(spread) / math.sqrt(1 - beta2**t) + o["eps"])
+
+
 UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "SGD": sgd,
     "Adagrad": adagrad,
@@ -122,6 +171,11 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Adam": adam,
     "AdamW": adam,
     "NAdam": nadam,
+    "Adamax": adamax,
+    "RAdam": radam,
+    "Rprop": rprop,
+    "Lion": lion,
+    "AdaBelief": adabelief,
 }
 
 

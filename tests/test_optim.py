@@ -96,7 +96,7 @@ def test_velocity_keeps_the_rate_of_each_step():
 
 @pytest.mark.parametrize("name", RULES)
 def test_minimises_parabola_and_rosenbrock(name):
-    lr = {"Adadelta": 30.0, "Adagrad": 0.5}.get(name, 0.05 if name != "SGD" else 0.2)
+    lr = {"Adadelta": 30.0, "Adagrad": 0.5, "Lion": 0.01}.get(name, 0.05 if name != "SGD" else 0.2)
     x = np.array([-1.0, 10.0])
     opt = make(name, [x], {"lr": lr})
     target = np.array([3.0, -2.0])
@@ -111,6 +111,8 @@ def test_minimises_parabola_and_rosenbrock(name):
         "Adagrad": ({"lr": 0.3}, 5e-3),
         "Adadelta": ({"lr": 0.3}, 0.25),
         "RMSprop": ({"lr": 1e-3, "centered": True}, 5e-3),
+        "Lion": ({"lr": 1e-3}, 5e-3),
+        "RAdam": ({"lr": 1e-3}, 5e-3),  # begins with plain momentum
     }
     options, bound = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
     opt = make(name, [x], options)
@@ -219,6 +221,32 @@ def test_a_nan_in_one_rule_s_gradients_shows_in_the_norm_of_all():
     assert np.isnan(opt.grad_norm)
     assert np.isnan(p).all()
     assert np.isnan(q).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "states"),
+    [
+        ("SGD", {"momentum": 0.9}, ["momentum_buffer"]),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, ["momentum_buffer"]),
+        ("RMSprop", {"momentum": 0.9, "centered": True, "alpha": 0.9}, ["momentum_buffer", "grad_avg"]),
+        ("Adam", {}, ["exp_avg"]),
+        ("Adam", {"amsgrad": True}, ["exp_avg"]),
+        ("NAdam", {}, ["exp_avg"]),
+    ],
+)
+def test_moments_of_gradients_that_stay_zero_reach_zero(name, options, states, isa):
+    """Rounded to nearest they would stay at some of the smallest numbers, which are slow to compute with."""
+    p = np.ones(100, np.float32)
+    opt = make(name, [p], options)
+    opt.step([np.linspace(-1, 1, 100, dtype=np.float32)])
+    smallest = np.finfo(np.float32).smallest_normal
+    for _ in range(1200):
+        opt.step([np.zeros(100, np.float32)])
+        for key in states:
+            m = np.abs(opt.state[0][key])
+            assert not ((m > 0) & (m < smallest)).any()
+    for key in states:
+        assert not opt.state[0][key].any()
 
 
 def test_settings_may_change_between_steps():

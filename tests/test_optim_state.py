@@ -11,10 +11,10 @@ import pytest
 from cases import OPTIMIZERS
 from fastopt import optim
 from optim_tools import (
-    NOT_TORCH_S,
     PEER_ROWS,
     ROWS,
     RULES,
+    TORCH_LACKS,
     TorchTwin,
     make,
     problem,
@@ -61,7 +61,7 @@ def test_average_starts_from_the_weights_of_the_first_step():
 def test_state_dict_exchange_with_torch(name, row):
     torch = pytest.importorskip("torch")
     options = OPTIMIZERS[name]["options"][row]
-    options = {k: v for k, v in options.items() if k not in NOT_TORCH_S}
+    options = {k: v for k, v in options.items() if k not in TORCH_LACKS}
     start, grads = problem("float64")
     start, grads = start[:6], [g[:6] for g in grads]
     twin = TorchTwin(torch, name, start, options)

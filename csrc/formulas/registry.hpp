@@ -3,13 +3,18 @@
 
 #include "formulas/activations.hpp"
 #include "formulas/losses.hpp"
+#include "formulas/rules/adabelief.hpp"
 #include "formulas/rules/adadelta.hpp"
 #include "formulas/rules/adagrad.hpp"
 #include "formulas/rules/adam.hpp"
+#include "formulas/rules/adamax.hpp"
 #include "formulas/rules/amsgrad.hpp"
+#include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
 #include "formulas/rules/nadam.hpp"
+#include "formulas/rules/radam.hpp"
 #include "formulas/rules/rmsprop.hpp"
+#include "formulas/rules/rprop.hpp"
 #include "formulas/rules/sgd.hpp"
 
 namespace fastopt {
@@ -20,7 +25,7 @@ using Activations = Formulas<Relu, LeakyRelu, Sigmoid, Tanh, Gelu, GeluTanh, Sil
 using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlDivLog>;
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
-                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam>;
+                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief>;
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -40,6 +40,10 @@ OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
     "amsgrad": (optim.Adam, 1e-3, 0.0, {"amsgrad": True}),
     "adamw": (optim.AdamW, 1e-3, 1e-2, {}),
     "nadam": (optim.NAdam, 2e-3, 0.0, {}),
+    "radam": (optim.RAdam, 1e-3, 0.0, {}),
+    "adamax": (optim.Adamax, 2e-3, 0.0, {}),
+    "adabelief": (optim.AdaBelief, 1e-3, 0.0, {}),
+    "lion": (optim.Lion, 1e-4, 0.0, {}),
 }
 MOMENTUM_OPTIMIZERS = ("sgd", "rmsprop")
 
@@ -438,6 +442,8 @@ def _progress(
         def show(done: int, loss: float) -> None:
             shown.set_postfix_str(f"loss {loss:.4f}{known}", refresh=False)
             shown.update(done - shown.n)
+            if done == rows:  # however short the epoch was
+                shown.refresh()
 
         yield show
 

@@ -73,7 +73,7 @@ class Adagrad(RuleOptimizer):
     def rule(self, group: dict[str, Any]) -> str:
         return "adagrad"
 
-    def initial(self, group: dict[str, Any]) -> float:
+    def initial(self, group: dict[str, Any], state: str) -> float:
         value: float = group["initial_accumulator_value"]
         return value
 

@@ -156,8 +156,8 @@ class RuleOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def initial(self, group: dict[str, Any]) -> float:
-        """Return the value that new state arrays are filled with."""
+    def initial(self, group: dict[str, Any], state: str) -> float:
+        """Return the value that a new array of this state is filled with."""
         return 0.0
 
     @property
@@ -375,7 +375,7 @@ class RuleOptimizer(Optimizer):
             new = made[i, name] if (i, name) in made else self._zeros(i)
             if name == "ema":
                 new[...] = self._dense[i].source
-            elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group]):
+            elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group], name):
                 new.fill(start)
             self._state[i][name] = new
 

@@ -1,0 +1,74 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Unpack
+
+from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
+from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+
+
+class Adamax(RuleOptimizer):
+    r"""Adamax: Adam with the infinity norm of the gradients.
+
+    .. math::
+        u &\leftarrow \max(\beta_2 u, |g| + \epsilon) \\
+        p &\leftarrow p - \frac{\eta}{1 - \beta_1^t} \, \frac{m}{u}
+
+    with :math:`m` as in `Adam`.
+
+    Parameters
+    ----------
+    params : list, dict, nested tree, (name, array) pairs, or list of groups
+        The parameters, updated in place; see `Optimizer`.
+    lr : float
+        Learning rate :math:`\eta`.
+    betas : (float, float)
+        Decay :math:`\beta_1` of the mean and :math:`\beta_2` of the norm.
+    eps : float
+        :math:`\epsilon`, inside the maximum.
+    weight_decay : float
+        Adds ``weight_decay * p`` to the gradient.
+    decoupled_weight_decay : bool
+        Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    **common
+        ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    References
+    ----------
+    Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, section 7.1.
+    """
+
+    ranges: ClassVar[dict[str, Interval]] = {
+        **COMMON_RANGES,
+        "beta1": FRACTION,
+        "beta2": FRACTION,
+        "eps": NONNEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, settings, **common)
+
+    def rule(self, group: dict[str, Any]) -> str:
+        return "adamax"
+
+    def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
+        beta1, beta2 = group["betas"]
+        return group["lr"] / (1.0 - beta1 ** s["step"]), beta1, beta2, group["eps"]
