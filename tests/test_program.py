@@ -180,6 +180,15 @@ def test_threads_change_no_bit(threads, fuse, dtype):
         )
 
 
+def test_batches_of_thousands_change_no_bit(threads):
+    """Their tasks are columns of a weight's gradient rather than rows."""
+    sizes = (150, 300, 11)
+    a = trained(sizes=sizes, batch=2100, fuse_update=True)
+    b = trained(sizes=sizes, batch=2100, fuse_update=False)
+    assert_same(list(a.values()), list(b.values()))
+    check_threads(threads, lambda: trained(sizes=sizes, batch=2100, fuse_update=True))
+
+
 def test_a_row_too_long_for_the_room_is_cut():
     """260 KiB of float64 a row: tasks of a few rows take some columns at a time."""
     sizes = (33003, 14, 3)

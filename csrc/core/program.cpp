@@ -18,6 +18,8 @@ namespace {
 
 constexpr Index kPieceBytes = Index(1) << 18;  // of a gradient that waits for its update: with p, m, v in L2
 constexpr Index kBiasColumns = 512;            // of a task that sums a bias's gradient
+constexpr Index kDeepBatch = 2048;             // rows of X from which on reading it again and again counts
+constexpr Index kDeepRows = 264;               // of a task then: a block of the gemm driver
 constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
 constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
@@ -265,11 +267,12 @@ void Program::backward_linear(const Layer& layer, const Layer& below, Index rows
 
 // Weight gradients and updates ---------------------------------------------------------------------------
 
-// One list of tasks for all layers, the first uses of parameters before the second.
-void Program::cut_tasks() {
+// One list of tasks for all layers, the first uses of parameters before the second. `deep`: of many rows.
+void Program::cut_tasks(bool deep) {
   const int threads = num_threads();
-  if (tasks_threads_ == threads && tasks_table_ == &kernels()) return;
+  if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_deep_ == deep) return;
   tasks_threads_ = threads;
+  tasks_deep_ = deep;
   tasks_table_ = &kernels();
   tasks_.clear();
   task_ends_.clear();
@@ -283,8 +286,14 @@ void Program::cut_tasks() {
         const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
         const Index most =
             std::max(room / std::max<Index>(layer.in, 1) / kernel.rows * kernel.rows, kernel.rows);
-        const Index rows = threads > 1 ? std::min(fair, most) : most;
-        const Index columns = std::max(room / rows / kernel.columns * kernel.columns, kernel.columns);
+        Index rows = threads > 1 ? std::min(fair, most) : most;
+        Index columns = std::max(room / rows / kernel.columns * kernel.columns, kernel.columns);
+        if (deep) {
+          // Each task reads all rows of its columns of X: few tasks, each of many rows of the weight.
+          rows = std::min(round_up(layer.out, kernel.rows), kDeepRows);
+          const Index share = round_up(pieces(layer.in, 2 * threads), kernel.columns);
+          columns = std::min(std::max(room / rows / kernel.columns * kernel.columns, kernel.columns), share);
+        }
         for (Index r = 0; r < layer.out; r += rows)
           for (Index c = 0; c < layer.in; c += columns)
             tasks_.push_back(
@@ -299,7 +308,7 @@ void Program::cut_tasks() {
 }
 
 void Program::update_weights(Index rows, const double* coefs) {
-  cut_tasks();
+  cut_tasks(rows >= kDeepBatch);
   Index products = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
     const Layer& layer = layers_[std::size_t(l)];

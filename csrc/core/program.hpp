@@ -131,7 +131,7 @@ class Program {
   void begin_backward(Index l, Index begin, Index end);
   void backward(Index rows);
   void backward_linear(const Layer& layer, const Layer& below, Index rows);
-  void cut_tasks();
+  void cut_tasks(bool deep);
   void update_weights(Index rows, const double* coefs);
   void run_weight_task(const Task& task, Index rows, const double* coefs);
   void run_bias_task(const Task& task, Index rows, const double* coefs);
@@ -153,6 +153,7 @@ class Program {
   std::vector<Task> tasks_;
   std::vector<Index> task_ends_;  // of the first, second, ... uses
   int tasks_threads_ = 0;         // what the tasks were cut for
+  bool tasks_deep_ = false;
   const KernelTable* tasks_table_ = nullptr;
   Buffer memory_, x_room_, target_room_;
   std::vector<double> parts_, scaled_;
