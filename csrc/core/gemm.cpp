@@ -64,6 +64,8 @@ void run_gemm_task(DType dtype, const GemmArgs& args, const GemmTasks& tasks, In
            std::min(column + tasks.columns, args.n));
 }
 
+namespace {
+
 // Columns of a task where all tasks share one packed A, so that cuts between columns cost nothing; 0 where
 // that does not pay.
 Index shared_columns(const GemmKernels& kernel, const GemmArgs& args, int threads) {
@@ -71,6 +73,8 @@ Index shared_columns(const GemmKernels& kernel, const GemmArgs& args, int thread
   const Index columns = cuts_of(panels, kTasksPerThread * threads) * kernel.columns;
   return threads > 1 && !args.bf16 && kernel.packed_a_size(args, columns) ? columns : 0;
 }
+
+}  // namespace
 
 void gemm(DType dtype, GemmArgs args) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];

@@ -80,11 +80,12 @@ void pack_a(const GemmArgs& args, Index begin_row, Index end_row, void* packed) 
 template <class T>
 bool pays_turned(const GemmArgs& args, Index height, Index width) {
   constexpr Index W = Simd<T>::size;
-  return args.b.row == 1 && args.b.col != 1 && args.beta == 0.0 && args.k >= 128 &&
+  return height > 0 && args.b.row == 1 && args.b.col != 1 && args.beta == 0.0 && args.k >= 128 &&
          8 * height * height <= kTurnedSize<T> && width >= 4 * height &&
          (height + W - 1) / W * W * 8 <= height * 9;
 }
 
+// See GemmKernels.
 template <class T>
 Index packed_a_size(const GemmArgs& args, Index columns) {
   // Below, a region of its own costs more than packing several times; beyond, A lies in memory.
