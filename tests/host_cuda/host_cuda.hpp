@@ -64,22 +64,16 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return host_cuda::shuffle(mask, value, threadIdx.x % 32 + delta);
 }
 
-// Fibers run one at a time, so these are whole by themselves.
+// Fibers run one at a time, so this is whole by itself.
 template <class T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
   *address = old + value;
   return old;
 }
-template <class T>
-T atomicExch(T* address, T value) {
-  const T old = *address;
-  *address = value;
-  return old;
-}
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
 inline const char* cudaGetErrorString(cudaError_t error) {
