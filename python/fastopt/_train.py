@@ -40,10 +40,10 @@ OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
     "amsgrad": (optim.Adam, 1e-3, 0.0, {"amsgrad": True}),
     "adamw": (optim.AdamW, 1e-3, 1e-2, {}),
     "nadam": (optim.NAdam, 2e-3, 0.0, {}),
-    "radam": (optim.RAdam, 1e-3, 0.0, {}),
+    "radam": (optim.RAdam, 3e-3, 0.0, {}),
     "adamax": (optim.Adamax, 2e-3, 0.0, {}),
     "adabelief": (optim.AdaBelief, 1e-3, 0.0, {}),
-    "lion": (optim.Lion, 1e-4, 0.0, {}),
+    "lion": (optim.Lion, 1e-3, 0.0, {}),
 }
 MOMENTUM_OPTIMIZERS = ("sgd", "rmsprop")
 
