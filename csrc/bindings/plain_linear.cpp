@@ -19,7 +19,7 @@
 namespace fastopt {
 namespace {
 
-constexpr Index kAny = -1;  // of an extent: whatever it is; of the number of rows: the array has one axis
+constexpr Index kAny = -1;  // of an extent: whatever it is
 
 // Arguments that are plain and fit each other. After one that is not, `ok` is false and views are empty.
 class PlainArguments {

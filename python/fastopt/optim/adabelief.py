@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
-from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+from fastopt.optim.adam_family import AdamFamily
+from fastopt.optim.rule import Common
 
 
-class AdaBelief(RuleOptimizer):
+class AdaBelief(AdamFamily):
     r"""AdaBelief: Adam that divides by how far gradients stray from their average.
 
     .. math::
@@ -41,13 +41,6 @@ class AdaBelief(RuleOptimizer):
     update is that of the authors' code without its ``rectify``.
     """
 
-    ranges: ClassVar[dict[str, Interval]] = {
-        **COMMON_RANGES,
-        "beta1": FRACTION,
-        "beta2": FRACTION,
-        "eps": NONNEGATIVE,
-    }
-
     def __init__(
         self,
         params: Any,
@@ -59,14 +52,7 @@ class AdaBelief(RuleOptimizer):
         decoupled_weight_decay: bool = True,
         **common: Unpack[Common],
     ) -> None:
-        settings = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, settings, **common)
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
         return "adabelief"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
-from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+from fastopt.optim.adam_family import AdamFamily
+from fastopt.optim.rule import Common
 
 
-class Adamax(RuleOptimizer):
+class Adamax(AdamFamily):
     r"""Adamax: Adam with the infinity norm of the gradients.
 
     .. math::
@@ -39,13 +39,6 @@ class Adamax(RuleOptimizer):
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, section 7.1.
     """
 
-    ranges: ClassVar[dict[str, Interval]] = {
-        **COMMON_RANGES,
-        "beta1": FRACTION,
-        "beta2": FRACTION,
-        "eps": NONNEGATIVE,
-    }
-
     def __init__(
         self,
         params: Any,
@@ -57,14 +50,7 @@ class Adamax(RuleOptimizer):
         decoupled_weight_decay: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        settings = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, settings, **common)
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
         return "adamax"

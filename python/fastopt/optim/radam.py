@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
-from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+from fastopt.optim.adam_family import AdamFamily
+from fastopt.optim.rule import Common
 
 
-class RAdam(RuleOptimizer):
+class RAdam(AdamFamily):
     r"""RAdam: Adam that waits for its mean square to mean something.
 
     .. math::
@@ -45,13 +45,6 @@ class RAdam(RuleOptimizer):
     Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020.
     """
 
-    ranges: ClassVar[dict[str, Interval]] = {
-        **COMMON_RANGES,
-        "beta1": FRACTION,
-        "beta2": FRACTION,
-        "eps": NONNEGATIVE,
-    }
-
     def __init__(
         self,
         params: Any,
@@ -63,14 +56,7 @@ class RAdam(RuleOptimizer):
         decoupled_weight_decay: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        settings = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(params, settings, **common)
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
         return "radam"

@@ -1,0 +1,38 @@
+"""The settings that Adam and its relatives share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Unpack
+
+from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
+from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+
+
+class AdamFamily(RuleOptimizer):
+    """Base class of the rules with two moments, an eps and either form of weight decay."""
+
+    ranges: ClassVar[dict[str, Interval]] = {
+        **COMMON_RANGES,
+        "beta1": FRACTION,
+        "beta2": FRACTION,
+        "eps": NONNEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decoupled_weight_decay: bool,
+        **common: Unpack[Common],
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, settings, **common)
