@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 import device_data as data
 import harness
-import numpy as np
 from device_data import Timed
 from harness import Call, Case, Many, Row
 
@@ -22,6 +25,10 @@ QUEUED = 64
 
 class Host(Many):
     """A call of which the time until it returns counts, not that of what it has queued."""
+
+
+class Device(Many):
+    """A call of which the device's time counts alone: it waits behind other work until all calls are queued."""
 
 
 # ------------------------------------------------------------------------------------------------ ceilings
@@ -71,17 +78,40 @@ harness.CEILINGS |= {
 # -------------------------------------------------------------------------------------------------- timing
 
 
+class _Delay:
+    """Work that keeps the device busy for a while."""
+
+    def __init__(self) -> None:
+        self.copy = DeviceCopy()
+        self.seconds = max(seconds(self.copy, 20), 1e-5)
+
+    def __call__(self, lasting: float) -> None:
+        for _ in range(math.ceil(lasting / self.seconds)):
+            self.copy()
+
+
+@cache
+def _delay() -> _Delay:
+    return _Delay()
+
+
+def _host_seconds(call: Call, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    taken = time.perf_counter() - start
+    data.synchronize()
+    return taken
+
+
 def seconds(call: Call, count: int) -> float:
     """Return the seconds per call of `count` calls in a row."""
     data.synchronize()
     if data.dry or isinstance(call, Host):
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        taken = time.perf_counter() - start
-        data.synchronize()
-        return taken / count
+        return _host_seconds(call, count) / count
     begin, end = data.xp.cuda.Event(), data.xp.cuda.Event()
+    if isinstance(call, Device):
+        _delay()(1.5 * _host_seconds(call, count))
     begin.record()
     for _ in range(count):
         call()
@@ -96,7 +126,10 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, np.ndarray]:
     for name, call in calls.items():
         seconds(call, 3)
         once = seconds(call, 3)
-        repeats[name] = QUEUED if isinstance(call, Host) else max(3, round(SAMPLE_SECONDS / max(once, 1e-7)))
+        wanted = max(3, round(SAMPLE_SECONDS / max(once, 1e-7)))
+        repeats[name] = (
+            QUEUED if isinstance(call, Host) else min(wanted, 16) if isinstance(call, Device) else wanted
+        )
     if data.dry:
         repeats = dict.fromkeys(calls, 1)
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -144,7 +177,9 @@ def measure(case: Case, rounds: int, versions: Mapping[str, str]) -> list[Row]:
             row.mode = calls[provider].mode
         table.append(row)
     for name, ceiling in ceilings.items():
-        table.append(harness.figures(case, name, measured[name], ceiling.work, ceiling.unit, peak[name], device))
+        table.append(
+            harness.figures(case, name, measured[name], ceiling.work, ceiling.unit, peak[name], device)
+        )
     return table
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+
 import clock
 import device_data as data
-import numpy as np
 import ours
 import train as cpu_train
-from harness import Aim, Case
+from harness import Aim, Case, Many
 
 #: Sets of shapes: nearly no work, what lies in a small part of the L2 cache, and where memory decides.
 SETS: dict[str, list[tuple[int, ...]]] = {
@@ -100,27 +102,16 @@ def optimizer(size: str, shapes: Sequence[tuple[int, ...]]) -> Case:
     )
 
 
-def _host(shapes: Sequence[tuple[int, ...]], _: Mapping[str, Any]) -> dict[str, Any]:
-    arrays, grads = _arrays(shapes, 1), _arrays(shapes, 2)
-    calls: dict[str, Any] = {"fastopt": ours.steps("AdamW", ADAMW, [arrays], grads)}
-    if peer := _torch():
-        for mode in ("fused", "foreach"):
-            calls[f"torch-{mode}"] = peer._steps("AdamW", ADAMW, [arrays], grads, **{mode: True})
-    return {name: clock.Host(timed.call, 1, "host") for name, timed in calls.items()}
+def _part(kind: type[Many], shapes: Sequence[tuple[int, ...]], _: Mapping[str, Any]) -> dict[str, Any]:
+    calls = _optimizer(shapes, {})
+    calls.pop("torch-graph", None)
+    return {name: kind(timed.call, 1, kind.__name__.lower()) for name, timed in calls.items()}
 
 
-def host(size: str, shapes: Sequence[tuple[int, ...]]) -> Case:
-    """How long the caller's thread is busy with a step."""
-    return Case(
-        op="optim.AdamW",
-        mode="host",
-        size=size,
-        build=partial(_host, shapes),
-        flops=1.0,
-        nbytes=28.0 * sum(int(np.prod(shape)) for shape in shapes),
-        ceilings=("device-copy",),
-        calls=0,
-    )
+def part(kind: type[Many], size: str, shapes: Sequence[tuple[int, ...]]) -> Case:
+    """How long a step keeps the caller's thread busy, or the device."""
+    like = optimizer(size, shapes)
+    return replace(like, mode=kind.__name__.lower(), build=partial(_part, kind, shapes), calls=0, aims=())
 
 
 # -------------------------------------------------------------------------------------------------- losses
@@ -248,8 +239,9 @@ MNIST_AIMS = (
 #: Name of the results -> cases. A dry run has the same at sizes of no weight.
 CASES: dict[str, Callable[[], list[Case]]] = {
     "optim": lambda: [
-        host("mlp 784-256-10", SETS["mlp 784-256-10"]),
+        part(clock.Host, "mlp 784-256-10", SETS["mlp 784-256-10"]),
         *(optimizer(size, SETS[size]) for size in SETS),
+        *(part(clock.Device, size, SETS[size]) for size in ("1 x 0.1M", "1 x 1M", "1000 x 64x64")),
     ],
     "losses": lambda: [cross_entropy(*size) for size in CLASSES],
     "train": lambda: [
@@ -262,7 +254,11 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     ],
 }
 DRY_CASES: dict[str, Callable[[], list[Case]]] = {
-    "optim": lambda: [host("dry", [(5, 3), (3,)]), optimizer("dry", [(1003,), (4, 5)])],
+    "optim": lambda: [
+        part(clock.Host, "dry", [(5, 3), (3,)]),
+        optimizer("dry", [(1003,), (4, 5)]),
+        part(clock.Device, "dry", [(5, 3), (3,)]),
+    ],
     "losses": lambda: [cross_entropy(5, 17)],
     "train": lambda: [train((12, 9, 8, 4), 6, batches=3)],
     "linear": lambda: [linear(mode, 5, 7, 19, kind) for kind in DTYPES for mode in ("forward", "backward")],

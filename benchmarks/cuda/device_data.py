@@ -101,16 +101,3 @@ def in_turn(timed: Sequence[Timed]) -> Timed:
         return latest.call()
 
     return Timed(call if len(timed) > 1 else timed[0].call, lambda: latest.result())
-
-
-def captured(call: Callable[[], Any], times: int = 1) -> Callable[[], Any]:
-    """Record `times` calls that queue work on CuPy's current stream, and return what replays them."""
-    stream = xp.cuda.Stream(non_blocking=True)
-    with stream:
-        call()
-        stream.synchronize()
-        stream.begin_capture()
-        for _ in range(times):
-            call()
-        graph = stream.end_capture()
-    return lambda: graph.launch()

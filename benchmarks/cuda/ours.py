@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import device_data as data
 import numpy as np
-from device_data import Timed
-from harness import Many
 
+import device_data as data
 import fastopt as fo
+from device_data import Timed
 from fastopt import functional as F
+from harness import Many
 
 Calls = dict[str, Any]
 
@@ -27,10 +27,10 @@ def steps(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], gra
     return data.in_turn(timed)
 
 
-def optimizer(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]) -> Calls:
-    made: Calls = {"fastopt": steps(name, options, sets, grads)}
-    replay = data.captured(steps(name, options, sets, grads).call, len(sets))
-    return {**made, "fastopt-graph": Many(replay, len(sets), "graph")}
+def optimizer(
+    name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]
+) -> Calls:
+    return {"fastopt": steps(name, options, sets, grads)}
 
 
 def cross_entropy(logits: Sequence[Any], target: Any) -> Calls:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import device_data as data
 import torch
+from torch.nn import functional as F
+
+import device_data as data
 from device_data import Timed
 from harness import Many
-from torch.nn import functional as F
 
 aten = torch.ops.aten
 Calls = dict[str, Any]
@@ -49,17 +51,21 @@ def _steps(
         for p, g in zip(params, grads, strict=True):
             p.grad = data.as_torch(g)
         step = getattr(torch.optim, name)(params, **options, **flags).step
-        timed.append(Timed(lambda step=step: step(), lambda params=params: params[0].detach().reshape(-1)[:1000]))
+        timed.append(
+            Timed(lambda step=step: step(), lambda params=params: params[0].detach().reshape(-1)[:1000])
+        )
     return data.in_turn(timed)
 
 
-def optimizer(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]) -> Calls:
+def optimizer(
+    name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]
+) -> Calls:
     made: Calls = {
         "torch-fused": _steps(name, options, sets, grads, fused=True),
         "torch-foreach": _steps(name, options, sets, grads, foreach=True),
     }
     graph = _steps(name, options, sets, grads, fused=True, capturable=not data.dry)
-    return {**made, "torch-fused-graph": Many(captured(graph.call, len(sets)), len(sets), "graph")}
+    return {**made, "torch-graph": Many(captured(graph.call, len(sets)), len(sets), "step")}
 
 
 # -------------------------------------------------------------------------------------------------- losses
@@ -93,13 +99,6 @@ def cross_entropy(logits: Sequence[Any], target_: Any) -> Calls:
 def linear_forward(xs: Sequence[Any], w: Any, b: Any) -> Calls:
     wt, out = w.t(), torch.empty((len(xs[0]), len(w)), dtype=w.dtype, device=w.device)
     kept: list[Any] = [out]
-
-    def keep(call: Callable[[Any], Any]) -> Callable[[Any], None]:
-        def kept_call(x: Any) -> None:
-            kept[0] = call(x)
-
-        return kept_call
-
     ways: dict[str, Callable[[Any], Any]] = {
         "torch-linear": lambda x: F.linear(x, w, b).relu_(),
         "torch-addmm": lambda x: torch.addmm(b, x, wt, out=out).relu_(),
@@ -108,8 +107,12 @@ def linear_forward(xs: Sequence[Any], w: Any, b: Any) -> Calls:
     }
     if not data.dry:
         ways["torch-compile"] = torch.compile(lambda x: F.linear(x, w, b).relu(), dynamic=False)
+
+    def call(way: Callable[[Any], Any], x: Any) -> None:
+        kept[0] = way(x)
+
     return {
-        name: data.in_turn([Timed(lambda x=x, f=keep(way): f(x), lambda: kept[0]) for x in xs])
+        name: data.in_turn([Timed(partial(call, way, x), lambda: kept[0]) for x in xs])
         for name, way in ways.items()
     }
 
@@ -211,5 +214,7 @@ def train(net: Any) -> Calls:
     calls["torch-graph"] = Timed(graph, lambda: None)
     whole = _network(net, capturable=True)
     own_batches = itertools.cycle(batches)
-    calls["torch-graph-run"] = Many(captured(lambda: _step(*whole, *next(own_batches)), len(batches)), len(batches))
+    calls["torch-graph-run"] = Many(
+        captured(lambda: _step(*whole, *next(own_batches)), len(batches)), len(batches)
+    )
     return calls

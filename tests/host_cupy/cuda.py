@@ -57,6 +57,13 @@ class _BaseStream:
     def wait_event(self, event: Event) -> None:
         """Nothing is left to wait for."""
 
+    def begin_capture(self, mode: int | None = None) -> None:
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+
+    def end_capture(self) -> Graph:
+        return Graph()
+
 
 class Stream(_BaseStream):
     """A stream of its own; its handle is the address of memory that nothing else has."""
@@ -73,6 +80,16 @@ Stream.null = _BaseStream(0)
 
 class ExternalStream(_BaseStream):
     """Another library's stream."""
+
+
+class Graph:
+    """What was captured: here it ran at once, and replaying it does nothing."""
+
+    def launch(self, stream: Any = None) -> None:
+        """Nothing was recorded."""
+
+    def upload(self, stream: Any = None) -> None:
+        """Nothing was recorded."""
 
 
 class Event:
