@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
 
 #include "cuda/elements.cuh"
 #include "cuda/gemm_epilogue.hpp"
@@ -164,7 +167,8 @@ class Multiplication {
       if (args_.k > 0) {
         round_factors(stream);
         const lt::Product product = describe();
-        multiply(*lt::plan_of(product, pointers(product.epilogue), nullptr), stream);
+        const auto timer = [this, stream] { return new_timer(stream); };
+        multiply(*lt::plan_of(product, pointers(product.epilogue), timer), stream);
         return;
       }
       if (args_.beta != 1.0) scale_on_device(dtype_, args_, stream);
@@ -190,6 +194,9 @@ class Multiplication {
     if (args_.a_sums && done != lt::Epilogue::bgrad_b)
       sums(dtype_, args_.a.data, args_.m, args_.a.row, args_.k, args_.a.col, args_.a_sums, stream);
   }
+
+  // None where there is to be no timing, and no room for it.
+  lt::Timer new_timer(CudaStream stream) const;
 
   void round_factors(CudaStream stream) {
     if (factor_dtype_ == dtype_) return;
@@ -255,6 +262,92 @@ class Multiplication {
   Index workspace_bytes_;
   void *workspace_, *rounded_a_ = nullptr, *rounded_b_ = nullptr;
 };
+
+// Allocating and waiting is allowed while another stream of the process is being captured.
+class Relaxed {
+ public:
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+struct EventDestroy {
+  void operator()(CUevent_st* event) const { cudaEventDestroy(event); }
+};
+using Event = std::unique_ptr<CUevent_st, EventDestroy>;
+
+Event new_event() {
+  cudaEvent_t event;
+  check(cudaEventCreate(&event));
+  return Event(event);
+}
+
+// Memory in place of outputs, with their alignment: what is timed leaves no trace.
+class Stand {
+ public:
+  void* in_for(const void* output, Index bytes) {
+    if (!output) return nullptr;
+    memory_.push_back(device_memory(bytes + kAligned));
+    return static_cast<char*>(memory_.back().get()) + reinterpret_cast<std::uintptr_t>(output) % kAligned;
+  }
+
+ private:
+  std::vector<DeviceArray<void>> memory_;
+};
+
+bool autotunes() {
+  const char* const setting = std::getenv("FASTOPT_CUDA_AUTOTUNE");
+  return !setting || std::strcmp(setting, "0") != 0;
+}
+
+// The least of some rounds of several products each, in milliseconds; infinite where one fails.
+template <class F>
+float time_of(const F& run, CudaStream stream) {
+  constexpr int kRounds = 3, kRuns = 5;
+  const Event begin = new_event(), end = new_event();
+  float least = std::numeric_limits<float>::infinity();
+  try {
+    run();
+    for (int round = 0; round < kRounds; ++round) {
+      check(cudaEventRecord(begin.get(), stream));
+      for (int i = 0; i < kRuns; ++i) run();
+      check(cudaEventRecord(end.get(), stream));
+      check(cudaEventSynchronize(end.get()));
+      float took = 0.0f;
+      check(cudaEventElapsedTime(&took, begin.get(), end.get()));
+      least = std::min(least, took);
+    }
+  } catch (const std::runtime_error&) {
+    return std::numeric_limits<float>::infinity();
+  }
+  return least;
+}
+
+lt::Timer Multiplication::new_timer(CudaStream stream) const {
+  if (!autotunes() || is_capturing(stream)) return nullptr;
+  const Relaxed relaxed;
+  const auto stand = std::make_shared<Stand>();
+  const auto trial = std::make_shared<Multiplication>(*this);
+  DeviceGemm& args = trial->args_;
+  const Index item = item_bytes(dtype_), bytes = args.m * args.n * item;
+  try {
+    args.c = stand->in_for(args.c, args.m * args.c_row * item);
+    args.epilogue.kept_input = stand->in_for(args.epilogue.kept_input, bytes);
+    args.epilogue.kept_output = stand->in_for(args.epilogue.kept_output, bytes);
+    args.c_sums = stand->in_for(args.c_sums, args.n * item);
+    args.a_sums = stand->in_for(args.a_sums, args.m * item);
+  } catch (const DeviceError&) {
+    return nullptr;
+  }
+  return [stand, trial, stream](lt::Plan& plan) {
+    const Relaxed also_relaxed;
+    return time_of([&] { trial->multiply(plan, stream); }, stream);
+  };
+}
 
 }  // namespace
 }  // namespace FASTOPT_ISA

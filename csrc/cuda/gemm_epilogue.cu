@@ -112,8 +112,7 @@ struct Finish {
 template <class F, bool Grad, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>) finish_kernel(F f, FinishArgs<S> args) {
   const Finish<F, Grad, S> body{f, args};
-  for_each_pack<kPack<S>>(args.fits, 0, args.size, Index(blockIdx.x) * blockDim.x + threadIdx.x,
-                          Index(gridDim.x) * blockDim.x, body);
+  run_all<kPack<S>>(args.fits, args.size, body);
 }
 
 template <class F, bool Grad, class S>
@@ -202,8 +201,7 @@ struct Round {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads) round_kernel(Round<S> body, Index size, bool fits) {
-  for_each_pack<kPack<S>>(fits, 0, size, Index(blockIdx.x) * blockDim.x + threadIdx.x,
-                          Index(gridDim.x) * blockDim.x, body);
+  run_all<kPack<S>>(fits, size, body);
 }
 
 template <class S>
