@@ -14,8 +14,8 @@ set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/ge
 set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
 
 # What the module needs besides: its bindings, and what it shares with _core.
-set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_step.cpp
-    csrc/bindings/device_arrays.cpp csrc/core/cut.cpp)
+set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_linear.cpp
+    csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.

@@ -106,26 +106,6 @@ bool needs_finish(const fastopt::Epilogue& e) {
          e.residual;
 }
 
-// out[i] = the sum over j of x[i step + j across], in double.
-template <class S>
-__global__ void __launch_bounds__(kThreads)
-    sums_kernel(const S* x, Index n, Index step, Index depth, Index across, S* out) {
-  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= n) return;
-  double sum = 0.0;
-  for (Index j = 0; j < depth; ++j) sum += double(load(x[i * step + j * across]));
-  out[i] = Store<S>::from(Compute<S>(sum));
-}
-
-void sums(DType dtype, const void* x, Index n, Index step, Index depth, Index across, void* out,
-          CudaStream stream) {
-  if (n == 0) return;
-  with_storage(dtype, [&]<class S>(S) {
-    launch(sums_kernel<S>, (n + kThreads - 1) / kThreads, kThreads, 0, stream, static_cast<const S*>(x), n,
-           step, depth, across, static_cast<S*>(out));
-  });
-}
-
 // A scratch is dealt out in pieces; without one this tells how large it has to be.
 class Pieces {
  public:
@@ -149,6 +129,7 @@ class Multiplication {
       : dtype_(dtype),
         factor_dtype_(factor_dtype(dtype, args.precision)),
         args_(args),
+        scratch_(scratch),
         a_(args.b.data, args.n, args.k, args.b.col, args.b.row),
         b_(args.a.data, args.m, args.k, args.a.row, args.a.col),
         pieces_(scratch),
@@ -160,7 +141,11 @@ class Multiplication {
     rounded_b_ = pieces_.take(b_.columns * round_up(b_.rows, 8) * item_bytes(factor_dtype_));
   }
 
-  Index scratch_bytes() const { return pieces_.bytes(); }
+  // Sums are taken last: they find the whole scratch theirs.
+  Index scratch_bytes() const {
+    return std::max({pieces_.bytes(), args_.c_sums ? column_sums_scratch_bytes(args_.m, args_.n) : 0,
+                     args_.a_sums ? column_sums_scratch_bytes(args_.k, args_.m) : 0});
+  }
 
   void run(CudaStream stream) {
     if (args_.m > 0 && args_.n > 0) {
@@ -190,9 +175,9 @@ class Multiplication {
   // The sums that are wanted and not done.
   void sum(lt::Epilogue done, CudaStream stream) const {
     if (args_.c_sums && done != lt::Epilogue::dgelu_bgrad)
-      sums(dtype_, args_.c, args_.n, 1, args_.m, args_.c_row, args_.c_sums, stream);
+      column_sums_on_device(dtype_, args_.c, args_.m, args_.n, args_.c_sums, false, scratch_, stream);
     if (args_.a_sums && done != lt::Epilogue::bgrad_b)
-      sums(dtype_, args_.a.data, args_.m, args_.a.row, args_.k, args_.a.col, args_.a_sums, stream);
+      column_sums_on_device(dtype_, args_.a.data, args_.k, args_.m, args_.a_sums, false, scratch_, stream);
   }
 
   // None where there is to be no timing, and no room for it.
@@ -256,6 +241,7 @@ class Multiplication {
 
   DType dtype_, factor_dtype_;
   DeviceGemm args_;
+  void* scratch_;
   Factor a_, b_;  // of cuBLASLt: our B and A
   Pieces pieces_;
   int device_;
@@ -349,8 +335,28 @@ lt::Timer Multiplication::new_timer(CudaStream stream) const {
   };
 }
 
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(const S* x, Index rows, Index columns, S* out, bool add) {
+  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= columns) return;
+  double sum = 0.0;
+  for (Index j = 0; j < rows; ++j) sum += double(load(x[j * columns + i]));
+  out[i] = Store<S>::from(Compute<S>(sum) + (add ? load(out[i]) : Compute<S>(0)));
+}
+
 }  // namespace
 }  // namespace FASTOPT_ISA
+
+Index column_sums_scratch_bytes(Index, Index) { return 64; }
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add, void*,
+                           CudaStream stream) {
+  if (columns == 0) return;
+  with_storage(dtype, [&]<class S>(S) {
+    launch(column_sums_kernel<S>, (columns + kThreads - 1) / kThreads, kThreads, 0, stream,
+           static_cast<const S*>(x), rows, columns, static_cast<S*>(out), add);
+  });
+}
 
 void gemm_on_device(DType dtype, const DeviceGemm& args, void* scratch, CudaStream stream) {
   Multiplication(dtype, args, scratch).run(stream);
