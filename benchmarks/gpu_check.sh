@@ -83,7 +83,7 @@ stage_build() {
 }
 
 stage_tests() {
-  limited "$1" "$python" -m pytest -q -p no:cacheprovider -m gpu || return
+  limited "$1" "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/test_gpu*.py || return
   tail -n 1 "$work/part.log"
   limited "$1" ctest --test-dir "$build" -j "$(nproc)" --output-on-failure
 }
@@ -93,7 +93,7 @@ stage_sanitize() {
   local tool status=0
   for tool in memcheck racecheck; do
     FASTOPT_GPU_SHORT=1 limited $(($1 / 2)) compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest -q -x -p no:cacheprovider -m gpu tests/test_gpu.py || status=1
+      "$python" -m pytest -q -x -W default -p no:cacheprovider -m gpu tests/test_gpu.py || status=1
     grep -h "ERROR SUMMARY" "$work/part.log" | sed "s/^=* */$tool: /"
   done
   return $status
