@@ -1,7 +1,7 @@
-// The elementwise driver: activations with their bias, their gradients, dropout.
+// The elementwise driver: activations with their bias, their gradients, dropout, axpy.
+#include "cuda/args.cuh"
 #include "cuda/packs.cuh"
 #include "formulas/philox.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -16,10 +16,6 @@ constexpr int kPack = sizeof(S) == 2 ? 8 : 4;
 // Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
 template <class S>
 constexpr int kBlocks = sizeof(S) == 8 ? 2 : 4;
-
-struct Params {
-  double at[Names::kMax];
-};
 
 // What is left of a division. Of 64 bits it takes a device several times as long.
 __device__ __forceinline__ Index remainder(Index i, Index n) {
@@ -109,6 +105,22 @@ struct Dropout {
   }
 };
 
+template <class S>
+struct Axpy {
+  Compute<S> a;
+  const S* x;
+  S* y;
+
+  template <int N>
+  __device__ __forceinline__ void run(Index i) const {
+    const Pack<S, N> x_pack = load_pack<N>(x + i);
+    Pack<S, N> pack = load_pack<N>(y + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) pack.at[k] = Store<S>::from(fma(a, load(x_pack.at[k]), load(pack.at[k])));
+    store_pack(y + i, pack);
+  }
+};
+
 template <int N, class Body>
 __device__ __forceinline__ void run_all(bool fits, Index n, const Body& body) {
   for_each_pack<N>(fits, 0, n, Index(blockIdx.x) * blockDim.x + threadIdx.x, Index(gridDim.x) * blockDim.x,
@@ -133,8 +145,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>) dropout_kernel(DropoutArgs args, Index n, bool fits) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    dropout_kernel(DropoutArgs args, const std::uint64_t* mask_offset, Index n, bool fits) {
+  if (mask_offset) args.offset += *mask_offset;
   run_all<kPack<S>>(fits, n, Dropout<S>{args});
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, kBlocks<S>) axpy_kernel(Axpy<S> body, Index n, bool fits) {
+  run_all<kPack<S>>(fits, n, body);
 }
 
 using ActivationKernel = void (*)(ActivationArgs args, Params params, Index n, bool fits);
@@ -146,23 +165,7 @@ template <template <class> class... F, class S>
 struct Table<Formulas<F...>, S> {
   static constexpr ActivationKernel values[] = {activation_kernel<F, S>...};
   static constexpr ActivationGradKernel grads[] = {activation_grad_kernel<F, S>...};
-  static constexpr int params[] = {F<double>::params.size...};
 };
-
-// f(S()) for the storage type S.
-template <class F>
-void with_storage(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(float());
-    case DType::f64:
-      return f(double());
-    case DType::bf16:
-      return f(Bf16());
-    case DType::f16:
-      return f(F16());
-  }
-}
 
 template <class S>
 bool fit_packs(const void* a, const void* b, const void* c = nullptr, const void* d = nullptr) {
@@ -177,15 +180,6 @@ Index blocks(Index n) {
   return all < kMostBlocks ? all : kMostBlocks;
 }
 
-// The parameters of a formula, by value: the kernel runs when the caller's may be gone.
-template <class S>
-Params copied(int formula, const double* params) {
-  Params own = {};
-  const int size = formula < 0 ? 0 : Table<Activations, S>::params[formula];
-  for (int i = 0; i < size; ++i) own.at[i] = params[i];
-  return own;
-}
-
 }  // namespace
 }  // namespace FASTOPT_ISA
 
@@ -194,7 +188,7 @@ void activation_on_device(DType dtype, const ActivationArgs& args, Index n, Cuda
   with_storage(dtype, [&]<class S>(S) {
     const ActivationKernel kernel =
         args.formula < 0 ? activation_kernel<Identity, S> : Table<Activations, S>::values[args.formula];
-    launch(kernel, blocks<S>(n), kThreads, 0, stream, args, copied<S>(args.formula, args.params), n,
+    launch(kernel, blocks<S>(n), kThreads, 0, stream, args, copied<Activations>(args.formula, args.params), n,
            fit_packs<S>(args.x, args.y));
   });
 }
@@ -203,14 +197,24 @@ void activation_grad_on_device(DType dtype, const ActivationGradArgs& args, Inde
   if (n == 0) return;
   with_storage(dtype, [&]<class S>(S) {
     launch(Table<Activations, S>::grads[args.formula], blocks<S>(n), kThreads, 0, stream, args,
-           copied<S>(args.formula, args.params), n, fit_packs<S>(args.dy, args.x, args.y, args.dx));
+           copied<Activations>(args.formula, args.params), n, fit_packs<S>(args.dy, args.x, args.y, args.dx));
   });
 }
 
-void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, CudaStream stream) {
+void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, const std::uint64_t* mask_offset,
+                       CudaStream stream) {
   if (n == 0) return;
   with_storage(dtype, [&]<class S>(S) {
-    launch(dropout_kernel<S>, blocks<S>(n), kThreads, 0, stream, args, n, fit_packs<S>(args.x, args.y));
+    launch(dropout_kernel<S>, blocks<S>(n), kThreads, 0, stream, args, mask_offset, n,
+           fit_packs<S>(args.x, args.y));
+  });
+}
+
+void axpy_on_device(DType dtype, double a, const void* x, void* y, Index n, CudaStream stream) {
+  if (n == 0) return;
+  with_storage(dtype, [&]<class S>(S) {
+    const Axpy<S> body{Compute<S>(a), static_cast<const S*>(x), static_cast<S*>(y)};
+    launch(axpy_kernel<S>, blocks<S>(n), kThreads, 0, stream, body, n, fit_packs<S>(x, y));
   });
 }
 
