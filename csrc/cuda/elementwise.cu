@@ -1,33 +1,10 @@
 // The elementwise driver: activations with their bias, their gradients, dropout, axpy.
 #include "cuda/args.cuh"
-#include "cuda/packs.cuh"
 #include "formulas/philox.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
-
-constexpr Index kMostBlocks = 4096;  // of a launch; a thread then takes several packs
-
-// Elements of a pack: 16 bytes of them, and whole blocks of Philox's words.
-template <class S>
-constexpr int kPack = sizeof(S) == 2 ? 8 : 4;
-
-// Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
-template <class S>
-constexpr int kBlocks = sizeof(S) == 8 ? 2 : 4;
-
-// What is left of a division. Of 64 bits it takes a device several times as long.
-__device__ __forceinline__ Index remainder(Index i, Index n) {
-  return ((i | n) >> 32) == 0 ? Index(std::uint32_t(i) % std::uint32_t(n)) : i % n;
-}
-
-// An activation that is none, for a bias alone.
-template <class T>
-struct Identity {
-  FO_HD explicit Identity(const double*) {}
-  FO_HD T value(T x) const { return x; }
-};
 
 template <template <class> class F, class S>
 struct Activation {
@@ -121,12 +98,6 @@ struct Axpy {
   }
 };
 
-template <int N, class Body>
-__device__ __forceinline__ void run_all(bool fits, Index n, const Body& body) {
-  for_each_pack<N>(fits, 0, n, Index(blockIdx.x) * blockDim.x + threadIdx.x, Index(gridDim.x) * blockDim.x,
-                   body);
-}
-
 template <template <class> class F, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     activation_kernel(ActivationArgs args, Params params, Index n, bool fits) {
@@ -172,12 +143,6 @@ bool fit_packs(const void* a, const void* b, const void* c = nullptr, const void
   bool fit = true;
   for (const void* x : {a, b, c, d}) fit = fit && fits_pack<kPack<S>>(static_cast<const S*>(x));
   return fit;
-}
-
-template <class S>
-Index blocks(Index n) {
-  const Index packs = (n + kPack<S> - 1) / kPack<S>, all = (packs + kThreads - 1) / kThreads;
-  return all < kMostBlocks ? all : kMostBlocks;
 }
 
 }  // namespace

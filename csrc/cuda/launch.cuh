@@ -34,7 +34,7 @@ __device__ T* shared_memory() {
 // The kernel on `grid` blocks of `block` threads, each block with so many bytes of dynamic shared memory.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, [[maybe_unused]] CudaStream stream,
-            A... args) {
+            const A&... args) {
 #ifdef __CUDACC__
   kernel<<<unsigned(grid), unsigned(block), std::size_t(shared_bytes), stream>>>(args...);
 #else

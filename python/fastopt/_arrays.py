@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastopt._device import device_view, is_device_array, library
+
 Array = npt.NDArray[Any]
 
 _DLPACK_CPU = 1
 _LINE = 64  # bytes of a cache line
 
 
-def as_view(x: Any, name: str) -> Array:
-    """Return `x` as an ndarray that shares its memory.
+def as_view(x: Any, name: str) -> Any:
+    """Return `x` as an ndarray that shares its memory; of an array on a CUDA device its `device_view`.
 
     Parameters
     ----------
     x : array
-        A NumPy array, a CPU torch tensor, or any object with DLPack's protocol on the CPU.
+        A NumPy array, a torch tensor, or any object with DLPack's protocol or ``__cuda_array_interface__``.
     name : str
         How messages call it, e.g. ``"params[3]"``.
 
@@ -32,7 +34,7 @@ def as_view(x: Any, name: str) -> Array:
     TypeError
         `x` is no such array.
     ValueError
-        `x` is on another device than the CPU.
+        `x` is neither on the CPU nor on a CUDA device.
     """
     if type(x) is np.ndarray:
         return x
@@ -41,10 +43,11 @@ def as_view(x: Any, name: str) -> Array:
             raise TypeError(f"{name} is a masked array, expected a plain array")
         return x.view(np.ndarray)
     module = type(x).__module__.partition(".")[0]
-    if module == "torch" and hasattr(x, "detach"):
+    if module == "torch" and hasattr(x, "detach") and not x.is_cuda:
         return _torch_view(x, name)
-    if hasattr(x, "__cuda_array_interface__"):
-        raise ValueError(f"{name} is on a CUDA device, this build of fastopt has CPU kernels only")
+    device = device_view(x, name)
+    if device is not None:
+        return device
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind, index = x.__dlpack_device__()
         if kind != _DLPACK_CPU:
@@ -137,6 +140,12 @@ class Dense:
         else:
             self.array = np.array(source, order="C")
 
+    @property
+    def address(self) -> int:
+        """Where the source begins."""
+        address: int = self.source.__array_interface__["data"][0]
+        return address
+
     def load(self) -> None:
         """Bring the copy up to date with the source."""
         if self.copied:
@@ -152,3 +161,58 @@ class Dense:
         if self._order is not None:
             g = g.transpose(self._order)
         return g if g.flags.c_contiguous and g.flags.aligned else np.array(g, order="C")
+
+
+class DeviceDense:
+    """What `Dense` is for a C-contiguous array on a CUDA device, the only ones that are updated there.
+
+    Attributes
+    ----------
+    source : CuPy array or TorchArray
+        The array as this package works on it.
+    array : CuPy array or torch tensor
+        The array as its library knows it.
+    """
+
+    __slots__ = ("array", "source")
+    plain = True
+    copied = False
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.source = source
+        self.array: Any = library(source).unwrap(source)
+        if library(source).dense(source) is not source:
+            raise ValueError(f"{name} is not C-contiguous, which parameters on a GPU have to be")
+
+    @property
+    def address(self) -> int:
+        """Where the source begins."""
+        return library(self.source).address(self.source)
+
+    def load(self) -> None:
+        """Do nothing: the array itself is updated."""
+
+    def store(self) -> None:
+        """Do nothing: the array itself is updated."""
+
+    def arrange(self, g: Any) -> Any:
+        """Return `g` as its library knows it, C-contiguous."""
+        lib = library(g)
+        return lib.unwrap(lib.dense(g))
+
+
+def zeros_for(dense: Dense | DeviceDense, dtype: np.dtype[Any]) -> Any:
+    """Return zeros in the shape, the place and, on the host, the layout of a parameter."""
+    p = dense.source
+    if isinstance(dense, DeviceDense):
+        return library(p).zeros(p, p.shape, dtype)
+    return np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+
+
+def assign(target: Any, source: Any) -> None:
+    """Write `source` into `target`; either may be on the host or on a device."""
+    if is_device_array(target):
+        lib = library(target)
+        lib.copy_into(target, source if is_device_array(source) else lib.from_host(source, target))
+    else:
+        np.copyto(target, library(source).to_host(source) if is_device_array(source) else source)

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   } parts[] = {{"cuda_fibers", test_cuda_fibers},
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
+               {"cuda_gemm", test_cuda_gemm},
                {"cuda_reduce", test_cuda_reduce},
                {"cuda_rows", test_cuda_rows},
                {"cuda_cross_entropy", test_cuda_cross_entropy},
