@@ -8,14 +8,15 @@ set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nv
 set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
-set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/gemm_epilogue.cu
-    csrc/cuda/reduce.cu csrc/cuda/runtime.cu csrc/cuda/step.cu)
+set(FASTOPT_CUDA_SOURCES csrc/cuda/arrange.cu csrc/cuda/cross_entropy.cu csrc/cuda/elementwise.cu csrc/cuda/gemm.cu
+    csrc/cuda/gemm_epilogue.cu csrc/cuda/losses.cu csrc/cuda/reduce.cu csrc/cuda/rows.cu csrc/cuda/runtime.cu
+    csrc/cuda/step.cu)
 # Host code of theirs without CUDA's names.
 set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
 
 # What the module needs besides: its bindings, and what it shares with _core.
-set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_linear.cpp
-    csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp)
+set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_kernels.cpp
+    csrc/bindings/cuda_linear.cpp csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.

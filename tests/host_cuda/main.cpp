@@ -14,7 +14,11 @@ int main(int argc, char** argv) {
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
                {"cuda_gemm", test_cuda_gemm},
-               {"cuda_reduce", test_cuda_reduce}};
+               {"cuda_reduce", test_cuda_reduce},
+               {"cuda_rows", test_cuda_rows},
+               {"cuda_cross_entropy", test_cuda_cross_entropy},
+               {"cuda_losses", test_cuda_losses},
+               {"cuda_arrange", test_cuda_arrange}};
   // A device always has fused multiply-adds. Levels without give other bits.
   CHECK(set_isa(available_isas()[0]));
   if (std::strcmp(kernels().isa, "v2") == 0) return puts("skipped: this CPU has no fused multiply-add"), 0;
