@@ -1,13 +1,15 @@
-// CUDA's names for kernels that are compiled as C++. A launch runs at once, on the calling thread: its blocks
-// one after another, the threads of a block as fibers that change places only where one waits. Every other
-// launch takes blocks and threads in reverse, so that what leans on their order does not pass for long.
-// Device memory is the heap's, so that the address sanitizer watches it.
+// CUDA's names for kernels that are compiled as C++. A launch that no graph records (host_graph.hpp) runs at
+// once, on the calling thread: its blocks one after another, the threads of a block as fibers that change
+// places only where one waits. Every other launch takes blocks and threads in reverse, so that what leans on
+// their order does not pass for long. Device memory is the heap's, so that the address sanitizer watches it.
 #pragma once
 
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+
+#include "host_graph.hpp"
 
 #define __global__
 #define __device__
@@ -72,23 +74,9 @@ T atomicAdd(T* address, T value) {
   return old;
 }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
-inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "out of memory";
-}
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return *value = 2, cudaSuccess;  // so few multiprocessors that small tests see chunks of several sizes
-}
-inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  *memory = std::malloc(bytes);
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
-inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
 }
