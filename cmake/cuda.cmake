@@ -9,7 +9,8 @@ set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nv
 set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
-set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/reduce.cu csrc/cuda/step.cu)
+set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/reduce.cu csrc/cuda/runtime.cu
+    csrc/cuda/step.cu)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.

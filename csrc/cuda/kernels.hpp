@@ -2,16 +2,12 @@
 // queued on the stream, and nothing waits for it. A CUDA error is a std::runtime_error with CUDA's message.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "core/plan.hpp"
-
-struct CUstream_st;
+#include "cuda/runtime.hpp"
 
 namespace fastopt {
-
-using CudaStream = CUstream_st*;
 
 // What a step reads from device memory, so that a captured graph replays with new values.
 struct DeviceStep {
@@ -32,31 +28,55 @@ struct DeviceNorm {
   std::int32_t* found_inf = nullptr;  // 1 where the norm is not finite, else 0
 };
 
-struct DeviceFree {
-  void operator()(void* memory) const;
-};
+// A few values that a launch takes along, so that they need no copy to device memory. Two of these and a
+// DeviceStep fit into the 4 KiB of arguments that every driver takes.
 template <class T>
-using DeviceArray = std::unique_ptr<T, DeviceFree>;
+struct Inline {
+  static constexpr Index kSize = 160;
+  T at[kSize];
+};
 
-// Many tensors with their chunks in device memory, put there once: a step of all of them is one launch.
+// Many tensors with their chunks in device memory, put there once: a step of all of them is one launch. What
+// follows uses the plan's own device memory, so a plan is for one stream at a time.
 class DevicePlan {
  public:
   // The tensors' own pointers are to device memory; the vector is copied.
   DevicePlan(int rule, const std::vector<PlanTensor>& tensors);
   void step(const DeviceStep& step, CudaStream stream) const;
 
-  // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max. Norms of one
-  // plan share its room for partial results, so they are for one stream at a time.
+  // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max.
   void norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const;
 
+  // The same with `grads`, `rows` and `coefs` (n_coefs of them) in host memory, which may change once the
+  // call is back. They travel with the launch where they are few; many go to device memory first, in launches
+  // of their own, addresses and rows only where they differ from the last call's.
+  void step_from_host(DeviceStep step, Index n_coefs, CudaStream stream);
+  void norm_from_host(Monoid monoid, DeviceNorm norm, CudaStream stream);
+
  private:
+  void launch_step(const DeviceStep& step, const Inline<double>& coefs, const Inline<const void*>& grads,
+                   CudaStream stream) const;
+  void launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline<const void*>& grads,
+                   CudaStream stream) const;
+  // The addresses in device memory, or null where they are few enough to travel with a launch, in `own`.
+  const void* const* place_grads(const void* const* grads, Inline<const void*>& own, CudaStream stream);
+
   int rule_;
+  Index size_;
   bool narrow_ = false, wide_ = false;  // there are tensors that compute in float, in double
   Index chunks_size_ = 0, norm_chunks_size_ = 0;
   DeviceArray<PlanTensor> tensors_;
   DeviceArray<PlanChunk> chunks_, norm_chunks_;
   DeviceArray<double> partials_;       // of a norm, one for each of its chunks
   DeviceArray<unsigned> blocks_done_;  // of the running norm
+
+  // What the last call from the host has left in device memory.
+  std::vector<const void*> known_grads_;
+  std::vector<std::int32_t> known_rows_;
+  DeviceArray<const void*> grads_;
+  DeviceArray<std::int32_t> rows_;
+  DeviceArray<double> coefs_;
+  Index coefs_room_ = 0;
 };
 
 // The arguments of the CPU's kernels over n elements; `params` stays a host pointer.

@@ -33,7 +33,8 @@ __device__ T* shared_memory() {
 
 // The kernel on `grid` blocks of `block` threads, each block with so many bytes of dynamic shared memory.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, CudaStream stream, A... args) {
+void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, CudaStream stream,
+            const A&... args) {
 #ifdef __CUDACC__
   kernel<<<unsigned(grid), unsigned(block), std::size_t(shared_bytes), stream>>>(args...);
 #else

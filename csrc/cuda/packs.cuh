@@ -32,12 +32,12 @@ FO_HD bool fits_pack(const S* x) {
 
 // The elements [begin, end) dealt to threads in turn: body.run<N>(i) for whole packs where they fit,
 // body.run<1>(i) for the rest.
-template <int N, class Body>
-__device__ __forceinline__ void for_each_pack(bool fits, Index begin, Index end, Index thread, Index threads,
+template <int N, class Int, class Body>
+__device__ __forceinline__ void for_each_pack(bool fits, Int begin, Int end, Int thread, Int threads,
                                               const Body& body) {
-  const Index whole = fits ? begin + (end - begin) / N * N : begin;
-  for (Index i = begin + thread * N; i < whole; i += threads * N) body.template run<N>(i);
-  for (Index i = whole + thread; i < end; i += threads) body.template run<1>(i);
+  const Int whole = fits ? begin + (end - begin) / N * N : begin;
+  for (Int i = begin + thread * N; i < whole; i += threads * N) body.template run<N>(i);
+  for (Int i = whole + thread; i < end; i += threads) body.template run<1>(i);
 }
 
 }  // namespace FASTOPT_ISA

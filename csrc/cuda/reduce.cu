@@ -88,9 +88,9 @@ __device__ void leave(double norm, const DeviceNorm& out) {
 template <class M, bool Root>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const PlanTensor* tensors, const PlanChunk* chunks, double* partials, unsigned* blocks_done,
-                DeviceNorm norm) {
+                DeviceNorm norm, const __grid_constant__ Inline<const void*> own_grads) {
   const PlanChunk chunk = chunks[blockIdx.x];
-  const void* grad = norm.grads[chunk.tensor];
+  const void* grad = (norm.grads ? norm.grads : own_grads.at)[chunk.tensor];
   double part = M::identity;
   if (grad) part = merge_lanes<M>(lane_value<M>(tensors[chunk.tensor].dtype, grad, chunk));
   if (!is_last_block(part, partials, blocks_done)) return;
@@ -105,12 +105,23 @@ __global__ void empty_norm_kernel(DeviceNorm norm) { leave(0.0, norm); }
 }  // namespace FASTOPT_ISA
 
 void DevicePlan::norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const {
+  launch_norm(monoid, norm, Inline<const void*>(), stream);
+}
+
+void DevicePlan::norm_from_host(Monoid monoid, DeviceNorm norm, CudaStream stream) {
+  Inline<const void*> grads;
+  norm.grads = place_grads(norm.grads, grads, stream);
+  launch_norm(monoid, norm, grads, stream);
+}
+
+void DevicePlan::launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline<const void*>& grads,
+                             CudaStream stream) const {
   if (norm_chunks_size_ == 0) return launch(empty_norm_kernel, 1, 1, 0, stream, norm);
   const auto kernel = monoid == Monoid::sum_squares ? norm_kernel<SumSquares<double>, true>
                       : monoid == Monoid::abs_sum   ? norm_kernel<AbsSum<double>, false>
                                                     : norm_kernel<AbsMax<double>, false>;
   launch(kernel, norm_chunks_size_, kThreads, 0, stream, tensors_.get(), norm_chunks_.get(), partials_.get(),
-         blocks_done_.get(), norm);
+         blocks_done_.get(), norm, grads);
 }
 
 }  // namespace fastopt

@@ -1,4 +1,6 @@
 // The step driver: one launch updates all tensors of a plan, a block for each chunk.
+#include <algorithm>
+
 #include "core/parallel.hpp"
 #include "cuda/packs.cuh"
 #include "formulas/common.hpp"
@@ -12,7 +14,7 @@ namespace {
 // bit.
 constexpr Index kChunksEach = 16, kSmallestChunk = 2048, kLargestChunk = 16384;
 
-// The arrays of one tensor under one rule, and the update of N elements at a time.
+// The arrays of one chunk under one rule, and the update of N elements at a time.
 template <template <class> class Rule, class P>
 struct Update {
   using T = Compute<P>;
@@ -28,14 +30,15 @@ struct Update {
   S* states[kStates > 0 ? kStates : 1];
   S* ema;
 
-  __device__ Update(const PlanTensor& tensor, const void* grad, const double* coefs, double scale)
+  __device__ Update(const PlanTensor& tensor, Index begin, const void* grad, const double* coefs,
+                    double scale)
       : common(coefs, scale),
         rule(coefs + kCommonCoefs),
         bounded(is_bounded(coefs)),
-        p(static_cast<P*>(tensor.p)),
-        g(static_cast<const P*>(grad)),
-        ema(static_cast<S*>(tensor.ema)) {
-    for (int s = 0; s < kStates; ++s) states[s] = static_cast<S*>(tensor.states[s]);
+        p(static_cast<P*>(tensor.p) + begin),
+        g(static_cast<const P*>(grad) + begin),
+        ema(tensor.ema ? static_cast<S*>(tensor.ema) + begin : nullptr) {
+    for (int s = 0; s < kStates; ++s) states[s] = static_cast<S*>(tensor.states[s]) + begin;
   }
 
   __device__ bool fits() const {
@@ -45,7 +48,7 @@ struct Update {
   }
 
   template <int N>
-  __device__ __forceinline__ void run(Index i) const {
+  __device__ __forceinline__ void run(int i) const {
     Pack<P, N> p_pack = load_pack<N>(p + i);
     const Pack<P, N> g_pack = load_pack<N>(g + i);
     Pack<S, N> state_packs[kStates > 0 ? kStates : 1], ema_pack = {};
@@ -77,8 +80,9 @@ template <template <class> class Rule, class P>
 __device__ void update_chunk(const PlanTensor& tensor, const PlanChunk& chunk, const void* grad,
                              const double* coefs, double scale) {
   using Updates = Update<Rule, P>;
-  const Updates update(tensor, grad, coefs, scale);
-  for_each_pack<Updates::kPack>(update.fits(), chunk.begin, chunk.end, threadIdx.x, blockDim.x, update);
+  const Updates update(tensor, chunk.begin, grad, coefs, scale);
+  for_each_pack<Updates::kPack>(update.fits(), 0, int(chunk.end - chunk.begin), int(threadIdx.x), kThreads,
+                                update);
 }
 
 // Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
@@ -86,16 +90,20 @@ template <template <class> class Rule, bool Wide>
 constexpr int kBlocks = Wide || Rule<float>::states.size == 3 ? 2 : 3;
 
 // Narrow and Wide: the plan has tensors that compute in float, in double. The registers of double would
-// cost float its occupancy, so only a plan with both pays for both.
+// cost float its occupancy, so only a plan with both pays for both. What is null in `step` travels with the
+// launch.
 template <template <class> class Rule, bool Narrow, bool Wide>
 __global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
-    step_kernel(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step) {
+    step_kernel(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step,
+                const __grid_constant__ Inline<double> own_coefs,
+                const __grid_constant__ Inline<const void*> own_grads) {
   if (step.found_inf && *step.found_inf) return;
   const PlanChunk chunk = chunks[blockIdx.x];
   const PlanTensor& tensor = tensors[chunk.tensor];
-  const void* grad = step.grads[chunk.tensor];
+  const void* grad = (step.grads ? step.grads : own_grads.at)[chunk.tensor];
   if (!grad) return;
-  const double* coefs = step.coefs + (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
+  const double* coefs = step.coefs ? step.coefs : own_coefs.at;
+  coefs += (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
   const double scale = step.grad_scale ? *step.grad_scale : 1.0;
   if constexpr (Wide) {
     if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale);
@@ -107,7 +115,8 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
   }
 }
 
-using DeviceStepKernel = void (*)(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step);
+using DeviceStepKernel = void (*)(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step,
+                                  Inline<double> own_coefs, Inline<const void*> own_grads);
 
 template <class List>
 struct Table;
@@ -130,19 +139,40 @@ Index chunk_size(Index elements) {
 template <class T>
 DeviceArray<T> upload(const std::vector<T>& from) {
   const std::size_t bytes = from.size() * sizeof(T);
-  void* memory;
-  check(cudaMalloc(&memory, bytes));
-  DeviceArray<T> copy(static_cast<T*>(memory));
-  check(cudaMemcpy(memory, from.data(), bytes, cudaMemcpyHostToDevice));
+  DeviceArray<T> copy(static_cast<T*>(device_memory(Index(bytes)).release()));
+  check(cudaMemcpy(copy.get(), from.data(), bytes, cudaMemcpyHostToDevice));
   return copy;
+}
+
+// Values that travel with a launch into device memory: unlike a copy from pageable memory it waits for
+// nothing.
+template <class T>
+__global__ void store_kernel(T* to, const __grid_constant__ Inline<T> values, Index n) {
+  for (Index i = threadIdx.x; i < n; i += blockDim.x) to[i] = values.at[i];
+}
+
+template <class T>
+void store(T* to, const T* from, Index n, CudaStream stream) {
+  for (Index at = 0; at < n; at += Inline<T>::kSize) {
+    const Index part = std::min(n - at, Inline<T>::kSize);
+    Inline<T> values;
+    std::copy_n(from + at, part, values.at);
+    launch(store_kernel<T>, 1, 32, 0, stream, to + at, values, part);
+  }
+}
+
+// Room for n values, kept where it has been made before.
+template <class T>
+T* room(DeviceArray<T>& memory, Index n) {
+  if (!memory) memory.reset(static_cast<T*>(device_memory(n * Index(sizeof(T))).release()));
+  return memory.get();
 }
 
 }  // namespace
 }  // namespace FASTOPT_ISA
 
-void DeviceFree::operator()(void* memory) const { cudaFree(memory); }
-
-DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors) : rule_(rule) {
+DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
+    : rule_(rule), size_(Index(tensors.size())) {
   Index elements = 0;
   for (const PlanTensor& tensor : tensors) {
     elements += tensor.n;
@@ -161,10 +191,52 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors) : rule_
 }
 
 void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
+  launch_step(step, Inline<double>(), Inline<const void*>(), stream);
+}
+
+void DevicePlan::step_from_host(DeviceStep step, Index n_coefs, CudaStream stream) {
+  Inline<double> coefs;
+  if (n_coefs <= Inline<double>::kSize) {
+    std::copy_n(step.coefs, n_coefs, coefs.at);
+    step.coefs = nullptr;
+  } else {
+    if (coefs_room_ < n_coefs) coefs_.reset();
+    coefs_room_ = std::max(coefs_room_, n_coefs);
+    store(room(coefs_, coefs_room_), step.coefs, n_coefs, stream);
+    step.coefs = coefs_.get();
+  }
+  if (step.rows) {
+    if (known_rows_.empty() || !std::equal(known_rows_.begin(), known_rows_.end(), step.rows)) {
+      store(room(rows_, size_), step.rows, size_, stream);
+      known_rows_.assign(step.rows, step.rows + size_);
+    }
+    step.rows = rows_.get();
+  }
+  Inline<const void*> grads;
+  step.grads = place_grads(step.grads, grads, stream);
+  launch_step(step, coefs, grads, stream);
+}
+
+void DevicePlan::launch_step(const DeviceStep& step, const Inline<double>& coefs,
+                             const Inline<const void*>& grads, CudaStream stream) const {
   if (chunks_size_ == 0) return;
   using Kernels = Table<Rules>;
   const DeviceStepKernel* kernels = wide_ ? (narrow_ ? Kernels::both : Kernels::wide) : Kernels::narrow;
-  launch(kernels[rule_], chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), step);
+  launch(kernels[rule_], chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), step, coefs,
+         grads);
+}
+
+const void* const* DevicePlan::place_grads(const void* const* grads, Inline<const void*>& own,
+                                           CudaStream stream) {
+  if (size_ <= Inline<const void*>::kSize) {
+    std::copy_n(grads, size_, own.at);
+    return nullptr;
+  }
+  if (known_grads_.empty() || !std::equal(known_grads_.begin(), known_grads_.end(), grads)) {
+    store(room(grads_, size_), grads, size_, stream);
+    known_grads_.assign(grads, grads + size_);
+  }
+  return grads_.get();
 }
 
 }  // namespace fastopt

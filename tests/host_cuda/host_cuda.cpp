@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -164,6 +165,29 @@ class Runner {
 };
 
 }  // namespace
+
+namespace {
+
+struct Owned {
+  const char *begin, *end;
+  int device;
+};
+std::vector<Owned> owned;  // the last entry counts
+std::mutex owned_mutex;
+
+}  // namespace
+
+void give_to_device(const void* begin, std::size_t bytes, int device) {
+  const std::lock_guard<std::mutex> lock(owned_mutex);
+  owned.push_back({static_cast<const char*>(begin), static_cast<const char*>(begin) + bytes, device});
+}
+
+int device_of(const void* pointer) {
+  const std::lock_guard<std::mutex> lock(owned_mutex);
+  for (auto it = owned.rbegin(); it != owned.rend(); ++it)
+    if (it->begin <= pointer && pointer < it->end) return it->device;
+  return 0;
+}
 
 void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
   Runner::own().launch(grid, block, shared_bytes, kernel);

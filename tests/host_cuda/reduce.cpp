@@ -30,7 +30,7 @@ void check_norms(const Gradients& gradients) {
                 {Monoid::sum_squares, 2.0, 0.5},
                 {Monoid::abs_max, kInfinity, kInfinity},
                 {Monoid::abs_max, kInfinity, 0.5}};
-  const DevicePlan cuda(0, gradients.tensors);
+  DevicePlan cuda(0, gradients.tensors);
   StepPlan cpu(0, gradients.tensors);
   for (const auto& [monoid, ord, max_norm] : kNorms) {
     double norm = -1, grad_scale = -1;
@@ -40,6 +40,12 @@ void check_norms(const Gradients& gradients) {
     CHECK(same(norm, want));
     CHECK(same(grad_scale, max_norm == kInfinity ? 1.0 : clip_factor(want, max_norm)));
     CHECK(found_inf == !std::isfinite(want));
+    norm = -1;
+    {
+      const std::vector<const void*> grads = gradients.grads;  // gone when the kernel might read it
+      cuda.norm_from_host(monoid, {grads.data(), max_norm, &norm}, nullptr);
+    }
+    CHECK(same(norm, want));
   }
   cuda.norm(Monoid::abs_max, {gradients.grads.data(), 1.0}, nullptr);  // nothing is wanted
 }

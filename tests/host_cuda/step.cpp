@@ -109,12 +109,16 @@ class Planned {
   }
 
   // The scale of the device joins that of the coefficients in double, where the CPU is given the product.
-  void step(bool with_rows, const double* scale) {
+  void step(bool with_rows, const double* scale, bool from_host = false) {
     DeviceStep step{cuda_grads_.data(), coefs_.data(), width_};
     const std::int32_t found_inf = 0;
     if (with_rows) step.rows = rows_.data();
     if (scale) step.grad_scale = scale, step.found_inf = &found_inf;
-    cuda_.step(step, nullptr);
+    if (from_host) {
+      step_from_host(step);
+    } else {
+      cuda_.step(step, nullptr);
+    }
     std::vector<double> coefs = coefs_;
     for (std::size_t i = 0; scale && i < coefs.size(); i += std::size_t(width_)) coefs[i] *= *scale;
     cpu_.step(cpu_grads_.data(), coefs.data(), width_, with_rows ? rows_.data() : nullptr);
@@ -129,6 +133,16 @@ class Planned {
   }
 
  private:
+  // With copies that are gone when the kernel might read them.
+  void step_from_host(DeviceStep step) {
+    std::vector<double> coefs = coefs_;
+    std::vector<const void*> grads = cuda_grads_;
+    std::vector<std::int32_t> rows = rows_;
+    step.coefs = coefs.data(), step.grads = grads.data();
+    if (step.rows) step.rows = rows.data();
+    cuda_.step_from_host(step, Index(coefs.size()), nullptr);
+  }
+
   std::vector<double> coefs_;
   Index width_;
   std::vector<std::int32_t> rows_;
@@ -145,6 +159,10 @@ void check_steps(Planned& plan, const std::string& what, const auto&... twins) {
   (twins.check(what), ...);
   plan.step(true, &scale);
   (twins.check(what + " in rows"), ...);
+  plan.step(false, nullptr, true);
+  (twins.check(what + " from the host"), ...);
+  plan.step(true, &scale, true);
+  (twins.check(what + " in rows from the host"), ...);
 }
 
 const std::vector<Index> kAllSizes(std::begin(kSizes), std::end(kSizes));
@@ -188,6 +206,30 @@ void check_rules(Formulas<Rule...>, Random& random) {
   (check_rule<Rule>(rule++, random), ...);
 }
 
+// A row of coefficients for each of more tensors than rows travel with a launch, twice: the second time other
+// ones, in another order.
+void test_many_coefs(Random& random) {
+  const int rule = index_of<Sgd>(Rules{});
+  const Index tensors = 50, width = kCommonCoefs;
+  Side cuda, cpu;
+  const Twins<float> twins(random, std::vector<Index>(std::size_t(tensors), 33), 0, &cuda, &cpu);
+  DevicePlan device(rule, cuda.tensors);
+  StepPlan host(rule, cpu.tensors);
+  for (const Index turn : {0, 1}) {
+    std::vector<double> coefs;
+    std::vector<std::int32_t> rows;
+    for (Index t = 0; t < tensors; ++t) {
+      coefs.insert(coefs.end(), {1.0, INFINITY, 0.0, 0.0, 0.01 * double(t + 1 + turn), 1.0, 0.0});
+      rows.push_back(std::int32_t(turn ? tensors - 1 - t : t));
+    }
+    DeviceStep step{cuda.grads.data(), coefs.data(), width};
+    step.rows = rows.data();
+    device.step_from_host(step, Index(coefs.size()), nullptr);
+    host.step(cpu.grads.data(), coefs.data(), width, rows.data());
+    twins.check("many coefficients");
+  }
+}
+
 }  // namespace
 
 void test_cuda_step() {
@@ -195,6 +237,10 @@ void test_cuda_step() {
   check_rules(Rules{}, random);
   check_storage<Adam, float>(index_of<Adam>(Rules{}), random, kLargeSizes);
   check_storage<Sgd, Bf16>(index_of<Sgd>(Rules{}), random, kLargeSizes);
+  // More tensors and coefficients than travel with a launch.
+  const Index many = 2 * Inline<void*>::kSize + 7;
+  check_storage<Adam, float>(index_of<Adam>(Rules{}), random, std::vector<Index>(std::size_t(many), 9));
+  test_many_coefs(random);
   const DevicePlan empty(0, {{nullptr, {}, nullptr, 0, DType::f32}});
   empty.step({}, nullptr);
 }
