@@ -18,18 +18,6 @@ T* at(T* base, Index element, DType dtype) {
 
 }  // namespace
 
-double joint_norm(const double* norms, Index n) {
-  double largest = 0.0;
-  for (Index i = 0; i < n; ++i) {
-    if (std::isnan(norms[i])) return norms[i];
-    largest = std::max(largest, norms[i]);
-  }
-  if (n == 1 || largest == 0.0 || std::isinf(largest)) return largest;
-  double squares = 0.0;  // of quotients, which cannot overflow
-  for (Index i = 0; i < n; ++i) squares += (norms[i] / largest) * (norms[i] / largest);
-  return largest * std::sqrt(squares);
-}
-
 std::vector<PlanChunk> cut(const std::vector<PlanTensor>& tensors, Index chunk) {
   std::vector<PlanChunk> chunks;
   for (std::size_t t = 0; t < tensors.size(); ++t)
