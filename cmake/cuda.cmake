@@ -9,8 +9,10 @@ set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nv
 set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
-set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/reduce.cu csrc/cuda/runtime.cu
-    csrc/cuda/step.cu)
+set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/gemm_epilogue.cu
+    csrc/cuda/reduce.cu csrc/cuda/runtime.cu csrc/cuda/step.cu)
+# Host code of theirs without CUDA's names.
+set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.
@@ -26,13 +28,15 @@ if(FASTOPT_CUDA)
     set(host_flags ${FASTOPT_WARNINGS} -fno-lto)
     list(REMOVE_ITEM host_flags -Wpedantic -Werror)
     list(JOIN host_flags "," host_flags)
-    add_library(cuda_kernels OBJECT ${FASTOPT_CUDA_SOURCES})
+    add_library(cuda_kernels OBJECT ${FASTOPT_CUDA_SOURCES} ${FASTOPT_CUDA_HOST_SOURCES})
     set_source_files_properties(${FASTOPT_CUDA_SOURCES} PROPERTIES LANGUAGE CUDA)
     target_include_directories(cuda_kernels PRIVATE csrc)
     target_compile_definitions(cuda_kernels PRIVATE FASTOPT_ISA=cuda)
     target_compile_options(
-      cuda_kernels PRIVATE ${FASTOPT_CUDA_FLAGS} -Xcompiler=${host_flags}
-                           $<$<BOOL:${FASTOPT_WERROR}>:-Werror=all-warnings>
+      cuda_kernels
+      PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${FASTOPT_CUDA_FLAGS};-Xcompiler=${host_flags}>
+              $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${FASTOPT_WERROR}>>:-Werror=all-warnings>
+              $<$<COMPILE_LANGUAGE:CXX>:${FASTOPT_WARNINGS};-fno-lto>
     )
     set_target_properties(
       cuda_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_STANDARD 20 CUDA_VISIBILITY_PRESET hidden

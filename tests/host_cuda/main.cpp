@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   } parts[] = {{"cuda_fibers", test_cuda_fibers},
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
+               {"cuda_gemm", test_cuda_gemm},
                {"cuda_reduce", test_cuda_reduce}};
   // A device always has fused multiply-adds. Levels without give other bits.
   CHECK(set_isa(available_isas()[0]));

@@ -1,0 +1,22 @@
+// What tests may ask of the cuBLASLt that host_cuda_tests has instead of NVIDIA's: a plain product in double
+// that takes what the real one takes and refuses what it refuses.
+#pragma once
+
+#include <vector>
+
+#include "cuda/cublaslt.hpp"
+
+namespace host_cuda {
+
+struct CublasLt {
+  bool refuse_epilogues = false;                 // all but `none`
+  bool refuse_products = false;                  // all
+  int failing_algo = -1;                         // fails when it runs, though it was offered
+  std::vector<fastopt::lt::Epilogue> epilogues;  // of the products that have run
+  std::vector<int> algos;                        // likewise
+};
+extern CublasLt cublaslt;
+
+inline constexpr int kLtAlgos = 3;  // offered for each product
+
+}  // namespace host_cuda
