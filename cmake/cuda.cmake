@@ -1,8 +1,7 @@
-# The CUDA kernels by nvcc. Nothing links them yet: the object library shows that nvcc takes the code, and what
-# registers it needs. A wheel leaves them out until there is a binding.
+# The drivers of csrc/cuda by nvcc, and the Python module over them.
 
 set(default AUTO)
-if(SKBUILD OR FASTOPT_SANITIZE)
+if(FASTOPT_SANITIZE)
   set(default OFF) # sanitizers see the same sources as C++, in tests/host_cuda
 endif()
 set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nvcc is found), ON or OFF")
@@ -13,6 +12,10 @@ set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/ge
     csrc/cuda/reduce.cu csrc/cuda/runtime.cu csrc/cuda/step.cu)
 # Host code of theirs without CUDA's names.
 set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
+
+# What the module needs besides: its bindings, and what it shares with _core.
+set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_step.cpp
+    csrc/bindings/device_arrays.cpp csrc/core/cut.cpp csrc/core/program_parts.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.
@@ -46,3 +49,26 @@ if(FASTOPT_CUDA)
                         "configure with -DFASTOPT_CUDA=OFF.")
   endif()
 endif()
+
+# The module _cuda, where there is nvcc. CUDA's runtime is linked statically; the driver is looked for when the module is
+# first used, so it can be imported anywhere.
+function(fastopt_add_cuda_module)
+  if(NOT TARGET cuda_kernels)
+    return()
+  endif()
+  find_package(CUDAToolkit REQUIRED)
+  python_add_library(_cuda MODULE WITH_SOABI ${FASTOPT_CUDA_BINDINGS})
+  target_include_directories(_cuda PRIVATE csrc)
+  target_compile_definitions(_cuda PRIVATE FASTOPT_ISA=host)
+  target_compile_options(_cuda PRIVATE ${FASTOPT_WARNINGS} -fno-lto)
+  target_link_libraries(_cuda PRIVATE cuda_kernels CUDA::cudart_static pybind11::headers Threads::Threads
+                                       ${CMAKE_DL_LIBS})
+  set_target_properties(_cuda PROPERTIES LINKER_LANGUAGE CXX)
+  if(CMAKE_BUILD_TYPE STREQUAL "Release")
+    target_link_options(_cuda PRIVATE -s -Wl,--gc-sections)
+  endif()
+  if(FASTOPT_OUTPUT_DIR)
+    set_target_properties(_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${FASTOPT_OUTPUT_DIR})
+  endif()
+  install(TARGETS _cuda DESTINATION fastopt)
+endfunction()

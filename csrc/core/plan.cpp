@@ -18,14 +18,6 @@ T* at(T* base, Index element, DType dtype) {
 
 }  // namespace
 
-std::vector<PlanChunk> cut(const std::vector<PlanTensor>& tensors, Index chunk) {
-  std::vector<PlanChunk> chunks;
-  for (std::size_t t = 0; t < tensors.size(); ++t)
-    for (Index begin = 0; begin < tensors[t].n; begin += chunk)
-      chunks.push_back({std::int32_t(t), begin, std::min(begin + chunk, tensors[t].n)});
-  return chunks;
-}
-
 StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors)
     : rule_(rule), tensors_(std::move(tensors)), chunks_(cut(tensors_, kChunk)) {
   for (const PlanTensor& tensor : tensors_) elements_ += tensor.n;

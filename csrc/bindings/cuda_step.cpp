@@ -1,0 +1,95 @@
+// StepPlan over device memory: checks as on the CPU, then a launch per optimizer step, or two with a norm.
+#include "bindings/cuda_modules.hpp"
+#include "bindings/device_arrays.hpp"
+#include "bindings/step.hpp"
+#include "cuda/kernels.hpp"
+
+namespace fastopt {
+namespace {
+
+using Arrays = PlanArrays<DeviceCall>;
+
+class CudaPlan {
+ public:
+  CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas)
+      : CudaPlan(DeviceCall(0), rule, params, states, emas) {}
+
+  // max_norm: None, or what to scale the gradients to first; then `norm` receives their norm and `scale` the
+  // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
+  // gradients.
+  void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream,
+            const py::object& max_norm, const py::object& norm, const py::object& scale) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = arrays_.gradient_pointers(call, py::tuple(grads));
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    require_running(call, "step");
+    DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
+    step.rows = row_of;
+    double* const scale_at = number(call, scale, {"step", "scale"});
+    step.grad_scale = scale_at;
+    if (!max_norm.is_none()) {
+      double* const norm_at = number(call, norm, {"step", "norm"});
+      plan_.norm_from_host(Monoid::sum_squares, {pointers.data(), max_norm.cast<double>(), norm_at, scale_at},
+                           call.stream());
+    }
+    plan_.step_from_host(step, Index(coefs.size()), call.stream());
+  }
+
+  void check(const py::list& grads) const {
+    DeviceCall call(0);
+    arrays_.gradient_pointers(call, py::tuple(grads));
+  }
+
+  // Leaves the norm of all gradients in `out`, one float64 on the device.
+  void norm(const py::list& grads, double ord, const py::object& out, std::uintptr_t stream) {
+    const Monoid monoid = norm_monoid(ord);
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = arrays_.gradient_pointers(call, py::tuple(grads));
+    double* const norm_at = number(call, out, {"norm", "out"});
+    plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
+  }
+
+  DevicePlan& native() { return plan_; }
+  Index width() const { return arrays_.width(); }
+
+ private:
+  CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
+           const py::object& emas)
+      : arrays_(call, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
+
+  // A step's numbers travel with its launches, so a graph would repeat the one that it has seen.
+  static void require_running(const DeviceCall& call, const char* what) {
+    if (is_capturing(call.stream()))
+      throw std::runtime_error(
+          std::string(what) +
+          ": the stream is being captured into a CUDA graph, which would repeat this step's "
+          "learning rate and bias corrections; capture the training step with fastopt.compile");
+  }
+
+  static double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+    if (object.is_none()) return nullptr;
+    const DeviceView view = call.view(object, name);
+    require_dense(view, name, true);
+    if (view.dtype != DType::f64 || view.size != 1)
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                           ", expected one float64");
+    return static_cast<double*>(view.data);
+  }
+
+  Arrays arrays_;
+  DevicePlan plan_;
+};
+
+}  // namespace
+
+void bind_cuda_step(py::module_& m) {
+  py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
+      .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
+           py::arg("states"), py::arg("emas") = py::none())
+      .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
+           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
+      .def("check", &CudaPlan::check, py::arg("grads"))
+      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"));
+}
+
+}  // namespace fastopt

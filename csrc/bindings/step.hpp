@@ -1,0 +1,171 @@
+// What StepPlan is in _core and in _cuda: the checks of parameters, states, gradients and coefficients.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "core/plan.hpp"
+#include "formulas/registry.hpp"
+
+namespace fastopt {
+
+struct RuleInfo {
+  const char* name;
+  Names states, coefs;
+};
+
+template <class List>
+struct RuleList;
+template <template <class> class... Rule>
+struct RuleList<Formulas<Rule...>> {
+  static constexpr RuleInfo infos[] = {{Rule<double>::name, Rule<double>::states, Rule<double>::coefs}...};
+};
+inline constexpr auto& kRules = RuleList<Rules>::infos;
+
+inline int find_rule(const std::string& name) {
+  std::string known;
+  for (int r = 0; r < Rules::size; ++r) {
+    if (name == kRules[r].name) return r;
+    known += std::string(r ? ", " : "") + kRules[r].name;
+  }
+  throw py::value_error("StepPlan: rule is '" + name + "', expected one of " + known);
+}
+
+// ValueError unless ord names a norm that the reduce driver has.
+inline Monoid norm_monoid(double ord) {
+  if (ord != 1.0 && ord != 2.0 && !(std::isinf(ord) && ord > 0))
+    throw py::value_error("norm: ord must be 1, 2 or inf, got " + std::string(py::str(py::float_(ord))));
+  return ord == 2.0 ? Monoid::sum_squares : ord == 1.0 ? Monoid::abs_sum : Monoid::abs_max;
+}
+
+// The arrays of a plan, kept alive with it. Call: how an argument is looked at; its `view` returns a
+// Call::View, which is an ArrayView.
+template <class Call>
+class PlanArrays {
+ public:
+  PlanArrays(Call& call, const std::string& rule, const py::list& params, const py::list& states,
+             const py::object& emas)
+      : rule_(find_rule(rule)),
+        held_(py::make_tuple(py::tuple(params), copy(states), emas.is_none() ? emas : py::tuple(emas))) {
+    const RuleInfo& info = kRules[rule_];
+    require_length("states", py::len(states), "the rule's states", std::size_t(info.states.size));
+    std::vector<Extent> extents;
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      const ArgName name{"StepPlan", "params", Index(i)};
+      const typename Call::View p = call.view(params[i], name);
+      require_dense(p, name, true);
+      extents.push_back(extent(p, name));
+      tensors_.push_back({p.data, {}, nullptr, p.size, p.dtype});
+      views_.push_back(p);
+      shapes_.emplace_back(p.shape, p.shape + p.ndim);
+      views_.back().shape = shapes_.back().data();
+    }
+    for (int s = 0; s < info.states.size; ++s) {
+      const py::list list = states[std::size_t(s)].template cast<py::list>();
+      require_length(info.states.at[s], list.size(), "params", params.size());
+      for (std::size_t i = 0; i < params.size(); ++i)
+        tensors_[i].states[s] =
+            companion(call, list[i], {"StepPlan", info.states.at[s], Index(i)}, i, extents);
+    }
+    if (!emas.is_none()) {
+      const py::list list = emas.cast<py::list>();
+      require_length("emas", list.size(), "params", params.size());
+      for (std::size_t i = 0; i < params.size(); ++i)
+        tensors_[i].ema = companion(call, list[i], {"StepPlan", "emas", Index(i)}, i, extents);
+    }
+    extents_ = Extents(std::move(extents), "StepPlan");
+  }
+
+  int rule() const { return rule_; }
+  const std::vector<PlanTensor>& tensors() const { return tensors_; }
+  Index width() const { return kCommonCoefs + kRules[rule_].coefs.size; }
+
+  // Null where the gradient is None. A gradient may be its own parameter's array, nothing else of the plan's.
+  std::vector<const void*> gradient_pointers(Call& call, const py::tuple& grads) const {
+    if (grads.size() != views_.size())
+      throw py::value_error("step: grads has " + std::to_string(grads.size()) + " entries, params has " +
+                            std::to_string(views_.size()));
+    std::vector<const void*> pointers(views_.size(), nullptr);
+    for (std::size_t i = 0; i < views_.size(); ++i) {
+      const py::handle object = PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i));
+      if (object.is_none()) continue;
+      const ArgName name{"step", "grads", Index(i)}, owner{"step", "params", Index(i)};
+      const typename Call::View g = call.view(object, name);
+      require_same_dtype(g, name, views_[i], owner);
+      require_same_shape(g, name, views_[i], owner);
+      require_dense(g, name, false);
+      const char* begin = static_cast<const char*>(g.data);
+      if (begin != views_[i].data)
+        if (const Extent* hit = extents_.overlapping(begin, begin + g.size * item_bytes(g.dtype)))
+          throw py::value_error(name.prefix() + " overlaps " + hit->name.text() + " in memory; pass a copy");
+      pointers[i] = g.data;
+    }
+    return pointers;
+  }
+
+  using Coefs = py::array_t<double, py::array::c_style>;
+  using Rows = py::array_t<std::int32_t, py::array::c_style>;
+
+  // The row of each parameter; null: all use the first. `rows` is None or becomes what is pointed into.
+  const std::int32_t* checked_rows(const Coefs& coefs, py::object& rows) const {
+    if (coefs.ndim() != 2 || coefs.shape(1) != width())
+      throw py::value_error("step: coefs has " + std::to_string(coefs.ndim() == 2 ? coefs.shape(1) : 0) +
+                            " columns, rule '" + kRules[rule_].name + "' takes " + std::to_string(width()));
+    const std::int32_t* row_of = nullptr;
+    if (!rows.is_none()) {
+      const Rows array = rows.cast<Rows>();
+      require_length("sets", std::size_t(array.size()), "params", views_.size());
+      row_of = array.data();
+      rows = array;
+    }
+    for (std::size_t i = 0; i < views_.size(); ++i) {
+      const Index row = row_of ? row_of[i] : 0;
+      if (row < 0 || row >= coefs.shape(0))
+        throw py::value_error("step: sets[" + std::to_string(i) + "] is " + std::to_string(row) +
+                              ", coefs has " + std::to_string(coefs.shape(0)) + " rows");
+      if (!row_of) break;
+    }
+    return row_of;
+  }
+
+ private:
+  static py::tuple copy(const py::list& lists) {
+    py::tuple result(lists.size());
+    for (std::size_t i = 0; i < lists.size(); ++i) result[i] = py::tuple(lists[i].cast<py::list>());
+    return result;
+  }
+
+  static void require_length(const char* what, std::size_t got, const char* of, std::size_t expected) {
+    if (got != expected)
+      throw py::value_error(std::string("StepPlan: ") + what + " has " + std::to_string(got) + " entries, " +
+                            of + " has " + std::to_string(expected));
+  }
+
+  // State or average of params[i].
+  void* companion(Call& call, py::handle object, const ArgName& name, std::size_t i,
+                  std::vector<Extent>& extents) const {
+    const ArgName owner{"StepPlan", "params", Index(i)};
+    const typename Call::View view = call.view(object, name);
+    require_dense(view, name, true);
+    typename Call::View expected = views_[i];
+    expected.dtype = state_dtype(expected.dtype);
+    require_same_dtype(view, name, expected, owner);
+    require_same_shape(view, name, expected, owner);
+    extents.push_back(extent(view, name));
+    return view.data;
+  }
+
+  int rule_;
+  py::tuple held_;  // params, states and averages stay alive as long as the plan
+  std::vector<PlanTensor> tensors_;
+  std::vector<typename Call::View> views_;
+  std::vector<std::vector<Index>> shapes_;  // views_' own: assigning to an array's shape frees NumPy's
+  Extents extents_;
+};
+
+}  // namespace fastopt
