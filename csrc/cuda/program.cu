@@ -119,17 +119,34 @@ void DeviceProgram::reserve(Index rows) {
   capacity_ = rows;
 }
 
-// Makes room for what the kernels of a step of so many rows leave for each other.
-void DeviceProgram::reserve_scratch(Index rows) {
-  Index bytes = std::max({Index(64), sum_scratch_bytes(rows * out()), sum_scratch_bytes(rows)});
+// Where each layer finds its input and leaves its result; what layers do nothing passes through them.
+void DeviceProgram::connect(const void* x, bool training, void* out) {
+  for (PlacedLayer& layer : layers_) {
+    layer.input = x;
+    layer.result = out && &layer == &layers_.back() ? out : layer.output;
+    if (layer.kind == LayerKind::linear) forward_args(layer, 0, training);
+    if (layer.kind == LayerKind::pointwise) {
+      layer.x = layer.input;
+      layer.y = layer.result;
+      if (layer.activation < 0 && !layer.mask.on) layer.result = layer.input;
+    }
+    x = layer.result;
+  }
+}
+
+// Makes room for what the kernels of one product or sum leave for each other.
+void DeviceProgram::reserve_scratch(Index rows, bool training) {
+  Index bytes = std::max(sum_scratch_bytes(rows * out()), sum_scratch_bytes(rows));
+  const auto reserve_for = [&](const DeviceGemm& product) {
+    bytes = std::max(bytes, gemm_scratch_bytes(dtype_, product));
+  };
   for (Index l = 0; l < Index(layers_.size()); ++l) {
     PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.kind != LayerKind::linear) continue;
-    bytes = std::max(bytes, gemm_scratch_bytes(dtype_, forward_product(layer, rows, true)));
-    bytes = std::max(bytes, gemm_scratch_bytes(dtype_, forward_product(layer, rows, false)));
-    if (l > lowest_) bytes = std::max(bytes, gemm_scratch_bytes(dtype_, backward_product(l, rows)));
-    if (layer.weight.trained()) bytes = std::max(bytes, gemm_scratch_bytes(dtype_, weight_product(l, rows)));
-    if (layer.bias.trained()) bytes = std::max(bytes, column_sums_scratch_bytes(rows, layer.out));
+    reserve_for(forward_product(layer, rows, training));
+    if (training && l > lowest_) reserve_for(backward_product(l, rows));
+    if (training && layer.weight.trained()) reserve_for(weight_product(l, rows));
+    if (training && layer.bias.trained()) bytes = std::max(bytes, column_sums_scratch_bytes(rows, layer.out));
   }
   if (bytes <= scratch_bytes_) return;
   recorded_.clear();
@@ -143,7 +160,7 @@ void DeviceProgram::reserve_scratch(Index rows) {
 
 // Products -----------------------------------------------------------------------------------------------
 
-DeviceGemm DeviceProgram::forward_product(PlacedLayer& layer, Index rows, bool training) {
+DeviceGemm DeviceProgram::forward_product(PlacedLayer& layer, Index rows, bool training) const {
   DeviceGemm args{forward_args(layer, rows, training)};
   args.precision = precision_;
   args.mask_offset = &progress()->mask_offset;
@@ -178,61 +195,55 @@ bool DeviceProgram::has_sums_above(Index l) const {
 
 // Forward ------------------------------------------------------------------------------------------------
 
+// Makes everything ready for steps on such batches, so that queueing them allocates nothing.
+void DeviceProgram::prepare(const Batch& batch) {
+  masks_ = set_masks(layers_, batch.rates.data(), batch.seed, 0);
+  connect(x_room_, true, nullptr);
+  reserve_scratch(batch.rows(), true);
+}
+
 // One step on the batch that lies in the room.
 void DeviceProgram::queue_step(const Batch& batch, CudaStream stream) {
-  const Index rows = batch.rows();
-  masks_ = set_masks(layers_, batch.rates.data(), batch.seed, 0);
-  queue_forward(x_room_, rows, true, nullptr, stream);
-  if (loss_.probabilities)
-    check_probabilities_on_device(dtype_, layers_.back().result, rows * out(), progress(), stream);
+  const Index rows = batch.rows(), top = Index(layers_.size()) - 1;
+  queue_forward(rows, true, stream);
+  const void* const output = loss_.probabilities ? layers_.back().result : nullptr;
+  if (output) check_probabilities_on_device(dtype_, output, rows * out(), progress(), stream);
   queue_loss(batch, stream);
-  const Index top = Index(layers_.size()) - 1;
   if (lowest_ <= top) begin_backward(top, rows, stream);
   for (Index l = top; l >= lowest_; --l) {
     queue_gradients(l, rows, stream);
     if (l > lowest_) queue_backward(l, rows, stream);
   }
   queue_updates(batch.max_norm, stream);
-  const void* const output = loss_.probabilities ? layers_.back().result : nullptr;
   advance_on_device({dtype_, output, coefs_now(), coefs_width_, batch.samples, masks_}, progress(), stream);
 }
 
-void DeviceProgram::queue_forward(const void* x, Index rows, bool training, void* out, CudaStream stream) {
+void DeviceProgram::queue_forward(Index rows, bool training, CudaStream stream) {
   for (PlacedLayer& layer : layers_) {
-    layer.input = x;
-    void* const y = out && &layer == &layers_.back() ? out : layer.output;
-    layer.result = y;
-    switch (layer.kind) {
-      case LayerKind::linear:
-        gemm_on_device(dtype_, forward_product(layer, rows, training), scratch_.get(), stream);
-        break;
-      case LayerKind::pointwise:
-        queue_pointwise(layer, rows * layer.out, y, stream);
-        break;
-      default:
-        softmax_on_device(dtype_, {x, y, layer.out}, layer.kind == LayerKind::log_softmax, rows, stream);
-    }
-    x = layer.result;
+    void* const y = const_cast<void*>(layer.result);
+    if (layer.kind == LayerKind::linear)
+      gemm_on_device(dtype_, forward_product(layer, rows, training), scratch_.get(), stream);
+    else if (layer.kind == LayerKind::pointwise)
+      queue_pointwise(layer, rows * layer.out, stream);
+    else
+      softmax_on_device(dtype_, {layer.input, y, layer.out}, layer.kind == LayerKind::log_softmax, rows,
+                        stream);
   }
-  if (out && x != out) copy_in_device(out, x, rows * this->out() * item_, stream);
 }
 
-// An activation, a dropout, or neither: then the result is the input.
-void DeviceProgram::queue_pointwise(PlacedLayer& layer, Index size, void* y, CudaStream stream) {
-  layer.x = layer.input;
-  layer.y = y;
+// An activation, a dropout, or neither.
+void DeviceProgram::queue_pointwise(const PlacedLayer& layer, Index size, CudaStream stream) const {
+  void* const y = const_cast<void*>(layer.result);
   if (layer.activation >= 0)
     activation_on_device(dtype_, {layer.activation, layer.params, layer.input, nullptr, 1, y}, size, stream);
   else if (layer.mask.on)
     dropout_on_device(dtype_, mask_args(layer.mask, layer.input, y), size, &progress()->mask_offset, stream);
-  else
-    layer.result = layer.input;
 }
 
 // Loss and backward --------------------------------------------------------------------------------------
 
 // The loss of the output, and its gradient by the result of the last layer's operation.
-void DeviceProgram::queue_loss(const Batch& batch, CudaStream stream) {
+void DeviceProgram::queue_loss(const Batch& batch, CudaStream stream) const {
   const PlacedLayer& last = layers_.back();
   const Index rows = batch.rows(), size = rows * last.out;
   const bool by_element = loss_.kind == LossKind::elementwise, mean = loss_.reduction == Reduction::mean;
@@ -253,7 +264,7 @@ void DeviceProgram::queue_loss(const Batch& batch, CudaStream stream) {
 
 // From the gradient by what a layer returns to that by the result of its operation, in place: through dropout
 // and activation.
-void DeviceProgram::begin_backward(Index l, Index rows, CudaStream stream) {
+void DeviceProgram::begin_backward(Index l, Index rows, CudaStream stream) const {
   const PlacedLayer& layer = layers_[std::size_t(l)];
   void* const g = layer.gradient;
   const Index size = rows * layer.out;
@@ -264,7 +275,7 @@ void DeviceProgram::begin_backward(Index l, Index rows, CudaStream stream) {
 }
 
 // The gradient by the result of the operation of layer l - 1.
-void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) {
+void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) const {
   const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
   if (layer.kind == LayerKind::linear)
     return gemm_on_device(dtype_, backward_product(l, rows), scratch_.get(), stream);
@@ -276,7 +287,7 @@ void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) {
 }
 
 // The gradients of a layer's parameters, from that by the result of its operation.
-void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) {
+void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) const {
   const PlacedLayer& layer = layers_[std::size_t(l)];
   const ProgramParameter& bias = layer.bias;
   bool has_bias = !bias.trained() || has_sums_above(l);
@@ -291,7 +302,7 @@ void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) {
 }
 
 // All plans' updates, with the gradients clipped together. A run that has stopped changes nothing.
-void DeviceProgram::queue_updates(double max_norm, CudaStream stream) {
+void DeviceProgram::queue_updates(double max_norm, CudaStream stream) const {
   const bool clipped = !std::isinf(max_norm), one = plans_.size() == 1;
   for (std::size_t i = 0; clipped && i < plans_.size(); ++i) {
     DeviceNorm norm{plans_[i].grads, max_norm, one ? &progress()->norm : norms_ + i};

@@ -80,19 +80,21 @@ class DeviceProgram {
   // program.cu: one step.
   void place_gradients(std::vector<ProgramLayer>& layers);
   void place_plans(const std::vector<DeviceProgramPlan>& plans);
-  void reserve_scratch(Index rows);
-  DeviceGemm forward_product(PlacedLayer& layer, Index rows, bool training);
+  void connect(const void* x, bool training, void* out);
+  void reserve_scratch(Index rows, bool training);
+  DeviceGemm forward_product(PlacedLayer& layer, Index rows, bool training) const;
   DeviceGemm backward_product(Index l, Index rows) const;
   DeviceGemm weight_product(Index l, Index rows) const;
   bool has_sums_above(Index l) const;
   void queue_step(const Batch& batch, CudaStream stream);
-  void queue_forward(const void* x, Index rows, bool training, void* out, CudaStream stream);
-  void queue_pointwise(PlacedLayer& layer, Index size, void* y, CudaStream stream);
-  void queue_loss(const Batch& batch, CudaStream stream);
-  void begin_backward(Index l, Index rows, CudaStream stream);
-  void queue_backward(Index l, Index rows, CudaStream stream);
-  void queue_gradients(Index l, Index rows, CudaStream stream);
-  void queue_updates(double max_norm, CudaStream stream);
+  void prepare(const Batch& batch);
+  void queue_forward(Index rows, bool training, CudaStream stream);
+  void queue_pointwise(const PlacedLayer& layer, Index size, CudaStream stream) const;
+  void queue_loss(const Batch& batch, CudaStream stream) const;
+  void begin_backward(Index l, Index rows, CudaStream stream) const;
+  void queue_backward(Index l, Index rows, CudaStream stream) const;
+  void queue_gradients(Index l, Index rows, CudaStream stream) const;
+  void queue_updates(double max_norm, CudaStream stream) const;
 
   // program_run.cu: many steps.
   Index target_bytes(const Batch& batch) const;
@@ -102,7 +104,6 @@ class DeviceProgram {
   void upload(const ProgramRun& run, Index first, CudaStream stream);
   void check_classes(const ProgramRun& run, Index samples, CudaStream stream);
   void replay(const Batch& batch, Index steps, CudaStream stream);
-  Recorded& recorded(const Batch& batch);
   ProgramStop download(ProgramRun& run, CudaStream stream);
 
   double* coefs_now() const { return reinterpret_cast<double*>(progress() + 1); }

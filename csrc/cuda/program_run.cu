@@ -1,5 +1,6 @@
 // Runs of many steps: what goes to the device before them, graphs of steps, and what comes back.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "cuda/program.hpp"
@@ -115,8 +116,6 @@ ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
   Batch rest = batch;
   rest.samples = samples - (run.steps - 1) * run.batch;
   reserve(batch.rows());
-  reserve_scratch(batch.rows());
-  reserve_scratch(rest.rows());
   const CudaStream stream = begin(given);
   upload(run, run.order ? 0 : run.begin, stream);
   if (run.classes) check_classes(run, samples, stream);
@@ -135,19 +134,6 @@ ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
   return download(run, stream);
 }
 
-// The graphs of a kind of batch. They were of no use in the last kMostKinds runs where they are gone.
-DeviceProgram::Recorded& DeviceProgram::recorded(const Batch& batch) {
-  const auto known = std::find_if(recorded_.begin(), recorded_.end(),
-                                  [&](const Recorded& entry) { return entry.batch == batch; });
-  if (known != recorded_.end()) {
-    recorded_.splice(recorded_.begin(), recorded_, known);
-  } else {
-    recorded_.push_front({batch, nullptr, nullptr});
-    if (recorded_.size() > kMostKinds) recorded_.pop_back();
-  }
-  return recorded_.front();
-}
-
 // Queues so many steps. The first of a kind is not captured: kernels are loaded and products tuned then, and
 // some kinds never come again.
 void DeviceProgram::replay(const Batch& batch, Index steps, CudaStream stream) {
@@ -157,19 +143,27 @@ void DeviceProgram::replay(const Batch& batch, Index steps, CudaStream stream) {
       queue_step(batch, stream);
     }
   };
-  if (!use_graphs_) return queue(steps);
-  const bool is_new =
-      recorded_.empty() || std::none_of(recorded_.begin(), recorded_.end(),
-                                        [&](const auto& entry) { return entry.batch == batch; });
-  Recorded& graphs = recorded(batch);
-  if (is_new) {
+  const auto capture = [&](std::unique_ptr<Graph>& graph, Index n) {
+    if (graph) return;
+    prepare(batch);
+    graph = std::make_unique<Graph>(stream, [&] { queue(n); });
+  };
+  const auto known = std::find_if(recorded_.begin(), recorded_.end(),
+                                  [&](const Recorded& entry) { return entry.batch == batch; });
+  if (!use_graphs_ || known == recorded_.end()) {
+    prepare(batch);
+    if (!use_graphs_) return queue(steps);
+    recorded_.push_front({batch, nullptr, nullptr});
+    if (recorded_.size() > kMostKinds) recorded_.pop_back();
     queue(1);
     --steps;
+  } else {
+    recorded_.splice(recorded_.begin(), recorded_, known);
   }
-  if (steps >= 2 * kManySteps && !graphs.many)
-    graphs.many = std::make_unique<Graph>(stream, [&] { queue(kManySteps); });
+  Recorded& graphs = recorded_.front();
+  if (steps >= 2 * kManySteps) capture(graphs.many, kManySteps);
   for (; graphs.many && steps >= kManySteps; steps -= kManySteps) graphs.many->launch(stream);
-  if (steps > 0 && !graphs.one) graphs.one = std::make_unique<Graph>(stream, [&] { queue(1); });
+  if (steps > 0) capture(graphs.one, 1);
   for (; steps > 0; --steps) graphs.one->launch(stream);
 }
 
@@ -198,15 +192,18 @@ ProgramStop DeviceProgram::download(ProgramRun& run, CudaStream stream) {
 // Other calls --------------------------------------------------------------------------------------------
 
 void DeviceProgram::predict(const void* x, Index rows, Index batch, void* out, CudaStream stream) {
-  if (rows == 0) return;
   reserve(std::min(rows, batch));
-  reserve_scratch(std::min(rows, batch));
-  if (rows % batch != 0) reserve_scratch(rows % batch);
   for (PlacedLayer& layer : layers_) layer.mask.on = false;
   done_.hold(stream);
-  for (Index first = 0; first < rows; first += batch)
-    queue_forward(static_cast<const char*>(x) + first * in() * item_, std::min(batch, rows - first), false,
-                  static_cast<char*>(out) + first * this->out() * item_, stream);
+  for (Index first = 0; first < rows; first += batch) {
+    const Index n = std::min(batch, rows - first);
+    void* const to = static_cast<char*>(out) + first * this->out() * item_;
+    connect(static_cast<const char*>(x) + first * in() * item_, false, to);
+    reserve_scratch(n, false);
+    queue_forward(n, false, stream);
+    const void* const result = layers_.back().result;
+    if (result != to) copy_in_device(to, result, n * this->out() * item_, stream);
+  }
   done_.record(stream);
 }
 

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
                {"cuda_gemm", test_cuda_gemm},
+               {"cuda_program", test_cuda_program},
                {"cuda_reduce", test_cuda_reduce}};
   // A device always has fused multiply-adds. Levels without give other bits.
   CHECK(set_isa(available_isas()[0]));
