@@ -9,10 +9,11 @@ set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
 set(FASTOPT_CUDA_SOURCES csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/gemm_epilogue.cu
-    csrc/cuda/program.cu csrc/cuda/program_run.cu csrc/cuda/progress.cu csrc/cuda/queue.cu csrc/cuda/reduce.cu
+    csrc/cuda/progress.cu csrc/cuda/queue.cu csrc/cuda/reduce.cu
     csrc/cuda/runtime.cu csrc/cuda/step.cu)
 # Host code of theirs without CUDA's names.
-set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
+set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp csrc/cuda/program.cpp
+    csrc/cuda/program_run.cpp)
 
 # What the module needs besides: its bindings, and what it shares with _core.
 set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_step.cpp

@@ -68,10 +68,16 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return host_cuda::shuffle(mask, value, threadIdx.x % 32 + delta);
 }
 
-// Fibers run one at a time, so this is whole by itself.
+// Fibers run one at a time, so these are whole by themselves.
 template <class T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
   *address = old + value;
+  return old;
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
   return old;
 }

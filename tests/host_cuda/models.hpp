@@ -34,7 +34,7 @@ struct ModelSpec {
   double max_norm = kInfinity, rate = 0.3;
 };
 
-inline constexpr Index kSamples = 41;
+inline constexpr Index kSamples = 43;
 
 struct ActivationInfo {
   bool needs_x, needs_y;
