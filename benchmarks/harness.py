@@ -275,23 +275,32 @@ def measure(case: Case, peers: Mapping[str, Any], rounds: int) -> list[Row]:
     peak = {name: ceiling.work / float(np.median(measured[name])) for name, ceiling in ceilings.items()}
     table = []
     for provider, seconds in samples.items():
-        row = _row(case, provider, seconds, case.work, case.unit, peak[case.ceilings[0]])
+        row = figures(case, provider, seconds, case.work, case.unit, peak[case.ceilings[0]])
         row.version = versions[provider.split("-")[0]]
         if isinstance(call := calls[provider], Many):
             row.mode = call.mode
         table.append(row)
     for name, ceiling in ceilings.items():
-        table.append(_row(case, name, measured[name], ceiling.work, ceiling.unit, peak[name]))
+        table.append(figures(case, name, measured[name], ceiling.work, ceiling.unit, peak[name]))
     return table
 
 
-def _row(case: Case, provider: str, seconds: np.ndarray, work: float, unit: str, ceiling: float) -> Row:
+def figures(
+    case: Case,
+    provider: str,
+    seconds: np.ndarray,
+    work: float,
+    unit: str,
+    ceiling: float,
+    device: str = "cpu",
+) -> Row:
+    """Return the figures of a provider's samples."""
     p20, p50, p80 = (float(q) for q in np.quantile(seconds, [0.2, 0.5, 0.8]))
     return Row(
         case.op, provider, case.mode, case.dtype, case.size,
         round(p50 * 1e6, 2), round(p20 * 1e6, 2), round(p80 * 1e6, 2),
         round(work / p50 / 1e9, 2), unit, round(work / p50 / ceiling, 3),
-        _core.isa(), fo.get_num_threads(), "cpu", "",
+        _core.isa(), fo.get_num_threads(), device, "",
     )  # fmt: skip
 
 

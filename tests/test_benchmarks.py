@@ -111,7 +111,7 @@ def test_a_call_of_many_units_is_divided_and_has_a_mode_of_its_own() -> None:
 
 def test_rows_hold_quantiles_rates_and_shares() -> None:
     seconds = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 1e-3
-    row = harness._row(_case({}, unit="GFLOP/s"), "p", seconds, 7e6, "GFLOP/s", 4e9)
+    row = harness.figures(_case({}, unit="GFLOP/s"), "p", seconds, 7e6, "GFLOP/s", 4e9)
     assert (row.p20, row.p50, row.p80) == (2000.0, 3500.0, 5000.0)
     assert row.rate == 2.0
     assert row.share == 0.5

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 import reference as ref
 from cases import ACTIVATION_ERRORS, ACTIVATIONS
 from fastopt import _core, _ops
+from fastopt._formulas import activation_needs
 from same_bits import check_levels, check_threads
 
 NAMES = sorted(ACTIVATIONS)
@@ -26,7 +27,7 @@ LOW = ["bfloat16", "float16"]
 
 def gradient(name: str, dy: np.ndarray, x: np.ndarray, params: tuple, **kwargs: Any) -> np.ndarray:
     """The gradient from exactly what `activation_needs` asks for."""
-    needs_x, needs_y = _ops.activation_needs(name)
+    needs_x, needs_y = activation_needs(name)
     y = _ops.activation(name, x, params)
     return _ops.activation_grad(name, dy, x if needs_x else None, y if needs_y else None, params, **kwargs)
 
@@ -177,7 +178,7 @@ def test_gradient_without_what_it_needs() -> None:
     with pytest.raises(TypeError, match="gelu: the gradient needs x, got None"):
         _ops.activation_grad("gelu", dy, y=dy)
     with pytest.raises(ValueError, match="activation: name is 'swish'"):
-        _ops.activation_needs("swish")
+        activation_needs("swish")
 
 
 # ------------------------------------------------------------------------------------------- dropout, axpy

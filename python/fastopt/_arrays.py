@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastopt._device import device_view
+
 Array = npt.NDArray[Any]
 
 _DLPACK_CPU = 1
 _LINE = 64  # bytes of a cache line
 
 
-def as_view(x: Any, name: str) -> Array:
-    """Return `x` as an ndarray that shares its memory.
+def as_view(x: Any, name: str) -> Any:
+    """Return `x` as an ndarray that shares its memory; of an array on a CUDA device its `device_view`.
 
     Parameters
     ----------
     x : array
-        A NumPy array, a CPU torch tensor, or any object with DLPack's protocol on the CPU.
+        A NumPy array, a torch tensor, or any object with DLPack's protocol or ``__cuda_array_interface__``.
     name : str
         How messages call it, e.g. ``"params[3]"``.
 
@@ -32,7 +34,7 @@ def as_view(x: Any, name: str) -> Array:
     TypeError
         `x` is no such array.
     ValueError
-        `x` is on another device than the CPU.
+        `x` is neither on the CPU nor on a CUDA device.
     """
     if type(x) is np.ndarray:
         return x
@@ -41,10 +43,11 @@ def as_view(x: Any, name: str) -> Array:
             raise TypeError(f"{name} is a masked array, expected a plain array")
         return x.view(np.ndarray)
     module = type(x).__module__.partition(".")[0]
-    if module == "torch" and hasattr(x, "detach"):
+    if module == "torch" and hasattr(x, "detach") and not x.is_cuda:
         return _torch_view(x, name)
-    if hasattr(x, "__cuda_array_interface__"):
-        raise ValueError(f"{name} is on a CUDA device, this build of fastopt has CPU kernels only")
+    device = device_view(x, name)
+    if device is not None:
+        return device
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind, index = x.__dlpack_device__()
         if kind != _DLPACK_CPU:

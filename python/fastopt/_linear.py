@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fastopt import _core, _ops, _products, _random
 from fastopt._dtypes import float32, float64, is_floating
+from fastopt._formulas import activation_needs, check_seed, checked
 from fastopt._products import NO_DROPOUT, Dropout
 from fastopt.tensor import Tensor, needs_grad, record, to_array, to_out, wrap
 
@@ -222,7 +223,7 @@ def linear_backward(
     dx, dw, db = (to_out(a, name) for a, name in zip(out, ("dx", "dw", "db"), strict=True))
     if accumulate and ((needs[1] and dw is None) or (needs[2] and db is None)):
         raise ValueError("linear_backward: accumulate needs dw and db in out to add to")
-    if activation and y is None and z is not None and _ops.activation_needs(activation)[1]:
+    if activation and y is None and z is not None and activation_needs(activation)[1]:
         y = _ops.activation(activation, z, params)
     compute = _products.linear_backward if w.dtype.itemsize > 2 else _half_backward
     return compute(
@@ -306,8 +307,8 @@ def _needs(activation: str | None, params: tuple[float, ...]) -> tuple[bool, boo
     """Return whether a backward pass reads z and y, of an activation whose parameters are checked."""
     if not activation:
         return False, False
-    needs = _ops.activation_needs(activation)
-    _ops._checked(activation, params)
+    needs = activation_needs(activation)
+    checked(activation, params)
     return needs
 
 
@@ -317,7 +318,7 @@ def _check_dropout(call: str, p: float, seed: int | None, offset: int | None) ->
     if (seed is None) != (offset is None):
         raise TypeError(f"{call}: seed and offset go together, got seed={seed} and offset={offset}")
     if seed is not None and offset is not None:
-        _ops._check_seed(call, seed, offset)
+        check_seed(call, seed, offset)
 
 
 def _is_bf16(call: str, precision: str | None, w: Array) -> bool:

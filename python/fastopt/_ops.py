@@ -1,42 +1,30 @@
-"""The native kernels as plain functions: ndarrays in, ndarrays out, no Tensor.
+"""The native kernels as plain functions: arrays in, arrays out, no Tensor.
 
 float32 and float64 everywhere; bfloat16 and float16 where a function says so. Inputs of any layout are taken,
 those that are not C-contiguous through a copy. An ``out`` (or ``grad_out``) has the result's shape and dtype
 and any layout; it may be an input itself, but may not overlap one otherwise. A call that is refused has
-changed nothing.
+changed nothing. Arrays of a CUDA device go to `_device_ops`, which says what is different there.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _core
+from fastopt import _core, _device_ops
+from fastopt._device import on_device
+from fastopt._formulas import (
+    LOSSES,
+    WEIGHTED_AVERAGE,
+    Params,
+    check_reduction,
+    check_seed,
+    checked,
+)
 
 Array = npt.NDArray[Any]
-Params = tuple[Any, ...]
-
-_ACTIVATIONS = _core.activations()
-_LOSSES = _core.losses()
-
-#: The parameters that an empty ``params`` stands for: torch's defaults.
-_DEFAULTS: dict[str, tuple[float, ...]] = {
-    "leaky_relu": (0.01,),
-    "elu": (1.0,),
-    "softplus": (1.0, 20.0),
-    "smooth_l1": (1.0,),
-    "huber": (1.0,),
-    "bce_with_logits": (1.0,),
-}
-
-#: Of these the weighted mean is a weighted average, as in torch; of the others the mean of weighted losses.
-_WEIGHTED_AVERAGE = {"mse", "l1"}
-
-_MAX_SEED = 2**64
-
 
 # ---------------------------------------------------------------------------------------------- elementwise
 
@@ -72,23 +60,17 @@ def activation_grad(
 ) -> Array:
     """Return dx = dy * act'(x); bfloat16 and float16 too.
 
-    Of `x` and ``y = act(x)`` those are read that `activation_needs` names; the other may be None.
+    Of `x` and ``y = act(x)`` those are read that `_formulas.activation_needs` names; the other may be None.
     """
-    params = _checked(name, params)
+    if on_device(dy):
+        return _device_ops.activation_grad(name, dy, x, y, params, out)
+    params = checked(name, params)
     dy = _dense(dy, name, "dy")
     x = None if x is None else _dense(x, name, "x")
     y = None if y is None else _dense(y, name, "y")
     dx = _room(out, dy, name)
     _core.activation_grad(name, dy, x, y, params, dx)
     return _deliver(dx, out)
-
-
-def activation_needs(name: str) -> tuple[bool, bool]:
-    """Return which of x and y the gradient of an activation reads."""
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation: name is {name!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    _, needs_x, needs_y = _ACTIVATIONS[name]
-    return needs_x, needs_y
 
 
 def bias_activation(
@@ -105,8 +87,10 @@ def bias_activation(
     out : ndarray, optional
         `z` itself computes in place.
     """
+    if on_device(z):
+        return _device_ops.bias_activation(z, bias, name, params, out)
     call = name or "bias_activation"
-    params = _checked(name, params) if name else ()
+    params = checked(name, params) if name else ()
     z = _dense(z, call, "x" if bias is None else "z")
     bias = None if bias is None else _dense(bias, call, "bias")
     y = _room(out, z, call)
@@ -124,9 +108,11 @@ def dropout(x: Array, p: float, seed: int, offset: int, out: Array | None = None
     nothing else, and the same call on the gradient of the result is the backward pass. A dropped element is 0
     whatever it was, and with p = 1 all are.
     """
+    if on_device(x):
+        return _device_ops.dropout(x, p, seed, offset, out)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-    _check_seed("dropout", seed, offset)
+    check_seed("dropout", seed, offset)
     x = _dense(x, "dropout", "x")
     y = _room(out, x, "dropout")
     _core.dropout(x, p, seed, offset, y)
@@ -135,6 +121,9 @@ def dropout(x: Array, p: float, seed: int, offset: int, out: Array | None = None
 
 def axpy(a: float, x: Array, y: Array) -> None:
     """Add a * x to `y` in place; bfloat16 and float16 too."""
+    if on_device(y):
+        _device_ops.axpy(a, x, y)
+        return
     x = _dense(x, "axpy", "x")
     dense = _room(y, x, "axpy", "y")
     if dense is not y:
@@ -146,36 +135,48 @@ def axpy(a: float, x: Array, y: Array) -> None:
 # --------------------------------------------------------------------------------------------- reductions
 
 
-def sum(x: Array) -> float:
+def sum(x: Array) -> Any:
     """Return the sum of all elements, accumulated in double; the same for any number of threads.
 
     Like the other reductions of one array it takes bfloat16 and float16 too.
     """
+    if on_device(x):
+        return _device_ops.reduce("sum", x)
     return _core.sum(_dense(x, "sum", "x"))
 
 
-def abs_sum(x: Array) -> float:
+def abs_sum(x: Array) -> Any:
     """Return the sum of absolute values; see `sum`."""
+    if on_device(x):
+        return _device_ops.reduce("abs_sum", x)
     return _core.abs_sum(_dense(x, "abs_sum", "x"))
 
 
-def sum_squares(x: Array) -> float:
+def sum_squares(x: Array) -> Any:
     """Return the sum of squares; see `sum`."""
+    if on_device(x):
+        return _device_ops.reduce("sum_squares", x)
     return _core.sum_squares(_dense(x, "sum_squares", "x"))
 
 
-def abs_max(x: Array) -> float:
+def abs_max(x: Array) -> Any:
     """Return the largest absolute value, 0 of an empty array, NaN where there is a NaN."""
+    if on_device(x):
+        return _device_ops.reduce("abs_max", x)
     return _core.abs_max(_dense(x, "abs_max", "x"))
 
 
-def dot(x: Array, y: Array) -> float:
+def dot(x: Array, y: Array) -> Any:
     """Return the sum of x * y over two arrays of one shape, accumulated in double."""
+    if on_device(x):
+        return _device_ops.dot(x, y)
     return _core.dot(_dense(x, "dot", "x"), _dense(y, "dot", "y"))
 
 
 def bias_grad(dy: Array) -> Array:
     """Return the sums over all axes of `dy` but the last, shape (n,): the gradient of a bias."""
+    if on_device(dy):
+        return _device_ops.bias_grad(dy)
     dy = _dense(dy, "bias_grad", "dy")
     out = np.empty(dy.shape[-1:], dy.dtype)
     _core.bias_grad(dy, out)
@@ -206,6 +207,8 @@ def log_softmax_grad(dy: Array, y: Array, axis: int = -1, out: Array | None = No
 
 
 def _softmax(call: str, x: Array, axis: int, out: Array | None) -> Array:
+    if on_device(x):
+        return _device_ops.softmax(call, x, axis, out)
     rows = _dense(_axis_last(x, axis, call, "x"), call, "x")
     room = _out_axis_last(out, x, axis, call, "out")
     y = _room(room, rows, call)
@@ -214,6 +217,8 @@ def _softmax(call: str, x: Array, axis: int, out: Array | None) -> Array:
 
 
 def _softmax_grad(call: str, dy: Array, y: Array, axis: int, out: Array | None) -> Array:
+    if on_device(dy):
+        return _device_ops.softmax_grad(call, dy, y, axis, out)
     dy_rows = _dense(_axis_last(dy, axis, call, "dy"), call, "dy")
     y_rows = _dense(_axis_last(y, axis, call, "y"), call, "y")
     room = _out_axis_last(out, dy, axis, call, "out")
@@ -268,21 +273,23 @@ def loss(
     TypeError, ValueError
         Arrays of other dtypes or shapes, a parameter out of its range, or for bce a value outside [0, 1].
     """
-    if name not in _LOSSES:
-        raise ValueError(f"loss: name is {name!r}, expected one of {', '.join(_LOSSES)}")
-    _check_reduction(name, reduction, batchmean=name.startswith("kl_div"))
+    if name not in LOSSES:
+        raise ValueError(f"loss: name is {name!r}, expected one of {', '.join(LOSSES)}")
+    if on_device(input):
+        return _device_ops.loss(name, input, target, params, weight, reduction, grad, grad_out)
+    check_reduction(name, reduction, batchmean=name.startswith("kl_div"))
     x = _dense(input, name, "input")
     t = _companion(target, x, name, "target")
     param: Array | None = None
     if name == "bce_with_logits" and params and np.ndim(params[0]) > 0:
         param, params = _broadcast(params[0], x, name, "pos_weight"), ()
-    params = _checked(name, params)
+    params = checked(name, params)
     w = None if weight is None else _broadcast(weight, x, name, "weight")
     if name == "bce":
         _check_probabilities(x, "input")
         _check_probabilities(t, "target")
     if reduction == "mean":
-        divisor = _core.sum(w) if w is not None and name in _WEIGHTED_AVERAGE else float(x.size)
+        divisor = _core.sum(w) if w is not None and name in WEIGHTED_AVERAGE else float(x.size)
     else:
         divisor = float(x.shape[0]) if reduction == "batchmean" and x.ndim else 1.0
     g = _room(grad_out, x, name, "grad_out") if grad or grad_out is not None else None
@@ -358,7 +365,11 @@ def _classes(
     grad: bool,
     grad_out: Array | None,
 ) -> tuple[Array, Array | None]:
-    _check_reduction(call, reduction)
+    if on_device(input):
+        return _device_ops.classes(
+            call, input, target, weight, ignore_index, label_smoothing, reduction, grad, grad_out
+        )
+    check_reduction(call, reduction)
     _check_array(input, call, "input")
     _check_array(target, call, "target")
     if input.ndim == 0:
@@ -475,12 +486,6 @@ def _broadcast(y: Array, x: Array, call: str, argument: str) -> Array:
     return np.array(full, order="C")
 
 
-def _check_reduction(call: str, reduction: str, batchmean: bool = False) -> None:
-    allowed = ("none", "mean", "sum", "batchmean") if batchmean else ("none", "mean", "sum")
-    if reduction not in allowed:
-        raise ValueError(f"{call}: reduction must be one of {', '.join(allowed)}, got {reduction!r}")
-
-
 def _check_probabilities(x: Array, argument: str) -> None:
     # A NaN fails both comparisons and is refused with the rest.
     if x.size == 0 or (x.min() >= 0 and x.max() <= 1):
@@ -488,29 +493,3 @@ def _check_probabilities(x: Array, argument: str) -> None:
     index = np.unravel_index(np.flatnonzero(~((x >= 0) & (x <= 1)))[0], x.shape)
     place = f"{argument}[{', '.join(map(str, index))}]" if index else argument
     raise ValueError(f"bce: {place} is {x[index]}, expected a probability in [0, 1]")
-
-
-def _check_seed(call: str, seed: int, offset: int) -> None:
-    for argument, value in (("seed", seed), ("offset", offset)):
-        if not 0 <= value < _MAX_SEED:
-            raise ValueError(f"{call}: {argument} must be in [0, 2**64), got {value}")
-
-
-def _checked(name: str, params: Params) -> tuple[float, ...]:
-    """Return the parameters of a formula, refused where they are out of range."""
-    if not params:
-        return _DEFAULTS.get(name, ())
-    values = tuple(float(value) for value in params)
-    names = (_ACTIVATIONS.get(name) or _LOSSES.get(name) or (values,))[0]
-    if len(values) != len(names):
-        raise TypeError(f"{name}: params has {len(values)} entries, expected {len(names)}")
-    for argument, value in zip(names, values, strict=True):
-        if math.isnan(value) or (math.isinf(value) and argument != "threshold"):
-            raise ValueError(f"{name}: {argument} must be finite, got {value}")
-    if name == "softplus" and values[0] == 0:
-        raise ValueError(f"softplus: beta must not be 0, got {values[0]}")
-    if name == "smooth_l1" and values[0] < 0:
-        raise ValueError(f"smooth_l1: beta must be at least 0, got {values[0]}")
-    if name == "huber" and values[0] <= 0:
-        raise ValueError(f"huber: delta must be above 0, got {values[0]}")
-    return values

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from fastopt import _core
 from fastopt._arrays import rows
 from fastopt._dtypes import float32, float64, is_floating
-from fastopt._ops import Params, _check_array, _check_out, _check_seed, _checked, _deliver, _dense
+from fastopt._formulas import Params, check_seed, checked
+from fastopt._ops import _check_array, _check_out, _deliver, _dense
 
 Array = npt.NDArray[Any]
 
@@ -125,7 +126,7 @@ def linear(
     bf16 : bool
         Round float32 `x` and `w` to bfloat16; sums stay float32.
     """
-    params = _checked(activation, params) if activation else ()
+    params = checked(activation, params) if activation else ()
     _check_dropout("linear", dropout)
     a, b = _operand(x, "linear", "input"), _operand(w, "linear", "weight")
     shape = (*x.shape[:-1], *w.shape[:1])
@@ -173,7 +174,7 @@ def linear_dx(
         The dropout that followed it.
     out : ndarray, shape (..., in), optional
     """
-    params = _checked(activation, params) if activation else ()
+    params = checked(activation, params) if activation else ()
     _check_dropout("linear_dx", dropout)
     a, b = _operand(dy, "linear_dx", "dy"), _operand(w, "linear_dx", "w")
     shape = (*dy.shape[:-1], *w.shape[-1:])
@@ -236,7 +237,7 @@ def linear_backward(
     if not any(needs) and dz is None:
         return None, None, None
     call = "linear_backward"
-    params = _checked(activation, params) if activation else ()
+    params = checked(activation, params) if activation else ()
     _check_dropout(call, dropout)
     g = rows(_dense(dy, call, "dy"))
     if dz is not None:
@@ -330,4 +331,4 @@ def _check_dropout(call: str, dropout: Dropout) -> None:
         return
     if not 0.0 <= dropout.p <= 1.0:
         raise ValueError(f"{call}: dropout must be in [0, 1], got {dropout.p}")
-    _check_seed(call, dropout.seed, dropout.offset)
+    check_seed(call, dropout.seed, dropout.offset)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops, _random
+from fastopt._formulas import activation_needs
 from fastopt._linear import linear, linear_backward
 from fastopt._losses import (
     binary_cross_entropy,
@@ -120,7 +121,7 @@ def _check_out(name: str, out: Any) -> None:
 def _activation_grad(
     name: str, dy: Any, x: Any, y: Any, params: tuple[float, ...], out: Array | None
 ) -> Array:
-    needs_x, needs_y = _ops.activation_needs(name)
+    needs_x, needs_y = activation_needs(name)
     a = None if x is None else to_array(x, "x")
     b = None if y is None else to_array(y, "y")
     d, room = to_array(dy, "dy"), to_out(out)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastopt import _ops, _products, _rules
 from fastopt._arrays import as_view
 from fastopt._dtypes import DEFAULT_FLOAT, dtype_of, float64, is_floating
+from fastopt._formulas import activation_needs
 from fastopt._methods import Methods
 from fastopt._numeric import Numeric
 from fastopt._rules import as_float
@@ -152,7 +153,7 @@ def activate(x: Tensor, name: str, params: tuple[float, ...] = ()) -> Tensor:
     y = _ops.activation(name, a, params)
     if not needs_grad(x):
         return wrap(y)
-    needs_x, needs_y = _ops.activation_needs(name)
+    needs_x, needs_y = activation_needs(name)
     keep_x, keep_y = a if needs_x else None, y if needs_y else None
     return record(name, y, (x,), lambda dy: _ops.activation_grad(name, dy, keep_x, keep_y, params))
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fastopt._arrays import Array, Dense, as_view
+from fastopt._arrays import Dense, as_view
 from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, prepare
 
 NDARRAY_ONLY = {np.ndarray}
@@ -249,7 +249,7 @@ class Optimizer:
             for i, (g, dense) in enumerate(zip(flat, self._dense, strict=True))
         ]
 
-    def _checked(self, i: int, g: Any) -> Array:
+    def _checked(self, i: int, g: Any) -> Any:
         """Return the gradient of parameter i as an ndarray of the same shape and dtype, or raise."""
         if is_tensor(g):
             g = g.data

@@ -92,7 +92,7 @@ def _listed(x: Any) -> list[Any]:
     return [x] if hasattr(x, "shape") or not isinstance(x, Iterable) else list(x)
 
 
-def _array(x: Any, name: str) -> Array:
+def _array(x: Any, name: str) -> Any:
     return as_view(x.data if is_tensor(x) else x, name)
 
 

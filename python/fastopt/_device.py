@@ -1,0 +1,293 @@
+"""Arrays in the memory of CUDA devices: whose they are, and what their library does for us.
+
+fastopt computes on them by `native()`, the module ``fastopt._cuda``. The array's own library (CuPy or torch) makes the
+results and names the stream that work is queued on. Arrays of other libraries that have ``__cuda_array_interface__`` or
+DLPack become CuPy arrays of the same memory, or torch tensors where there is no CuPy.
+
+CuPy's arrays have NumPy's methods and go through this package as they are. A torch tensor does so as a
+`TorchArray`, which has those few that are asked for before the kernels take over.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+#: As far as type checkers go: what is asked of these arrays are NumPy's own methods.
+Array = npt.NDArray[Any]
+
+_DLPACK_CUDA = 2
+
+_native: Any = None
+
+
+def native() -> Any:
+    """Return the module ``fastopt._cuda``.
+
+    Raises
+    ------
+    RuntimeError
+        This build has none, or no device can be used; the message says what to install.
+    """
+    global _native
+    if _native is None:
+        try:
+            module = importlib.import_module("fastopt._cuda")
+        except ImportError as error:
+            raise RuntimeError(
+                "this build of fastopt has no CUDA kernels: install a wheel that has, or build it where nvcc is on the "
+                f"PATH ({error})"
+            ) from error
+        module.device_count()
+        _native = module
+    return _native
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name, bfloat16 included."""
+    dtype: np.dtype[Any] = np.dtype(
+        importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name
+    )
+    return dtype
+
+
+class CupyLibrary:
+    """CuPy, as the package that an array's type is from."""
+
+    name = "cupy"
+
+    def __init__(self) -> None:
+        self.cupy: Any = importlib.import_module("cupy")
+
+    def stream(self, x: Any) -> int:
+        """Return the address of the stream that the library would use for `x` now."""
+        address: int = self.cupy.cuda.get_current_stream(x.device.id).ptr
+        return address
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new C-contiguous array on the device of `like`."""
+        with like.device:
+            return self.cupy.empty(shape, dtype)
+
+    def zeros(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return new zeros on the device of `like`."""
+        with like.device:
+            return self.cupy.zeros(shape, dtype)
+
+    def dense(self, x: Any) -> Any:
+        """Return `x`, or a C-contiguous copy."""
+        with x.device:
+            return self.cupy.ascontiguousarray(x)
+
+    def moveaxis(self, x: Any, source: int, target: int) -> Any:
+        """Return a view of `x` with one axis moved."""
+        return self.cupy.moveaxis(x, source, target)
+
+    def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """Return a view of `x` repeated to `shape`."""
+        return self.cupy.broadcast_to(x, shape)
+
+    def copy_into(self, target: Any, source: Any) -> None:
+        """Write `source` into `target`."""
+        target[...] = source
+
+    def from_host(self, a: Any, like: Any = None) -> Any:
+        """Return a copy of an ndarray, on the device of `like` or the current one."""
+        if like is None:
+            return self.cupy.asarray(a)
+        with like.device:
+            return self.cupy.asarray(a)
+
+    def to_host(self, x: Any) -> Any:
+        """Return a copy as an ndarray; it waits for the work on `x`."""
+        return self.cupy.asnumpy(x)
+
+    def unwrap(self, x: Any) -> Array:
+        """Return what the caller gets to see."""
+        result: Array = x
+        return result
+
+    def adopt(self, x: Any) -> Any:
+        """Return an array of the memory of another library's."""
+        if hasattr(x, "__cuda_array_interface__"):
+            return self.cupy.asarray(x)
+        return self.cupy.from_dlpack(x)
+
+
+class TorchArray:
+    """A torch tensor with the few of NumPy's methods that are asked for on its way to the kernels."""
+
+    __slots__ = ("dtype", "shape", "tensor")
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self.shape = tuple(tensor.shape)
+        self.dtype = numpy_dtype(str(tensor.dtype).partition(".")[2])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        size: int = self.tensor.numel()
+        return size
+
+    @property
+    def device(self) -> Any:
+        return self.tensor.device
+
+    def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> TorchArray:
+        wanted = getattr(sys.modules["torch"], np.dtype(dtype).name)
+        return TorchArray(self.tensor.to(wanted, copy=copy))
+
+    def reshape(self, *shape: Any) -> TorchArray:
+        return TorchArray(self.tensor.reshape(*shape))
+
+
+class TorchLibrary:
+    """torch, with the same methods over `TorchArray`."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.torch: Any = importlib.import_module("torch")
+
+    def stream(self, x: Any) -> int:
+        if x.device.type != "cuda":  # of a tensor on the host that stands for one
+            return 0
+        address: int = self.torch.cuda.current_stream(x.device).cuda_stream
+        return address
+
+    def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return TorchArray(self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device))
+
+    def zeros(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        return TorchArray(self.torch.zeros(shape, dtype=self._dtype(dtype), device=like.device))
+
+    def dense(self, x: Any) -> Any:
+        return x if x.tensor.is_contiguous() else TorchArray(x.tensor.contiguous())
+
+    def moveaxis(self, x: Any, source: int, target: int) -> Any:
+        return TorchArray(x.tensor.movedim(source, target))
+
+    def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
+        return TorchArray(x.tensor.broadcast_to(shape))
+
+    def copy_into(self, target: Any, source: Any) -> None:
+        target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)
+
+    def from_host(self, a: Any, like: Any = None) -> Any:
+        device = "cuda" if like is None else like.device
+        return TorchArray(self.torch.from_numpy(np.ascontiguousarray(a)).to(device))
+
+    def to_host(self, x: Any) -> Any:
+        return x.tensor.cpu().numpy()
+
+    def unwrap(self, x: Any) -> Array:
+        result: Array = x.tensor
+        return result
+
+    def adopt(self, x: Any) -> Any:
+        if hasattr(x, "__cuda_array_interface__"):
+            return TorchArray(self.torch.as_tensor(x, device="cuda"))
+        return TorchArray(self.torch.from_dlpack(x))
+
+    def _dtype(self, dtype: Any) -> Any:
+        return getattr(self.torch, np.dtype(dtype).name)
+
+
+Library = CupyLibrary | TorchLibrary
+
+_libraries: dict[str, Any] = {}
+
+
+def _loaded(name: str) -> Any:
+    """Return the library of that name, imported at its first use."""
+    if name not in _libraries:
+        _libraries[name] = CupyLibrary() if name == "cupy" else TorchLibrary()
+    return _libraries[name]
+
+
+def _root(x: Any) -> str:
+    return type(x).__module__.partition(".")[0]
+
+
+def is_device_array(x: Any) -> bool:
+    """Whether `x` is a CuPy array or a `TorchArray`, the forms in which this package works on device memory."""
+    return x.__class__ is TorchArray or (_root(x) == "cupy" and hasattr(x, "__cuda_array_interface__"))
+
+
+def library(x: Any) -> Library:
+    """Return the library of an array for which `is_device_array` holds."""
+    found: Library = _loaded("torch" if x.__class__ is TorchArray else "cupy")
+    return found
+
+
+def _default_library(name: str) -> Library:
+    """Return CuPy, or torch where there is no CuPy, for an array of a third library."""
+    for candidate in ("cupy", "torch"):
+        try:
+            found: Library = _loaded(candidate)
+        except ImportError:
+            continue
+        return found
+    raise ImportError(f"{name} is on a CUDA device, which needs CuPy or torch: pip install 'fastopt[cuda13]'")
+
+
+def device_view(x: Any, name: str) -> Any:
+    """Return an array of device memory in the form in which this package works on it, None for any other object.
+
+    Parameters
+    ----------
+    x : object
+    name : str
+        How messages call it.
+
+    Returns
+    -------
+    CuPy array, `TorchArray` or None
+        Of the same memory.
+    """
+    if is_device_array(x):
+        return x
+    root = _root(x)
+    if hasattr(x, "is_cuda") and hasattr(x, "detach"):
+        return TorchArray(x.detach()) if x.is_cuda else None
+    if root == "numpy":
+        return None
+    is_cuda = hasattr(x, "__cuda_array_interface__")
+    if not is_cuda and hasattr(x, "__dlpack_device__"):
+        is_cuda = int(x.__dlpack_device__()[0]) == _DLPACK_CUDA
+    if not is_cuda:
+        return None
+    try:
+        native()
+    except RuntimeError as error:
+        raise RuntimeError(f"{name} is on a CUDA device: {error}") from error
+    return _default_library(name).adopt(x)
+
+
+def on_device(x: Any) -> bool:
+    """Whether `x` is an array in the memory of a CUDA device, of any library."""
+    return x.__class__ is not np.ndarray and device_view(x, "input") is not None
+
+
+def cupy() -> CupyLibrary:
+    """Return CuPy, which Tensors on a GPU are made of.
+
+    Raises
+    ------
+    RuntimeError
+        It is not installed, or no device can be used.
+    """
+    native()
+    try:
+        found: CupyLibrary = _loaded("cupy")
+    except ImportError as error:
+        raise RuntimeError("Tensors on a GPU need CuPy: pip install 'fastopt[cuda13]'") from error
+    return found

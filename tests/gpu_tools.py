@@ -1,0 +1,106 @@
+"""What the tests of device arrays share: arrays there and back, and comparisons of bits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import host_gpu
+from fastopt import _core
+
+#: Around packs of 16 bytes, warps, blocks and chunks.
+SIZES = [0, 1, 3, 4, 5, 31, 33, 257, 1023, 4097]
+LARGE = 100_003
+
+
+def sizes() -> list[int]:
+    """On a device one size of many blocks more; a checker gets few."""
+    if host_gpu.SHORT:
+        return [1, 33, 1025]
+    return [*SIZES, LARGE] if host_gpu.has_device() else SIZES
+
+
+@pytest.fixture(scope="module", params=[pytest.param("device", marks=pytest.mark.gpu), "host"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Where a test runs."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def cp(kind: str) -> Iterator[Any]:
+    """CuPy or its stand-in."""
+    with host_gpu.cupy_on(kind) as module:
+        yield module
+
+
+@pytest.fixture
+def fused() -> Iterator[None]:
+    """A device has fused multiply-adds: compare with a CPU level that has them."""
+    levels = [level for level in _core.isas() if level != "v2"]
+    if not levels:
+        pytest.skip("this CPU has no fused multiply-adds")
+    before = _core.isa()
+    _core.set_isa(levels[-1])
+    yield
+    _core.set_isa(before)
+
+
+def bits(a: Any) -> np.ndarray:
+    """The array on the host as integers of its elements' size; a NaN is a NaN, whatever its bits."""
+    a = np.ascontiguousarray(a.get() if hasattr(a, "get") else a)
+    if a.dtype.kind not in "fV":
+        return a
+    a = a.copy()
+    a[np.isnan(a)] = np.nan
+    return a.view(f"u{a.dtype.itemsize}")
+
+
+def assert_same_bits(device: Any, host: Any, what: str = "") -> None:
+    """The same dtype, shape and bits."""
+    assert device.dtype == host.dtype, what
+    assert device.shape == host.shape, what
+    np.testing.assert_array_equal(bits(device), bits(host), err_msg=what)
+
+
+def assert_as_accurate(device: Any, host: Any, exact: np.ndarray, what: str = "") -> None:
+    """The largest error against a float64 reference is at most twice that of the CPU, and a few ulp."""
+    ours, theirs = np.asarray(device.get(), np.float64), np.asarray(host, np.float64)
+    assert ours.shape == exact.shape, what
+    scale = float(np.abs(exact).max(initial=0.0))
+    eps = 2.0**-8 if host.dtype.name == "bfloat16" else float(np.finfo(host.dtype).eps)
+    error = float(np.abs(ours - exact).max(initial=0.0))
+    allowed = 2 * float(np.abs(theirs - exact).max(initial=0.0)) + 4 * eps * scale
+    assert error <= allowed, f"{what}: error {error:.3g} > {allowed:.3g}"
+
+
+def unaligned(cp: Any, a: np.ndarray, by: int = 1) -> Any:
+    """The array on the device, starting so many elements after an allocation's start."""
+    whole = cp.zeros(a.size + by, a.dtype)
+    whole[by:] = cp.asarray(a.ravel())
+    return whole[by:].reshape(a.shape)
+
+
+def drawn(shape: Any, dtype: Any, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def dtypes(*names: str) -> list[np.dtype]:
+    """NumPy's dtypes by name; bfloat16 where ml_dtypes is installed."""
+    found = []
+    for name in names:
+        if name == "bfloat16":
+            ml_dtypes = pytest.importorskip("ml_dtypes")
+            found.append(np.dtype(ml_dtypes.bfloat16))
+        else:
+            found.append(np.dtype(name))
+    return found
+
+
+def flattened(state: Any) -> list[Any]:
+    """The arrays of an optimizer's state, in order."""
+    entries = [state[key] for key in sorted(state)]
+    return list(itertools.chain.from_iterable([entry[k] for k in sorted(entry)] for entry in entries))
