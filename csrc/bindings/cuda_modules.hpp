@@ -5,6 +5,7 @@
 
 namespace fastopt {
 
-void bind_cuda_step(pybind11::module_& m);  // cuda_step.cpp: StepPlan
+void bind_cuda_linear(pybind11::module_& m);  // cuda_linear.cpp: matrix products, linear layers
+void bind_cuda_step(pybind11::module_& m);    // cuda_step.cpp: StepPlan
 
 }  // namespace fastopt

@@ -34,6 +34,13 @@ Index blocks(Index n) {
   return all < kMostBlocks ? all : kMostBlocks;
 }
 
+// All of n elements by the launch's threads.
+template <int N, class Body>
+__device__ __forceinline__ void run_all(bool fits, Index n, const Body& body) {
+  for_each_pack<N>(fits, Index(0), n, Index(blockIdx.x) * blockDim.x + threadIdx.x,
+                   Index(gridDim.x) * blockDim.x, body);
+}
+
 // f(S()) for the storage type S.
 template <class F>
 void with_storage(DType dtype, const F& f) {

@@ -87,12 +87,6 @@ struct Dropout {
   }
 };
 
-template <int N, class Body>
-__device__ __forceinline__ void run_all(bool fits, Index n, const Body& body) {
-  for_each_pack<N>(fits, Index(0), n, Index(blockIdx.x) * blockDim.x + threadIdx.x,
-                   Index(gridDim.x) * blockDim.x, body);
-}
-
 template <template <class> class F, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     activation_kernel(ActivationArgs args, Params params, Index n, bool fits) {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
 
 #include "cuda/elements.cuh"
 #include "cuda/gemm_epilogue.hpp"
@@ -103,26 +106,6 @@ bool needs_finish(const fastopt::Epilogue& e) {
          e.residual;
 }
 
-// out[i] = the sum over j of x[i step + j across], in double.
-template <class S>
-__global__ void __launch_bounds__(kThreads)
-    sums_kernel(const S* x, Index n, Index step, Index depth, Index across, S* out) {
-  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= n) return;
-  double sum = 0.0;
-  for (Index j = 0; j < depth; ++j) sum += double(load(x[i * step + j * across]));
-  out[i] = Store<S>::from(Compute<S>(sum));
-}
-
-void sums(DType dtype, const void* x, Index n, Index step, Index depth, Index across, void* out,
-          CudaStream stream) {
-  if (n == 0) return;
-  with_storage(dtype, [&]<class S>(S) {
-    launch(sums_kernel<S>, (n + kThreads - 1) / kThreads, kThreads, 0, stream, static_cast<const S*>(x), n,
-           step, depth, across, static_cast<S*>(out));
-  });
-}
-
 // A scratch is dealt out in pieces; without one this tells how large it has to be.
 class Pieces {
  public:
@@ -146,6 +129,7 @@ class Multiplication {
       : dtype_(dtype),
         factor_dtype_(factor_dtype(dtype, args.precision)),
         args_(args),
+        scratch_(scratch),
         a_(args.b.data, args.n, args.k, args.b.col, args.b.row),
         b_(args.a.data, args.m, args.k, args.a.row, args.a.col),
         pieces_(scratch),
@@ -157,14 +141,19 @@ class Multiplication {
     rounded_b_ = pieces_.take(b_.columns * round_up(b_.rows, 8) * item_bytes(factor_dtype_));
   }
 
-  Index scratch_bytes() const { return pieces_.bytes(); }
+  // Sums are taken last: they find the whole scratch theirs.
+  Index scratch_bytes() const {
+    return std::max({pieces_.bytes(), args_.c_sums ? column_sums_scratch_bytes(args_.m, args_.n) : 0,
+                     args_.a_sums ? column_sums_scratch_bytes(args_.k, args_.m) : 0});
+  }
 
   void run(CudaStream stream) {
     if (args_.m > 0 && args_.n > 0) {
       if (args_.k > 0) {
         round_factors(stream);
         const lt::Product product = describe();
-        multiply(*lt::plan_of(product, pointers(product.epilogue), nullptr), stream);
+        const auto timer = [this, stream] { return new_timer(stream); };
+        multiply(*lt::plan_of(product, pointers(product.epilogue), timer), stream);
         return;
       }
       if (args_.beta != 1.0) scale_on_device(dtype_, args_, stream);
@@ -186,10 +175,13 @@ class Multiplication {
   // The sums that are wanted and not done.
   void sum(lt::Epilogue done, CudaStream stream) const {
     if (args_.c_sums && done != lt::Epilogue::dgelu_bgrad)
-      sums(dtype_, args_.c, args_.n, 1, args_.m, args_.c_row, args_.c_sums, stream);
+      column_sums_on_device(dtype_, args_.c, args_.m, args_.n, args_.c_sums, false, scratch_, stream);
     if (args_.a_sums && done != lt::Epilogue::bgrad_b)
-      sums(dtype_, args_.a.data, args_.m, args_.a.row, args_.k, args_.a.col, args_.a_sums, stream);
+      column_sums_on_device(dtype_, args_.a.data, args_.k, args_.m, args_.a_sums, false, scratch_, stream);
   }
+
+  // None where there is to be no timing, and no room for it.
+  lt::Timer new_timer(CudaStream stream) const;
 
   void round_factors(CudaStream stream) {
     if (factor_dtype_ == dtype_) return;
@@ -249,6 +241,7 @@ class Multiplication {
 
   DType dtype_, factor_dtype_;
   DeviceGemm args_;
+  void* scratch_;
   Factor a_, b_;  // of cuBLASLt: our B and A
   Pieces pieces_;
   int device_;
@@ -256,8 +249,114 @@ class Multiplication {
   void *workspace_, *rounded_a_ = nullptr, *rounded_b_ = nullptr;
 };
 
+// Allocating and waiting is allowed while another stream of the process is being captured.
+class Relaxed {
+ public:
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  Relaxed(const Relaxed&) = delete;
+  Relaxed& operator=(const Relaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+struct EventDestroy {
+  void operator()(CUevent_st* event) const { cudaEventDestroy(event); }
+};
+using Event = std::unique_ptr<CUevent_st, EventDestroy>;
+
+Event new_event() {
+  cudaEvent_t event;
+  check(cudaEventCreate(&event));
+  return Event(event);
+}
+
+// Memory in place of outputs, with their alignment: what is timed leaves no trace.
+class Stand {
+ public:
+  void* in_for(const void* output, Index bytes) {
+    if (!output) return nullptr;
+    memory_.push_back(device_memory(bytes + kAligned));
+    return static_cast<char*>(memory_.back().get()) + reinterpret_cast<std::uintptr_t>(output) % kAligned;
+  }
+
+ private:
+  std::vector<DeviceArray<void>> memory_;
+};
+
+bool autotunes() {
+  const char* const setting = std::getenv("FASTOPT_CUDA_AUTOTUNE");
+  return !setting || std::strcmp(setting, "0") != 0;
+}
+
+// The least of some rounds of several products each, in milliseconds; infinite where one fails.
+template <class F>
+float time_of(const F& run, CudaStream stream) {
+  constexpr int kRounds = 3, kRuns = 5;
+  const Event begin = new_event(), end = new_event();
+  float least = std::numeric_limits<float>::infinity();
+  try {
+    run();
+    for (int round = 0; round < kRounds; ++round) {
+      check(cudaEventRecord(begin.get(), stream));
+      for (int i = 0; i < kRuns; ++i) run();
+      check(cudaEventRecord(end.get(), stream));
+      check(cudaEventSynchronize(end.get()));
+      float took = 0.0f;
+      check(cudaEventElapsedTime(&took, begin.get(), end.get()));
+      least = std::min(least, took);
+    }
+  } catch (const std::runtime_error&) {
+    return std::numeric_limits<float>::infinity();
+  }
+  return least;
+}
+
+lt::Timer Multiplication::new_timer(CudaStream stream) const {
+  if (!autotunes() || is_capturing(stream)) return nullptr;
+  const Relaxed relaxed;
+  const auto stand = std::make_shared<Stand>();
+  const auto trial = std::make_shared<Multiplication>(*this);
+  DeviceGemm& args = trial->args_;
+  const Index item = item_bytes(dtype_), bytes = args.m * args.n * item;
+  try {
+    args.c = stand->in_for(args.c, args.m * args.c_row * item);
+    args.epilogue.kept_input = stand->in_for(args.epilogue.kept_input, bytes);
+    args.epilogue.kept_output = stand->in_for(args.epilogue.kept_output, bytes);
+    args.c_sums = stand->in_for(args.c_sums, args.n * item);
+    args.a_sums = stand->in_for(args.a_sums, args.m * item);
+  } catch (const DeviceError&) {
+    return nullptr;
+  }
+  return [stand, trial, stream](lt::Plan& plan) {
+    const Relaxed also_relaxed;
+    return time_of([&] { trial->multiply(plan, stream); }, stream);
+  };
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(const S* x, Index rows, Index columns, S* out, bool add) {
+  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= columns) return;
+  double sum = 0.0;
+  for (Index j = 0; j < rows; ++j) sum += double(load(x[j * columns + i]));
+  out[i] = Store<S>::from(Compute<S>(sum) + (add ? load(out[i]) : Compute<S>(0)));
+}
+
 }  // namespace
 }  // namespace FASTOPT_ISA
+
+Index column_sums_scratch_bytes(Index, Index) { return 64; }
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add, void*,
+                           CudaStream stream) {
+  if (columns == 0) return;
+  with_storage(dtype, [&]<class S>(S) {
+    launch(column_sums_kernel<S>, (columns + kThreads - 1) / kThreads, kThreads, 0, stream,
+           static_cast<const S*>(x), rows, columns, static_cast<S*>(out), add);
+  });
+}
 
 void gemm_on_device(DType dtype, const DeviceGemm& args, void* scratch, CudaStream stream) {
   Multiplication(dtype, args, scratch).run(stream);

@@ -13,6 +13,7 @@ namespace {
 // C is m x n with rows c_row apart; the other m x n arrays are dense.
 template <class S>
 struct FinishArgs {
+  const S* from;  // null: C
   S* c;
   Index c_row, n, size;
   const S* bias;
@@ -86,7 +87,7 @@ struct Finish {
 
   template <int N>
   __device__ __forceinline__ void run(Index i) const {
-    Values<S, N> v(args.at(i));
+    Values<S, N> v(args.from ? args.from + i : args.at(i));
     if (args.bias) add_bias(v, args.bias, i, args.n);
     if (args.kept_input) v.store(args.kept_input + i);
     if constexpr (!Grad) {
@@ -112,8 +113,7 @@ struct Finish {
 template <class F, bool Grad, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>) finish_kernel(F f, FinishArgs<S> args) {
   const Finish<F, Grad, S> body{f, args};
-  for_each_pack<kPack<S>>(args.fits, Index(0), args.size, Index(blockIdx.x) * blockDim.x + threadIdx.x,
-                          Index(gridDim.x) * blockDim.x, body);
+  run_all<kPack<S>>(args.fits, args.size, body);
 }
 
 template <class F, bool Grad, class S>
@@ -136,29 +136,29 @@ template <class S>
 bool fit_packs(const FinishArgs<S>& args) {
   bool fit = args.c_row == args.n;
   for (const S* x : {static_cast<const S*>(args.c), static_cast<const S*>(args.kept_input),
-                     static_cast<const S*>(args.kept_output), args.x, args.y, args.residual})
+                     static_cast<const S*>(args.kept_output), args.from, args.x, args.y, args.residual})
     fit = fit && fits_pack<kPack<S>>(x);
   return fit;
 }
 
 template <class S>
-FinishArgs<S> finish_args(const DeviceGemm& args) {
+FinishArgs<S> finish_args(const DeviceGemm& args, const void* from) {
   const Epilogue& e = args.epilogue;
   const auto in = [](const void* x) { return static_cast<const S*>(x); };
   const auto out = [](void* x) { return static_cast<S*>(x); };
-  FinishArgs<S> own{out(args.c),       args.c_row,         args.n,       args.m * args.n, in(e.bias),
-                    out(e.kept_input), out(e.kept_output), e.dropout,    e.seed,          e.offset,
-                    args.mask_offset,  e.last_kept,        e.kept_scale, in(e.x),         in(e.y),
-                    in(e.residual),    e.residual_scale,   false};
+  FinishArgs<S> own{in(from),   out(args.c),       args.c_row,         args.n,       args.m * args.n,
+                    in(e.bias), out(e.kept_input), out(e.kept_output), e.dropout,    e.seed,
+                    e.offset,   args.mask_offset,  e.last_kept,        e.kept_scale, in(e.x),
+                    in(e.y),    in(e.residual),    e.residual_scale,   false};
   own.fits = fit_packs(own);
   return own;
 }
 
 template <class S>
-void finish(const DeviceGemm& args, CudaStream stream) {
+void finish(const DeviceGemm& args, const void* from, CudaStream stream) {
   using Launchers = Table<Activations, S>;
   const Epilogue& e = args.epilogue;
-  FinishArgs<S> own = finish_args<S>(args);
+  FinishArgs<S> own = finish_args<S>(args, from);
   if (e.activation < 0 && e.gradient >= 0) return Launchers::grads[e.gradient](e.params, own, stream);
   if (e.gradient >= 0) own.residual = nullptr;  // comes after the gradient
   const Launcher<S> value =
@@ -169,7 +169,7 @@ void finish(const DeviceGemm& args, CudaStream stream) {
   rest.epilogue.bias = nullptr;
   rest.epilogue.kept_input = rest.epilogue.kept_output = nullptr;
   rest.epilogue.dropout = false;
-  Launchers::grads[e.gradient](e.params, finish_args<S>(rest), stream);
+  Launchers::grads[e.gradient](e.params, finish_args<S>(rest, nullptr), stream);
 }
 
 template <class S>
@@ -202,8 +202,7 @@ struct Round {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads) round_kernel(Round<S> body, Index size, bool fits) {
-  for_each_pack<kPack<S>>(fits, Index(0), size, Index(blockIdx.x) * blockDim.x + threadIdx.x,
-                          Index(gridDim.x) * blockDim.x, body);
+  run_all<kPack<S>>(fits, size, body);
 }
 
 template <class S>
@@ -217,13 +216,13 @@ void round_factor(const Round<S>& body, Index columns, CudaStream stream) {
 }  // namespace
 }  // namespace FASTOPT_ISA
 
-void finish_on_device(DType dtype, const DeviceGemm& args, CudaStream stream) {
-  with_storage(dtype, [&]<class S>(S) { finish<S>(args, stream); });
+void finish_on_device(DType dtype, const DeviceGemm& args, CudaStream stream, const void* from) {
+  with_storage(dtype, [&]<class S>(S) { finish<S>(args, from, stream); });
 }
 
 void scale_on_device(DType dtype, const DeviceGemm& args, CudaStream stream) {
   with_storage(dtype, [&]<class S>(S) {
-    const FinishArgs<S> own = finish_args<S>(args);
+    const FinishArgs<S> own = finish_args<S>(args, nullptr);
     launch(scale_kernel<S>, blocks<S>(own.size), kThreads, 0, stream, own, args.beta);
   });
 }

@@ -5,8 +5,9 @@
 
 namespace fastopt {
 
-// C = epilogue(C), in one launch; in two where there are an activation and a gradient.
-void finish_on_device(DType dtype, const DeviceGemm& args, CudaStream stream);
+// C = epilogue(C), in one launch; in two where there are an activation and a gradient. from: null, or what is
+// read in C's place, dense.
+void finish_on_device(DType dtype, const DeviceGemm& args, CudaStream stream, const void* from = nullptr);
 
 // C = beta C, and 0 where beta is 0: what is left of a product over nothing.
 void scale_on_device(DType dtype, const DeviceGemm& args, CudaStream stream);

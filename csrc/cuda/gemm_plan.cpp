@@ -170,11 +170,14 @@ void Plan::run(double alpha, double beta, const Pointers& pointers, CUstream_st*
         "a product");
 }
 
-std::shared_ptr<Plan> plan_of(const Product& product, const Pointers& pointers, const Timer& time) {
+std::shared_ptr<Plan> plan_of(const Product& product, const Pointers& pointers,
+                              const std::function<Timer()>& timer) {
   Cache& all = cache();
   const std::lock_guard<std::mutex> lock(all.mutex);
   Entry& entry = all.entries[product];
-  if (!entry.plan || (time && !entry.timed)) entry = {new_plan(product, pointers, time), bool(time)};
+  if (entry.timed) return entry.plan;
+  const Timer time = timer();
+  if (!entry.plan || time) entry = {new_plan(product, pointers, time), bool(time)};
   return entry.plan;
 }
 

@@ -83,11 +83,13 @@ class Plan {
   std::mutex mutex_;  // the descriptor holds one call's pointers
 };
 
-// How long the product takes by this plan, all that follows it included; infinite where it fails.
+// How long the product takes by a plan, all that follows it included; infinite where it fails.
 using Timer = std::function<float(Plan&)>;
 
-// The plan of a product: what `time` found to be fastest of those with its epilogue and those without, when
-// it was first asked for with one. Without a timer the first guess, and an epilogue where there can be one.
-std::shared_ptr<Plan> plan_of(const Product& product, const Pointers& pointers, const Timer& time);
+// The plan of a product: the fastest of those with its epilogue and those without, by the timer. `timer` is
+// asked for one until it has given one; without, it is the first guess, and an epilogue where there can be
+// one.
+std::shared_ptr<Plan> plan_of(const Product& product, const Pointers& pointers,
+                              const std::function<Timer()>& timer);
 
 }  // namespace fastopt::lt

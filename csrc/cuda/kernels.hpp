@@ -84,4 +84,9 @@ void activation_on_device(DType dtype, const ActivationArgs& args, Index n, Cuda
 void activation_grad_on_device(DType dtype, const ActivationGradArgs& args, Index n, CudaStream stream);
 void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, CudaStream stream);
 
+// out, or with `add` what it has and, the sum of each column.
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
+                           void* scratch, CudaStream stream);
+Index column_sums_scratch_bytes(Index rows, Index columns);
+
 }  // namespace fastopt

@@ -10,6 +10,7 @@
 #include "formulas/activations.hpp"
 #include "formulas/storage.hpp"
 #include "host_graph.hpp"
+#include "host_runtime.hpp"
 
 namespace fastopt::lt {
 
@@ -220,6 +221,7 @@ Status multiply(Desc desc, const void* alpha_at, const void* a, Layout a_layout,
   std::memset(workspace, 0xff, algo->data[kWorkspace]);
   const Epilogue e = desc->epilogue;
   cublaslt.epilogues.push_back(e);
+  host_cuda::device_clock += cublaslt.costs[e == Epilogue::none][number];
 
   const DataType scale = desc->scale, type = d_layout->type;
   const double alpha = read(scale, alpha_at, 0), beta = read(scale, beta_at, 0);

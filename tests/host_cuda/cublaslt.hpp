@@ -13,7 +13,8 @@ struct CublasLt {
   bool refuse_products = false;                  // all
   int failing_algo = -1;                         // fails when it runs, though it was offered
   std::vector<fastopt::lt::Epilogue> epilogues;  // of the products that have run
-  std::vector<int> algos;                        // likewise
+  float costs[2][3] = {{1, 1, 1}, {2, 2, 2}};  // milliseconds of an algorithm [with epilogue `none`][number]
+  std::vector<int> algos;                      // likewise
 };
 extern CublasLt cublaslt;
 

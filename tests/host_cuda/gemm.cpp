@@ -3,12 +3,13 @@
 #include "cuda/gemm.hpp"
 
 #include <algorithm>
-#include <optional>
+#include <array>
 
 #include "bits.hpp"
 #include "cublaslt.hpp"
 #include "formulas/philox.hpp"
 #include "formulas/registry.hpp"
+#include "host_runtime.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
 
@@ -433,6 +434,70 @@ void check_refusal(Random& random) {
   product.check_exact();
 }
 
+// A product of its own shape, so that its plan is not yet made; which algorithm it then takes.
+struct Run {
+  lt::Epilogue epilogue;
+  int algo;
+};
+Run run_alone(Product<float>& product) {
+  product.run();
+  product.check_exact();
+  return {cublaslt.epilogues.back(), cublaslt.algos.back()};
+}
+
+// The first product of a kind tries all ways, into memory of its own, and takes the fastest from then on.
+void check_autotune(Random& random) {
+  const auto product = [&](Index m) {
+    Product<float> biased(random, m, 5, 21, {true, 0}, {true, 0}, true);
+    biased.add_bias();
+    biased.args.beta = 1.0;
+    return biased;
+  };
+  const host_cuda::CublasLt before = cublaslt;
+  const auto set_costs = [](std::array<float, 3> fused, std::array<float, 3> plain) {
+    std::copy(fused.begin(), fused.end(), cublaslt.costs[0]);
+    std::copy(plain.begin(), plain.end(), cublaslt.costs[1]);
+  };
+  set_costs({3, 2, 4}, {9, 9, 9});
+  Product<float> fused = product(41);
+  Run run = run_alone(fused);
+  CHECK(run.epilogue == lt::Epilogue::bias && run.algo == 1);
+  CHECK(cublaslt.algos.size() > before.algos.size() + 6);
+  const std::size_t runs = cublaslt.algos.size();
+  set_costs({1, 9, 1}, {1, 1, 1});
+  run = run_alone(fused);
+  CHECK(run.algo == 1 && cublaslt.algos.size() == runs + 1);  // timed once
+
+  set_costs({3, 2, 4}, {5, 4, 1});
+  Product<float> plain = product(42);
+  run = run_alone(plain);
+  CHECK(run.epilogue == lt::Epilogue::none && run.algo == 2);
+
+  cublaslt.failing_algo = 1;
+  set_costs({3, 2, 4}, {9, 9, 9});
+  Product<float> failing = product(43);
+  run = run_alone(failing);
+  CHECK(run.epilogue == lt::Epilogue::bias && run.algo == 0);
+  cublaslt.failing_algo = -1;
+
+  // What a capture has found first is timed once there is none.
+  host_cuda::capturing = true;
+  Product<float> captured = product(44);
+  run = run_alone(captured);
+  CHECK(run.epilogue == lt::Epilogue::bias && run.algo == 0);
+  host_cuda::capturing = false;
+  run = run_alone(captured);
+  CHECK(run.algo == 1);
+
+  setenv("FASTOPT_CUDA_AUTOTUNE", "0", 1);
+  Product<float> untimed = product(45);
+  const std::size_t so_far = cublaslt.algos.size();
+  run = run_alone(untimed);
+  CHECK(run.algo == 0 && cublaslt.algos.size() == so_far + 1);
+  unsetenv("FASTOPT_CUDA_AUTOTUNE");
+  cublaslt = before;
+}
+
 template <class S>
 void check_type(Random& random) {
   for (int i = 0; i < 400; ++i) check_random<S>(random);
@@ -460,6 +525,7 @@ void test_cuda_gemm() {
   check_fused<Bf16>(random, Precision::ieee, true, false);
   check_fused<F16>(random, Precision::ieee, true, false);
   check_nan(random);
+  check_autotune(random);
   check_refusal(random);
 }
 

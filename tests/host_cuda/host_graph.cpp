@@ -15,6 +15,7 @@ struct CUstream_st {
 };
 struct CUevent_st {
   bool in_capture = false;  // its last record is part of a graph: nothing to wait for
+  float at = 0;             // the time of it
 };
 struct CUgraph_st {
   Operations operations;
@@ -28,6 +29,7 @@ namespace {
 
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaStream_t captured = nullptr;  // the stream that this thread captures
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeThreadLocal;
 thread_local unsigned long operations_replayed = 0;
 
 std::mutex pinned_mutex;
@@ -62,7 +64,10 @@ cudaError_t leave(cudaError_t error) {
   return error;
 }
 
-cudaError_t refuse_in_capture() { return captured ? spoil(cudaErrorStreamCaptureUnsupported) : cudaSuccess; }
+cudaError_t refuse_in_capture() {
+  const bool refused = captured && capture_mode != cudaStreamCaptureModeRelaxed;
+  return refused ? spoil(cudaErrorStreamCaptureUnsupported) : cudaSuccess;
+}
 
 // The legacy stream waits for all others, which would make it part of the capture.
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> operation) {
@@ -184,8 +189,12 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = new CUgraph_st{recorded};
   return cudaSuccess;
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  return std::swap(*mode, capture_mode), cudaSuccess;
+}
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = is_legacy(stream) ? cudaStreamCaptureStatusNone : stream->status;
+  if (capturing) *status = cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 
@@ -196,12 +205,18 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSucce
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (is_legacy(stream) && captured) return spoil(cudaErrorStreamCaptureImplicit);
   event->in_capture = is_capturing(stream);
+  event->at = device_clock;
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   return event->in_capture ? spoil(cudaErrorStreamCaptureUnsupported) : refuse_in_capture();
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  return *milliseconds = end->at - begin->at, cudaSuccess;
+}
 
 // Graphs -------------------------------------------------------------------------------------------------
 
