@@ -8,6 +8,7 @@
 #include "cpu/lanes.hpp"
 #include "cpu/stream.hpp"
 #include "cpu/table.hpp"
+#include "formulas/target.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -265,41 +266,20 @@ void log_softmax_grad(const SoftmaxGradArgs& args, Index begin_row, Index end_ro
   if (args.stream) stream_end();
 }
 
-// What a row is compared with, weights and smoothing included, as a distribution q over the classes: the loss
-// is -sum(q log p), its derivative sum(q) p - q. q is on_label at one class, plus, where it is spread, a part
-// for every class. Szegedy et al., Rethinking the Inception Architecture (label smoothing), CVPR 2016.
+// A row's target with the loops over its classes.
 template <class T>
-struct Target {
-  Index columns;
-  const T *probabilities, *weight;  // of each class; null: no given distribution, no weights
-  T keep, smooth;                   // what smoothing leaves of the given distribution, and adds to each class
-  Index label = -1;
-  T on_label = T(0);
-  bool ignored = false;
+struct RowTarget : Target<T> {
+  using Base = Target<T>;
+  using Base::columns, Base::probabilities, Base::weight, Base::smooth, Base::label, Base::on_label,
+      Base::ignored, Base::spread;
 
-  Target() = default;
-  FO_HD Target(const CrossEntropyArgs& args, Index row)
-      : columns(args.columns),
-        probabilities(static_cast<const T*>(args.probabilities)),
-        weight(static_cast<const T*>(args.weight)),
-        keep(T(1.0 - args.label_smoothing)),
-        smooth(T(args.label_smoothing / double(args.columns))) {
-    if (probabilities) {
-      probabilities += row * columns;
-      return;
-    }
-    label = args.target[row];
-    ignored = label == args.ignore_index;
-    if (!ignored) on_label = weight ? keep * weight[label] : keep;
-  }
-
-  FO_HD bool spread() const { return probabilities || smooth != T(0); }
+  using Base::Base;
 
   // The spread part of q for n classes.
   FO_HD void fill_spread(Index at, Index n, T* q) const {
     if (probabilities) {
       FO_INDEPENDENT
-      for (Index j = 0; j < n; ++j) q[j] = fma(keep, probabilities[at + j], smooth);
+      for (Index j = 0; j < n; ++j) q[j] = this->smoothed(probabilities[at + j]);
     } else {
       for (Index j = 0; j < n; ++j) q[j] = smooth;
     }
@@ -308,7 +288,7 @@ struct Target {
     for (Index j = 0; j < n; ++j) q[j] *= weight[at + j];
   }
 
-  // sum(q) and sum(q (x - top)). Where q is 0 a logit of -inf costs nothing.
+  // sum(q) and sum(q (x - top)).
   FO_HD void sums(const T* x, T top, double& mass, double& dot) const {
     mass = dot = 0.0;
     if (ignored) return;
@@ -321,12 +301,12 @@ struct Target {
     Lanes<Dot> q_dot;
     for (Index at = 0; at < columns; at += kLaneBlock) {
       const Index n = at_most(columns - at, kLaneBlock);
-      T q[kLaneBlock], centred[kLaneBlock];
+      T q[kLaneBlock], x_centred[kLaneBlock];
       fill_spread(at, n, q);
       FO_INDEPENDENT
-      for (Index j = 0; j < n; ++j) centred[j] = select(q[j] == T(0), T(0), x[at + j] - top);
+      for (Index j = 0; j < n; ++j) x_centred[j] = centred(q[j], x[at + j], top);
       q_sum.push(n, q);
-      q_dot.push(n, q, centred);
+      q_dot.push(n, q, x_centred);
     }
     mass += q_sum.value();
     dot += q_dot.value();
@@ -338,15 +318,14 @@ struct Target {
       for (Index j = 0; j < n; ++j) grad[j] = T(0);
       return;
     }
-    // rounded as in the factor: a sure row gets an exact 0
-    if (label >= at && label < at + n) grad[label - at] -= scale * on_label;
+    if (label >= at && label < at + n) grad[label - at] = this->without_label(scale, grad[label - at]);
     if (!spread()) return;
     for (Index begin = 0; begin < n; begin += kLaneBlock) {
       const Index m = at_most(n - begin, kLaneBlock);
       T q[kLaneBlock];
       fill_spread(at + begin, m, q);
       FO_INDEPENDENT
-      for (Index j = 0; j < m; ++j) grad[begin + j] = fma(-scale, q[j], grad[begin + j]);
+      for (Index j = 0; j < m; ++j) grad[begin + j] = Base::without_spread(scale, q[j], grad[begin + j]);
     }
   }
 };
@@ -356,14 +335,14 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
   T *values = static_cast<T*>(args.value), *scratch = static_cast<T*>(args.scratch);
   const T scale = T(args.grad_scale);
   double total = 0.0;
-  Target<T> targets[kLanes];
+  RowTarget<T> targets[kLanes];
   double mass[kLanes], dot[kLanes];
   for_groups<T>(
       args.x, args.grad, args.columns, begin_row, end_row,
       [&](Group<T>& group, const T* x, T* grad) {
         // Before the exponentials, which may overwrite the logits.
         for (Index r = 0; r < group.rows; ++r) {
-          targets[r] = Target<T>(args, group.first + r);
+          targets[r] = RowTarget<T>(args, group.first + r);
           targets[r].sums(x + r * args.columns, group.top[r], mass[r], dot[r]);
         }
         if (grad) {
@@ -375,7 +354,7 @@ double cross_entropy(const CrossEntropyArgs& args, Index begin_row, Index end_ro
       [&](const Group<T>& group, const T*, T* grad) {
         T factor[kLanes];
         for (Index r = 0; r < group.rows; ++r) {
-          const double value = targets[r].ignored ? 0.0 : mass[r] * double(group.log_sum[r]) - dot[r];
+          const double value = targets[r].loss(mass[r], dot[r], group.log_sum[r]);
           total += value;
           if (values) values[group.first + r] = T(value);
           factor[r] = scale * T(mass[r]) / group.sum[r];
@@ -396,7 +375,7 @@ double nll(const CrossEntropyArgs& args, Index begin_row, Index end_row) {
   T *values = static_cast<T*>(args.value), *grad = static_cast<T*>(args.grad);
   double total = 0.0;
   for (Index row = begin_row; row < end_row; ++row) {
-    const Target<T> target(args, row);
+    const RowTarget<T> target(args, row);
     const Index at = row * args.columns;
     const double value = target.ignored ? 0.0 : -double(target.on_label) * double(x[at + target.label]);
     total += value;

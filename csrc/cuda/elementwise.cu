@@ -1,15 +1,11 @@
-// The elementwise driver: activations with their bias, their gradients, dropout.
+// The elementwise driver: activations with their bias, their gradients, dropout, axpy.
+#include "cuda/args.cuh"
 #include "cuda/elements.cuh"
 #include "formulas/philox.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
-
-struct Params {
-  double at[Names::kMax];
-};
 
 template <template <class> class F, class S>
 struct Activation {
@@ -87,6 +83,22 @@ struct Dropout {
   }
 };
 
+template <class S>
+struct Axpy {
+  Compute<S> a;
+  const S* x;
+  S* y;
+
+  template <int N>
+  __device__ __forceinline__ void run(Index i) const {
+    const Pack<S, N> x_pack = load_pack<N>(x + i);
+    Pack<S, N> pack = load_pack<N>(y + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) pack.at[k] = Store<S>::from(fma(a, load(x_pack.at[k]), load(pack.at[k])));
+    store_pack(y + i, pack);
+  }
+};
+
 template <template <class> class F, class S>
 __global__ void __launch_bounds__(kThreads, kBlocks<S>)
     activation_kernel(ActivationArgs args, Params params, Index n, bool fits) {
@@ -105,8 +117,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<S>)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks<S>) dropout_kernel(DropoutArgs args, Index n, bool fits) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
+    dropout_kernel(DropoutArgs args, const std::uint64_t* mask_offset, Index n, bool fits) {
+  if (mask_offset) args.offset += *mask_offset;
   run_all<kPack<S>>(fits, n, Dropout<S>{args});
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads, kBlocks<S>) axpy_kernel(Axpy<S> body, Index n, bool fits) {
+  run_all<kPack<S>>(fits, n, body);
 }
 
 using ActivationKernel = void (*)(ActivationArgs args, Params params, Index n, bool fits);
@@ -118,7 +137,6 @@ template <template <class> class... F, class S>
 struct Table<Formulas<F...>, S> {
   static constexpr ActivationKernel values[] = {activation_kernel<F, S>...};
   static constexpr ActivationGradKernel grads[] = {activation_grad_kernel<F, S>...};
-  static constexpr int params[] = {F<double>::params.size...};
 };
 
 template <class S>
@@ -126,15 +144,6 @@ bool fit_packs(const void* a, const void* b, const void* c = nullptr, const void
   bool fit = true;
   for (const void* x : {a, b, c, d}) fit = fit && fits_pack<kPack<S>>(static_cast<const S*>(x));
   return fit;
-}
-
-// The parameters of a formula, by value: the kernel runs when the caller's may be gone.
-template <class S>
-Params copied(int formula, const double* params) {
-  Params own = {};
-  const int size = formula < 0 ? 0 : Table<Activations, S>::params[formula];
-  for (int i = 0; i < size; ++i) own.at[i] = params[i];
-  return own;
 }
 
 }  // namespace
@@ -145,7 +154,7 @@ void activation_on_device(DType dtype, const ActivationArgs& args, Index n, Cuda
   with_storage(dtype, [&]<class S>(S) {
     const ActivationKernel kernel =
         args.formula < 0 ? activation_kernel<Identity, S> : Table<Activations, S>::values[args.formula];
-    launch(kernel, blocks<S>(n), kThreads, 0, stream, args, copied<S>(args.formula, args.params), n,
+    launch(kernel, blocks<S>(n), kThreads, 0, stream, args, copied<Activations>(args.formula, args.params), n,
            fit_packs<S>(args.x, args.y));
   });
 }
@@ -154,14 +163,24 @@ void activation_grad_on_device(DType dtype, const ActivationGradArgs& args, Inde
   if (n == 0) return;
   with_storage(dtype, [&]<class S>(S) {
     launch(Table<Activations, S>::grads[args.formula], blocks<S>(n), kThreads, 0, stream, args,
-           copied<S>(args.formula, args.params), n, fit_packs<S>(args.dy, args.x, args.y, args.dx));
+           copied<Activations>(args.formula, args.params), n, fit_packs<S>(args.dy, args.x, args.y, args.dx));
   });
 }
 
-void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, CudaStream stream) {
+void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, const std::uint64_t* mask_offset,
+                       CudaStream stream) {
   if (n == 0) return;
   with_storage(dtype, [&]<class S>(S) {
-    launch(dropout_kernel<S>, blocks<S>(n), kThreads, 0, stream, args, n, fit_packs<S>(args.x, args.y));
+    launch(dropout_kernel<S>, blocks<S>(n), kThreads, 0, stream, args, mask_offset, n,
+           fit_packs<S>(args.x, args.y));
+  });
+}
+
+void axpy_on_device(DType dtype, double a, const void* x, void* y, Index n, CudaStream stream) {
+  if (n == 0) return;
+  with_storage(dtype, [&]<class S>(S) {
+    const Axpy<S> body{Compute<S>(a), static_cast<const S*>(x), static_cast<S*>(y)};
+    launch(axpy_kernel<S>, blocks<S>(n), kThreads, 0, stream, body, n, fit_packs<S>(x, y));
   });
 }
 

@@ -79,10 +79,71 @@ class DevicePlan {
   Index coefs_room_ = 0;
 };
 
-// The arguments of the CPU's kernels over n elements; `params` stays a host pointer.
+// The arguments of the CPU's kernels over n elements or over rows; `params` stays a host pointer, `stream`
+// and `scratch` of the arguments are not read. mask_offset: null, or what is added to args.offset.
 void activation_on_device(DType dtype, const ActivationArgs& args, Index n, CudaStream stream);
 void activation_grad_on_device(DType dtype, const ActivationGradArgs& args, Index n, CudaStream stream);
-void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, CudaStream stream);
+void dropout_on_device(DType dtype, const DropoutArgs& args, Index n, const std::uint64_t* mask_offset,
+                       CudaStream stream);
+void axpy_on_device(DType dtype, double a, const void* x, void* y, Index n, CudaStream stream);
+
+// Where a reduction leaves its sum / divisor / *divisor_at.
+struct DeviceSum {
+  void* out;  // one element of the arrays' dtype; null: not wanted
+  double divisor = 1.0;
+  const double* divisor_at = nullptr;  // null, or one more divisor, of the gradient too
+};
+
+// Bytes of scratch for the reductions of n elements or rows below. The first 64 of them are 0 before the
+// first use and are left so; kernels on one stream may share their scratch.
+Index sum_scratch_bytes(Index n);
+
+// With the bits of the CPU's.
+void reduce_on_device(DType dtype, Monoid monoid, const void* x, Index n, double* out, void* scratch,
+                      CudaStream stream);
+void dot_on_device(DType dtype, const void* x, const void* y, Index n, double* out, void* scratch,
+                   CudaStream stream);
+void loss_on_device(DType dtype, const LossArgs& args, Index n, const DeviceSum& sum, void* scratch,
+                    CudaStream stream);
+
+// out, or with `add` what it has and, the sum of each column.
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
+                           void* scratch, CudaStream stream);
+Index column_sums_scratch_bytes(Index rows, Index columns);
+
+// Sums of a row are taken in an order that follows from its length and from the arrays' alignment.
+void softmax_on_device(DType dtype, const SoftmaxArgs& args, bool log, Index rows, CudaStream stream);
+void softmax_grad_on_device(DType dtype, const SoftmaxGradArgs& args, bool log, Index rows,
+                            CudaStream stream);
+
+// A class that is neither ignored nor one of the columns makes the loss and the gradient of its row NaN.
+void cross_entropy_on_device(DType dtype, const CrossEntropyArgs& args, bool log_probabilities, Index rows,
+                             const DeviceSum& sum, void* scratch, CudaStream stream);
+// What the mean divides by: the summed weights of the classes that are not ignored, or the rows where
+// probabilities are given.
+void class_divisor_on_device(DType dtype, const CrossEntropyArgs& args, Index rows, double* divisor,
+                             void* scratch, CudaStream stream);
+
+// Types of elements that can be copied from; a bool is a u8. The first four are DType's.
+enum class ItemType : std::uint8_t { f32, f64, bf16, f16, i8, u8, i16, u16, i32, u32, i64, u64 };
+
+// A strided array copied to another of the same shape, as its type: a DType or i64. Of a type's own elements
+// every bit is kept.
+struct DeviceCopy {
+  static constexpr int kAxes = 8;
+  const void* from;
+  void* to;
+  ItemType from_type, to_type;
+  int ndim;
+  Index shape[kAxes];
+  Index from_strides[kAxes], to_strides[kAxes];  // in elements, of any sign
+};
+void copy_on_device(const DeviceCopy& copy, CudaStream stream);
+
+// Row i of `to` is row order[first + i] of `from`, or row first + i without an order; *first is in device
+// memory, and 0 where `first` is null.
+void gather_rows_on_device(const void* from, Index row_bytes, const Index* order, const Index* first,
+                           Index rows, void* to, CudaStream stream);
 
 // out, or with `add` what it has and, the sum of each column.
 void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,

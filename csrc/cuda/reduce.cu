@@ -1,24 +1,17 @@
-// The reduce driver: norms of all gradients of a plan, with what a step makes of them. The lanes, blocks,
-// chunks and the order of merging are the CPU's, and so are the bits.
-#include "core/parallel.hpp"
-#include "cuda/packs.cuh"
-#include "formulas/monoids.hpp"
+// The reduce driver: norms of all gradients of a plan, with what a step makes of them; sums and norms of
+// arrays, and sums of columns.
+#include "cuda/args.cuh"
+#include "cuda/reductions.cuh"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
-// A thread is one lane of one block of the chunk, so a chunk takes all threads.
-constexpr int kLaneBlocks = kThreads / kLanes;
-static_assert(kLaneBlocks * kLaneBlock == kChunk);
-
 template <class M, class S>
 __device__ double lane_value(const void* grad, const PlanChunk& chunk) {
-  const S* x = static_cast<const S*>(grad) + chunk.begin;
-  const Index first = threadIdx.x / kLanes * kLaneBlock, n = chunk.end - chunk.begin;
-  const Index end = first + kLaneBlock < n ? first + kLaneBlock : n;
+  const S* x = static_cast<const S*>(grad);
   double part = M::identity;
-  for (Index i = first + threadIdx.x % kLanes; i < end; i += kLanes) part = M::push(part, double(load(x[i])));
+  for_lane(chunk.begin, chunk.end, [&](Index i) { part = M::push(part, double(load(x[i]))); });
   return part;
 }
 
@@ -36,38 +29,10 @@ __device__ double lane_value(DType dtype, const void* grad, const PlanChunk& chu
   }
 }
 
-// The lanes of each block merged in the CPU's tree, then the blocks in their order; for thread 0.
-template <class M>
-__device__ double merge_lanes(double part) {
-  __shared__ double blocks[kLaneBlocks];
-  for (unsigned distance = kLanes / 2; distance > 0; distance /= 2)
-    part = M::merge(part, __shfl_down_sync(~0u, part, distance));
-  if (threadIdx.x % kLanes == 0) blocks[threadIdx.x / kLanes] = part;
-  __syncthreads();
-  double total = M::identity;
-  if (threadIdx.x == 0)
-    for (int b = 0; b < kLaneBlocks; ++b) total = M::merge(total, blocks[b]);
-  return total;
-}
-
-// Leaves the block's part; true in all threads of the block that is the last to do so.
-__device__ bool is_last_block(double part, double* partials, unsigned* blocks_done) {
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
-    partials[blockIdx.x] = part;
-    __threadfence();  // the part is there before the count says so
-    last = atomicAdd(blocks_done, 1u) == gridDim.x - 1;
-    if (last) *blocks_done = 0;  // for the next norm
-  }
-  __syncthreads();
-  return last;
-}
-
 // All parts merged in their order, as the CPU does; for thread 0. The others fetch them.
 template <class M>
 __device__ double merge_partials(const volatile double* partials, Index n) {
   __shared__ double fetched[kThreads];
-  __threadfence();
   double total = M::identity;
   for (Index at = 0; at < n; at += kThreads) {
     if (at + threadIdx.x < n) fetched[threadIdx.x] = partials[at + threadIdx.x];
@@ -101,6 +66,89 @@ __global__ void __launch_bounds__(kThreads)
 // The norm of no gradients.
 __global__ void empty_norm_kernel(DeviceNorm norm) { leave(0.0, norm); }
 
+template <class M, class S>
+__global__ void __launch_bounds__(kThreads) reduce_kernel(const S* x, Index n, Parts parts, double* out) {
+  const Index begin = Index(blockIdx.x) * kChunk;
+  double part = M::identity;
+  for_lane(begin, n, [&](Index i) { part = M::push(part, double(load(x[i]))); });
+  merge_blocks<M>(merge_lanes<M>(part), parts, [&](double total) { *out = total; });
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    dot_kernel(const S* x, const S* y, Index n, Parts parts, double* out) {
+  using M = Dot<double>;
+  const Index begin = Index(blockIdx.x) * kChunk;
+  double part = M::identity;
+  for_lane(begin, n, [&](Index i) { part = M::push(part, double(load(x[i])), double(load(y[i]))); });
+  merge_blocks<M>(merge_lanes<M>(part), parts, [&](double total) { *out = total; });
+}
+
+// Column sums: a block takes a tile of neighbouring columns and a band of rows, a thread one column of every
+// so many rows. The cut follows from the shape alone.
+struct ColumnTiles {
+  static constexpr Index kWidest = 32, kShortest = 256, kMostBands = 64;
+  Index rows, columns, width, tiles, height, bands;
+
+  ColumnTiles(Index rows_, Index columns_) : rows(rows_), columns(columns_) {
+    width = columns < kWidest ? columns : kWidest;
+    tiles = (columns + width - 1) / width;
+    height = (rows + kMostBands - 1) / kMostBands;
+    height = height < kShortest ? kShortest : height;
+    bands = rows > height ? (rows + height - 1) / height : 1;
+  }
+};
+constexpr Index kCounts = Parts::kHead / sizeof(unsigned);
+
+// The sum of the threads of each column, in `sums`; for the first `width` threads.
+__device__ double merge_rows(double sum, double* sums, Index width) {
+  sums[threadIdx.x] = sum;
+  for (Index lanes = kThreads / width, half; lanes > 1; lanes = half) {
+    half = (lanes + 1) / 2;
+    __syncthreads();
+    if (threadIdx.x < (lanes - half) * width) sums[threadIdx.x] += sums[threadIdx.x + half * width];
+  }
+  return sums[threadIdx.x];
+}
+
+template <class S>
+__device__ void put(S* out, double sum, bool add) {
+  const Compute<S> value = Compute<S>(sum);
+  *out = Store<S>::from(add ? load(*out) + value : value);
+}
+
+// Tiles with the same remainder by kCounts share a count; the last of their blocks adds up the bands.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    column_sums_kernel(const S* x, ColumnTiles cut, S* out, bool add, Parts parts) {
+  __shared__ double sums[kThreads];
+  const Index tile = blockIdx.x % cut.tiles, band = blockIdx.x / cut.tiles;
+  const Index lanes = kThreads / cut.width, lane = threadIdx.x / cut.width;
+  const Index column = tile * cut.width + threadIdx.x % cut.width;
+  const Index first = band * cut.height, last = first + cut.height < cut.rows ? first + cut.height : cut.rows;
+  double sum = 0.0;
+  if (lane < lanes && column < cut.columns)
+    for (Index row = first + lane; row < last; row += lanes)
+      sum += double(load(x[row * cut.columns + column]));
+  sum = merge_rows(sum, sums, cut.width);
+  const bool owner = threadIdx.x < cut.width && column < cut.columns;
+  if (cut.bands == 1) {
+    if (owner) put(out + column, sum, add);
+    return;
+  }
+  if (owner) parts.at[band * cut.columns + column] = sum;
+  const Index group = tile % kCounts, members = (cut.tiles - group + kCounts - 1) / kCounts;
+  if (!is_last(parts.done + group, unsigned(members * cut.bands))) return;
+  const volatile double* bands = parts.at;
+  for (Index i = threadIdx.x; i < members * cut.width; i += kThreads) {
+    const Index c = (i / cut.width * kCounts + group) * cut.width + i % cut.width;
+    if (c >= cut.columns) continue;
+    double total = 0.0;
+    for (Index b = 0; b < cut.bands; ++b) total += bands[b * cut.columns + c];
+    put(out + c, total, add);
+  }
+}
+
 }  // namespace
 }  // namespace FASTOPT_ISA
 
@@ -122,6 +170,46 @@ void DevicePlan::launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline
                                                     : norm_kernel<AbsMax<double>, false>;
   launch(kernel, norm_chunks_size_, kThreads, 0, stream, tensors_.get(), norm_chunks_.get(), partials_.get(),
          blocks_done_.get(), norm, grads);
+}
+
+Index sum_scratch_bytes(Index n) {
+  const Index blocks = chunk_blocks(n);
+  return Parts::kHead + Index(sizeof(double)) * (blocks < kMostParts ? kMostParts : blocks);
+}
+
+void reduce_on_device(DType dtype, Monoid monoid, const void* x, Index n, double* out, void* scratch,
+                      CudaStream stream) {
+  with_storage(dtype, [&]<class S>(S) {
+    const auto kernel = monoid == Monoid::sum           ? reduce_kernel<Sum<double>, S>
+                        : monoid == Monoid::abs_sum     ? reduce_kernel<AbsSum<double>, S>
+                        : monoid == Monoid::sum_squares ? reduce_kernel<SumSquares<double>, S>
+                                                        : reduce_kernel<AbsMax<double>, S>;
+    launch(kernel, chunk_blocks(n), kThreads, 0, stream, static_cast<const S*>(x), n, Parts(scratch), out);
+  });
+}
+
+void dot_on_device(DType dtype, const void* x, const void* y, Index n, double* out, void* scratch,
+                   CudaStream stream) {
+  with_storage(dtype, [&]<class S>(S) {
+    launch(dot_kernel<S>, chunk_blocks(n), kThreads, 0, stream, static_cast<const S*>(x),
+           static_cast<const S*>(y), n, Parts(scratch), out);
+  });
+}
+
+Index column_sums_scratch_bytes(Index rows, Index columns) {
+  if (columns == 0) return Parts::kHead;
+  const ColumnTiles cut(rows, columns);
+  return Parts::kHead + (cut.bands > 1 ? Index(sizeof(double)) * cut.bands * columns : 0);
+}
+
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
+                           void* scratch, CudaStream stream) {
+  if (columns == 0) return;
+  const ColumnTiles cut(rows, columns);
+  with_storage(dtype, [&]<class S>(S) {
+    launch(column_sums_kernel<S>, cut.tiles * cut.bands, kThreads, 0, stream, static_cast<const S*>(x), cut,
+           static_cast<S*>(out), add, Parts(scratch));
+  });
 }
 
 }  // namespace fastopt

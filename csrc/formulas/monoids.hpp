@@ -48,5 +48,24 @@ struct AbsMax : Max<T> {
   FO_HD static T push(T part, T x) { return Max<T>::merge(part, abs(x)); }
 };
 
+// The largest of some numbers and the sum of exp(x - top), in one pass over them. Milakov and Gimelshein,
+// Online normalizer calculation for softmax, 2018.
+template <class T>
+struct OnlineSoftmax {
+  T top = Max<T>::identity, sum = T(0);
+
+  // What is subtracted from numbers: of -inf alone no difference would be a number.
+  FO_HD T shift() const { return select(top == Max<T>::identity, T(0), top); }
+  // Makes top at least `to`; returns by how much what is subtracted has risen.
+  FO_HD double raise(T to) {
+    if (!(to > top)) return 0.0;
+    const bool first = top == Max<T>::identity;
+    const double risen = first ? 0.0 : double(to) - double(top);
+    sum *= first ? T(0) : exp_term(top - to);
+    top = to;
+    return risen;
+  }
+};
+
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

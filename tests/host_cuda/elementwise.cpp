@@ -72,10 +72,24 @@ void check_dropout(Random& random) {
     for (const bool aligned : {true, false}) {
       const Guarded<S> x = input<S>(random, n, aligned), got = input<S>(random, n, aligned), want = copy(got);
       DropoutArgs args{x.data(), got.data(), random.bits(), random.bits(), 0x60000000, 1.6};
-      dropout_on_device(kDType<S>, args, n, nullptr);
+      const std::uint64_t mask_offset = random.bits();
+      dropout_on_device(kDType<S>, args, n, aligned ? &mask_offset : nullptr, nullptr);
+      if (aligned) args.offset += mask_offset;
       args.y = want.data();
       on_cpu<S>().dropout(args, 0, n);
       check_same("dropout", got, want);
+    }
+}
+
+template <class S>
+void check_axpy(Random& random) {
+  for (const Index n : kSizes)
+    for (const int odd : {-1, 0, 1}) {  // the array that is not aligned
+      const Guarded<S> x = input<S>(random, n, odd != 0), got = input<S>(random, n, odd != 1),
+                       want = copy(got);
+      axpy_on_device(kDType<S>, 0.3, x.data(), got.data(), n, nullptr);
+      on_cpu<S>().axpy(0.3, x.data(), want.data(), 0, n);
+      check_same("axpy", got, want);
     }
 }
 
@@ -96,6 +110,7 @@ void check_storage(Random& random) {
   check_activation<S>(-1, "bias", random);
   check_activations<S>(Activations{}, random);
   check_dropout<S>(random);
+  check_axpy<S>(random);
 }
 
 }  // namespace

@@ -10,9 +10,16 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {{"cuda_fibers", test_cuda_fibers},           {"cuda_step", test_cuda_step},
-               {"cuda_elementwise", test_cuda_elementwise}, {"cuda_gemm", test_cuda_gemm},
-               {"cuda_program", test_cuda_program},         {"cuda_reduce", test_cuda_reduce}};
+  } parts[] = {{"cuda_fibers", test_cuda_fibers},
+               {"cuda_step", test_cuda_step},
+               {"cuda_elementwise", test_cuda_elementwise},
+               {"cuda_gemm", test_cuda_gemm},
+               {"cuda_program", test_cuda_program},
+               {"cuda_reduce", test_cuda_reduce},
+               {"cuda_rows", test_cuda_rows},
+               {"cuda_cross_entropy", test_cuda_cross_entropy},
+               {"cuda_losses", test_cuda_losses},
+               {"cuda_arrange", test_cuda_arrange}};
   // A device always has fused multiply-adds. Levels without give other bits.
   CHECK(set_isa(available_isas()[0]));
   if (std::strcmp(kernels().isa, "v2") == 0) return puts("skipped: this CPU has no fused multiply-add"), 0;

@@ -1,5 +1,7 @@
-// Norms of a plan's gradients by the CUDA reduce driver against the CPU's plan: the same bits.
+// The CUDA reduce driver against the CPU's: norms of a plan's gradients, sums and norms of arrays with the
+// same bits; sums of columns.
 #include "bits.hpp"
+#include "core/chunks.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
 
@@ -81,6 +83,95 @@ void check_many(Random& random) {
   check_norms(gradients);
 }
 
+constexpr Index kReduced[] = {0,
+                              1,
+                              7,
+                              8,
+                              9,
+                              15,
+                              16,
+                              17,
+                              31,
+                              33,
+                              1023,
+                              8191,
+                              8192,
+                              8193,
+                              100003,
+                              8192 * 127,
+                              8192 * 128 + 1,
+                              8192 * 129,
+                              8192 * 300 + 5};
+
+template <class M = Sum<double>, class F>
+double in_chunks(Index n, F f) {
+  std::vector<double> parts;
+  return merge_chunks<M>(n, kChunk, n, parts, f);
+}
+
+template <class S>
+void check_sums(Random& random) {
+  for (const Index n : kReduced) {
+    if (n > 200000 && !std::is_same_v<S, float>) continue;
+    const Guarded<S> x = random.uniforms<S>(n, -3, 3), y = random.uniforms<S>(n, -3, 3);
+    const Guarded<double> out(1, -1.0);
+    std::vector<char> scratch(std::size_t(sum_scratch_bytes(n)), 0);
+    for (const Monoid monoid : {Monoid::sum, Monoid::abs_sum, Monoid::sum_squares, Monoid::abs_max}) {
+      reduce_on_device(kDType<S>, monoid, x.data(), n, out.data(), scratch.data(), nullptr);
+      const auto kernel = kernels().reduce[int(monoid)].at[int(kDType<S>)];
+      const auto chunk = [&](Index begin, Index end) { return kernel(x.data() + begin, end - begin); };
+      CHECK(same(out[0],
+                 monoid == Monoid::abs_max ? in_chunks<AbsMax<double>>(n, chunk) : in_chunks(n, chunk)));
+    }
+    dot_on_device(kDType<S>, x.data(), y.data(), n, out.data(), scratch.data(), nullptr);
+    if constexpr (std::is_same_v<S, Compute<S>>) {
+      const auto kernel = kernels().sums[int(kDType<S>)].dot;
+      CHECK(same(out[0], in_chunks(n, [&](Index begin, Index end) {
+                   return kernel(x.data() + begin, y.data() + begin, end - begin);
+                 })));
+    }
+    for (int i = 0; i < 64; ++i) CHECK(scratch[std::size_t(i)] == 0);
+  }
+}
+
+template <class S>
+void check_column_sums(Random& random) {
+  constexpr Index kColumns[] = {1, 2, 10, 31, 32, 33, 100, 1000}, kRows[] = {0, 1, 7, 255, 256, 257, 700};
+  for (const Index columns : kColumns)
+    for (const Index rows : kRows)
+      for (const bool add : {false, true}) {
+        // Integers, whose sums are exact.
+        const Guarded<S> x = random.integers<S>(rows * columns, 2), out = random.integers<S>(columns, 4),
+                         want(columns);
+        for (Index c = 0; c < columns; ++c) {
+          double sum = 0.0;
+          for (Index r = 0; r < rows; ++r) sum += double(load(x[r * columns + c]));
+          using T = Compute<S>;
+          want[c] = Store<S>::from(add ? load(out[c]) + T(sum) : T(sum));
+        }
+        std::vector<char> scratch(std::size_t(column_sums_scratch_bytes(rows, columns)), 0);
+        column_sums_on_device(kDType<S>, x.data(), rows, columns, out.data(), add, scratch.data(), nullptr);
+        check_same("column_sums", out, want);
+        for (int i = 0; i < 64; ++i) CHECK(scratch[std::size_t(i)] == 0);
+      }
+}
+
+// More rows than bands of the least height.
+void check_tall(Random& random) {
+  const Index rows = 20000, columns = 3;
+  const Guarded<double> x = random.integers<double>(rows * columns, 9), out(columns, 0.0), want(columns, 0.0);
+  for (Index i = 0; i < rows * columns; ++i) want[i % columns] += x[i];
+  std::vector<char> scratch(std::size_t(column_sums_scratch_bytes(rows, columns)), 0);
+  column_sums_on_device(DType::f64, x.data(), rows, columns, out.data(), false, scratch.data(), nullptr);
+  check_same("column_sums", out, want);
+}
+
+template <class S>
+void check_arrays(Random& random) {
+  check_sums<S>(random);
+  check_column_sums<S>(random);
+}
+
 }  // namespace
 
 void test_cuda_reduce() {
@@ -90,6 +181,11 @@ void test_cuda_reduce() {
   check_storage<Bf16>(random);
   check_storage<F16>(random);
   check_many(random);
+  check_arrays<float>(random);
+  check_arrays<double>(random);
+  check_arrays<Bf16>(random);
+  check_arrays<F16>(random);
+  check_tall(random);
 }
 
 }  // namespace fastopt::test
