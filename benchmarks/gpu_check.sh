@@ -17,9 +17,6 @@ out=${OUT:-benchmarks/results}
 build=build/gpu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$out"
-log=$out/gpu_check.log
-: >"$log"
 export PYTHONPATH=$PWD/python PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # CuPy compiles its own kernels for the device when they are first used; JAX and others may take all memory.
 export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$work/cupy} XLA_PYTHON_CLIENT_PREALLOCATE=false
@@ -37,12 +34,16 @@ for stage in "${stages[@]}"; do
   budget[$stage]=${!name:-$((budget[$stage] * whole / given))}
 done
 
-# Runs a command within a number of seconds, and leaves its last lines on the screen when it fails.
+mkdir -p "$out"
+log=$out/gpu_check.log
+: >"$log"
+
+# Runs a command until the stage's time is over, or for at_most seconds, and shows its last lines when it fails.
 limited() {
-  local seconds=$1
-  shift
-  timeout --kill-after=5 "$seconds" "$@" >"$work/part.log" 2>&1
-  local status=$?
+  local seconds=$((deadline - SECONDS)) status
+  seconds=$((${at_most:-seconds} < seconds ? ${at_most:-seconds} : seconds))
+  timeout --kill-after=5 $((seconds > 1 ? seconds : 1)) "$@" >"$work/part.log" 2>&1
+  status=$?
   { echo "\$ $*"; cat "$work/part.log"; } >>"$log"
   [ $status -eq 0 ] || { echo "failed ($status): $*"; tail -n 25 "$work/part.log"; }
   return $status
@@ -75,25 +76,28 @@ CMAKE
 stage_build() {
   local pybind11
   pybind11=$(pybind11_dir) || return 1
-  limited "$1" cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTOPT_CUDA=ON -DFASTOPT_TESTS=ON \
+  limited cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTOPT_CUDA=ON -DFASTOPT_TESTS=ON \
     -DFASTOPT_OUTPUT_DIR="$PWD/python/fastopt" -DPython_EXECUTABLE="$(command -v "$python")" \
     -Dpybind11_DIR="$pybind11" || return
-  limited "$1" cmake --build "$build" -j "$(nproc)" || return
-  limited 60 "$python" -c "import fastopt._core, fastopt._cuda"
+  limited cmake --build "$build" -j "$(nproc)" || return
+  limited "$python" -c "import fastopt._core, fastopt._cuda"
 }
 
 stage_tests() {
-  limited "$1" "$python" -m pytest -q -p no:cacheprovider -m gpu || return
+  local status=0
+  limited "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/test_gpu*.py || status=1
   tail -n 1 "$work/part.log"
-  limited "$1" ctest --test-dir "$build" -j "$(nproc)" --output-on-failure
+  limited ctest --test-dir "$build" -j "$(nproc)" --output-on-failure || status=1
+  grep -h "tests passed" "$work/part.log"
+  return $status
 }
 
 # The tests' kernels at small sizes; the checks make each launch tens of times slower.
 stage_sanitize() {
-  local tool status=0
+  local tool status=0 checked="AdamW or RMSprop or dropout or softmax or cross_entropy or linear"
   for tool in memcheck racecheck; do
-    FASTOPT_GPU_SHORT=1 limited $(($1 / 2)) compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest -q -x -p no:cacheprovider -m gpu tests/test_gpu.py || status=1
+    FASTOPT_GPU_SHORT=1 at_most=$(($1 / 2)) limited compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$python" -m pytest -q -x -W default -p no:cacheprovider -m gpu tests/test_gpu.py -k "$checked" || status=1
     grep -h "ERROR SUMMARY" "$work/part.log" | sed "s/^=* */$tool: /"
   done
   return $status
@@ -119,6 +123,7 @@ for stage in "${stages[@]}"; do
   start=$SECONDS
   left=$((whole - SECONDS))
   seconds=$((budget[$stage] < left ? budget[$stage] : left))
+  deadline=$((SECONDS + seconds))
   printf '\n== %s, at most %d s\n' "$stage" "$seconds"
   if [ "$seconds" -lt 5 ]; then
     verdict="left out, no time"

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -82,8 +83,8 @@ def cupy_on(kind: str) -> Iterator[Any]:
     if kind == "device":
         if not has_device():
             pytest.skip("no CUDA device")
-        import cupy
-
+        with warnings.catch_warnings(action="ignore"):
+            import cupy
         if SHORT:  # each array in memory of its own, past whose end a checker sees
             cupy.cuda.set_allocator(None)
         yield cupy

@@ -58,6 +58,7 @@ def _torch() -> Any:
     except ImportError as error:
         print(f"torch: left out, {error}", flush=True)
         return None
+    with_torch_cuda.set_tf32(False)
     return with_torch_cuda
 
 
@@ -157,9 +158,7 @@ def _linear(mode: str, m: int, n: int, k: int, kind: str, _: Mapping[str, Any]) 
         room = tuple(_room(give(a)) for a in (x, w, b))
         calls = ours.linear_backward(mine, give(x), give(w), give(y), room, _room(give(y)), options)
     if peer:
-        import torch
-
-        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        peer.set_tf32(kind == "tf32")
         theirs = [_tensor(a, bf16) for a in moving]
         tx, tw, tb, ty = (_tensor(a, bf16) for a in (x, w, b, y))
         calls |= peer.linear_forward(theirs, tw, tb) if forward else peer.linear_backward(theirs, tx, tw, ty)

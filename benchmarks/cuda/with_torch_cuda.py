@@ -22,6 +22,11 @@ def version() -> str:
     return str(torch.__version__)
 
 
+def set_tf32(allowed: bool) -> None:
+    """Whether float32 products may round their factors."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def captured(call: Callable[[], Any], times: int = 1) -> Callable[[], Any]:
     """Record calls as a CUDA graph, after warming up beside the current stream as torch asks for."""
     if data.dry:
@@ -105,8 +110,6 @@ def linear_forward(xs: Sequence[Any], w: Any, b: Any) -> Calls:
         # cuBLASLt's own epilogue, where torch uses it.
         "torch-epilogue": lambda x: torch._addmm_activation(b, x, wt, use_gelu=False),
     }
-    if not data.dry:
-        ways["torch-compile"] = torch.compile(lambda x: F.linear(x, w, b).relu(), dynamic=False)
 
     def call(way: Callable[[Any], Any], x: Any) -> None:
         kept[0] = way(x)

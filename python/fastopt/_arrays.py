@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastopt._device import device_view
+from fastopt._device import device_view, is_device_array, library
 
 Array = npt.NDArray[Any]
 
@@ -140,6 +140,12 @@ class Dense:
         else:
             self.array = np.array(source, order="C")
 
+    @property
+    def address(self) -> int:
+        """Where the source begins."""
+        address: int = self.source.__array_interface__["data"][0]
+        return address
+
     def load(self) -> None:
         """Bring the copy up to date with the source."""
         if self.copied:
@@ -155,3 +161,58 @@ class Dense:
         if self._order is not None:
             g = g.transpose(self._order)
         return g if g.flags.c_contiguous and g.flags.aligned else np.array(g, order="C")
+
+
+class DeviceDense:
+    """What `Dense` is for a C-contiguous array on a CUDA device, the only ones that are updated there.
+
+    Attributes
+    ----------
+    source : CuPy array or TorchArray
+        The array as this package works on it.
+    array : CuPy array or torch tensor
+        The array as its library knows it.
+    """
+
+    __slots__ = ("array", "source")
+    plain = True
+    copied = False
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.source = source
+        self.array: Any = library(source).unwrap(source)
+        if library(source).dense(source) is not source:
+            raise ValueError(f"{name} is not C-contiguous, which parameters on a GPU have to be")
+
+    @property
+    def address(self) -> int:
+        """Where the source begins."""
+        return library(self.source).address(self.source)
+
+    def load(self) -> None:
+        """Do nothing: the array itself is updated."""
+
+    def store(self) -> None:
+        """Do nothing: the array itself is updated."""
+
+    def arrange(self, g: Any) -> Any:
+        """Return `g` as its library knows it, C-contiguous."""
+        lib = library(g)
+        return lib.unwrap(lib.dense(g))
+
+
+def zeros_for(dense: Dense | DeviceDense, dtype: np.dtype[Any]) -> Any:
+    """Return zeros in the shape, the place and, on the host, the layout of a parameter."""
+    p = dense.source
+    if isinstance(dense, DeviceDense):
+        return library(p).zeros(p, p.shape, dtype)
+    return np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+
+
+def assign(target: Any, source: Any) -> None:
+    """Write `source` into `target`; either may be on the host or on a device."""
+    if is_device_array(target):
+        lib = library(target)
+        lib.copy_into(target, source if is_device_array(source) else lib.from_host(source, target))
+    else:
+        np.copyto(target, library(source).to_host(source) if is_device_array(source) else source)

@@ -68,6 +68,11 @@ class CupyLibrary:
         address: int = self.cupy.cuda.get_current_stream(x.device.id).ptr
         return address
 
+    def address(self, x: Any) -> int:
+        """Return where the memory of `x` begins."""
+        address: int = x.data.ptr
+        return address
+
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a new C-contiguous array on the device of `like`."""
         with like.device:
@@ -138,6 +143,10 @@ class TorchArray:
         return size
 
     @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
     def device(self) -> Any:
         return self.tensor.device
 
@@ -147,6 +156,15 @@ class TorchArray:
 
     def reshape(self, *shape: Any) -> TorchArray:
         return TorchArray(self.tensor.reshape(*shape))
+
+    def copy(self) -> TorchArray:
+        return TorchArray(self.tensor.clone())
+
+    def fill(self, value: float) -> None:
+        self.tensor.fill_(value)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tensor[key] = value.tensor if isinstance(value, TorchArray) else value
 
 
 class TorchLibrary:
@@ -161,6 +179,10 @@ class TorchLibrary:
         if x.device.type != "cuda":  # of a tensor on the host that stands for one
             return 0
         address: int = self.torch.cuda.current_stream(x.device).cuda_stream
+        return address
+
+    def address(self, x: Any) -> int:
+        address: int = x.tensor.data_ptr()
         return address
 
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fastopt._arrays import Dense, as_view
+from fastopt._arrays import Dense, DeviceDense, as_view
+from fastopt._device import is_device_array
 from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, prepare
+from fastopt.optim.placement import place
 
 NDARRAY_ONLY = {np.ndarray}
 
@@ -86,7 +88,7 @@ class Optimizer:
         self._starts = [0]
         self._objects: list[Any] = []
         self._paths: list[str] = []
-        self._dense: list[Dense] = []
+        self._dense: list[Dense | DeviceDense] = []
         self._state: list[dict[str, Any]] = []
         params = collection(params, owner)
         if not params:
@@ -139,6 +141,7 @@ class Optimizer:
         dense = [prepare(p, label, owner) for p, label in zip(flat.arrays, labels, strict=True)]
         known = [self._label(i) for i in range(len(self._objects))]
         check_distinct([d.source for d in self._dense + dense], known + labels, owner)
+        place(self._dense + dense, known + labels, owner)
 
         self.param_groups.append(group)
         self._specs.append(flat.spec)
@@ -151,6 +154,8 @@ class Optimizer:
 
     def _index_parameters(self) -> None:
         """Derive what depends on the list of parameters alone."""
+        labels = [self._label(i) for i in range(len(self._objects))]
+        self._placement = place(self._dense, labels, type(self).__name__)
         self._plain = all(d.plain for d in self._dense)
         self._copied = [d for d in self._dense if d.copied]
         self._tensors = [p for p in self._objects if is_tensor(p)]
@@ -258,6 +263,12 @@ class Optimizer:
         name = self._label(i, "grads")
         view = as_view(g, f"step: {name}")
         p = self._dense[i].source
+        if is_device_array(view) != is_device_array(p):
+            places = ("the host", "a CUDA device")
+            raise TypeError(
+                f"step: {name} is on {places[is_device_array(view)]}, {self._label(i)} is on "
+                f"{places[is_device_array(p)]}"
+            )
         if view.dtype != p.dtype:
             raise TypeError(f"step: {name} is {view.dtype}, {self._label(i)} is {p.dtype}")
         if view.shape != p.shape:
@@ -267,10 +278,7 @@ class Optimizer:
     def _follow(self) -> None:
         """Follow Tensors whose array was replaced by another of the same shape and dtype."""
         same = not any(map(is_not, [p.data for p in self._tensors], self._tensor_arrays))
-        if same and all(
-            self._objects[i].data_ptr() == self._dense[i].source.__array_interface__["data"][0]
-            for i in self._foreign
-        ):
+        if same and all(self._objects[i].data_ptr() == self._dense[i].address for i in self._foreign):
             return
         owner = type(self).__name__
         labels = [self._label(i) for i in range(len(self._objects))]
@@ -292,7 +300,7 @@ class Optimizer:
             if set_to_none:
                 p.grad = None
             else:
-                as_view(g.data if is_tensor(g) else g, "zero_grad: grad")[...] = 0
+                as_view(g.data if is_tensor(g) else g, "zero_grad: grad").fill(0)
 
     # State dictionaries, pickles ------------------------------------------------------------------------
 
@@ -369,6 +377,7 @@ class Optimizer:
             "_foreign",
             "_movable",
             "_keys",
+            "_placement",
         )
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from fastopt._arrays import Array, Dense, as_view
+from fastopt._arrays import Array, Dense, DeviceDense, as_view
+from fastopt._device import is_device_array, library
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -38,8 +39,11 @@ class Flat(NamedTuple):
 
 
 def is_tensor(x: Any) -> bool:
-    """Tell whether `x` holds an ndarray in `.data` and its gradient in `.grad`, as a fastopt Tensor does."""
-    return hasattr(x, "grad") and isinstance(getattr(x, "data", None), np.ndarray)
+    """Tell whether `x` holds an array in `.data` and its gradient in `.grad`, as a fastopt Tensor does."""
+    if not hasattr(x, "grad"):
+        return False
+    data = getattr(x, "data", None)
+    return isinstance(data, np.ndarray) or is_device_array(data)
 
 
 def _is_array(x: Any) -> bool:
@@ -103,7 +107,7 @@ def flatten(params: Any, first: int, owner: str) -> Flat:
     return Flat(spec, arrays, paths, names if keyed else None)
 
 
-def prepare(param: Any, label: str, owner: str) -> Dense:
+def prepare(param: Any, label: str, owner: str) -> Dense | DeviceDense:
     """Return the dense form of one parameter after checking that it can be updated in place.
 
     Raises
@@ -111,7 +115,7 @@ def prepare(param: Any, label: str, owner: str) -> Dense:
     TypeError
         It is no array, or not of a dtype that the kernels update.
     ValueError
-        It is on another device, read-only, overlapping itself, or a Tensor that is no leaf.
+        It is on another kind of device, read-only, overlapping itself, or a Tensor that is no leaf.
     """
     if is_tensor(param):
         if not getattr(param, "is_leaf", True):
@@ -120,6 +124,8 @@ def prepare(param: Any, label: str, owner: str) -> Dense:
     view = as_view(param, f"{owner}: {label}")
     if view.dtype.name not in DTYPES or not view.dtype.isnative:
         raise TypeError(f"{owner}: {label} is {view.dtype}, expected one of {', '.join(DTYPES)}")
+    if is_device_array(view):
+        return DeviceDense(view, f"{owner}: {label}")
     if not view.flags.writeable:
         raise ValueError(f"{owner}: {label} is read-only")
     if _overlaps_itself(view):
@@ -136,19 +142,36 @@ def _overlaps_itself(a: Array) -> bool:
     return False
 
 
-def check_distinct(views: list[Array], labels: list[str], owner: str) -> None:
+def check_distinct(views: list[Any], labels: list[str], owner: str) -> None:
     """Raise ValueError when two parameters share memory."""
-    ranges = sorted((*byte_bounds(view), i) for i, view in enumerate(views) if view.size)
+    ranges = sorted((*_bounds(view), i) for i, view in enumerate(views) if view.size)
     active: list[tuple[int, int]] = []
     for begin, end, i in ranges:
         active = [(other_end, j) for other_end, j in active if other_end > begin]
         for _, j in active:
-            if np.shares_memory(views[i], views[j]):
-                same = byte_bounds(views[i]) == byte_bounds(views[j]) and views[i].strides == views[j].strides
+            if _share_memory(views[i], views[j]):
+                same = _bounds(views[i]) == _bounds(views[j]) and _strides(views[i]) == _strides(views[j])
                 a, b = sorted((i, j))
                 what = "is the same array as" if same else "overlaps"
                 raise ValueError(f"{owner}: {labels[b]} {what} {labels[a]}")
         active.append((end, i))
+
+
+def _bounds(view: Any) -> tuple[int, int]:
+    """The first byte of an array, and the first behind it. Addresses of host and devices do not meet."""
+    if is_device_array(view):
+        begin = library(view).address(view)
+        return begin, begin + view.nbytes
+    return byte_bounds(view)
+
+
+def _share_memory(a: Any, b: Any) -> bool:
+    """Whether two arrays whose bounds overlap have a byte in common; those of a device are dense."""
+    return is_device_array(a) or is_device_array(b) or np.shares_memory(a, b)
+
+
+def _strides(view: Any) -> Any:
+    return None if is_device_array(view) else view.strides
 
 
 def gather(grads: Any, spec: Spec, out: list[Any], label: str = "grads") -> None:

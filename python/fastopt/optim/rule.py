@@ -11,9 +11,11 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from fastopt import _core
-from fastopt._arrays import Array, as_view, zeros_together
-from fastopt.optim.base import FRACTION, NDARRAY_ONLY, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
+from fastopt._device import is_device_array, library
+from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.ema import swapped
+from fastopt.optim.placement import NO_TAIL
 
 RULES = _core.rules()
 _COMMON_COEFS = 7
@@ -112,8 +114,8 @@ class RuleOptimizer(Optimizer):
 
     Attributes
     ----------
-    grad_norm : float or None
-        The norm of all gradients of the last step, where `max_norm` is set.
+    grad_norm : float, array of one float64, or None
+        The norm of all gradients of the last step, where `max_norm` is set; of parameters on a GPU it stays there.
     """
 
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
@@ -138,7 +140,7 @@ class RuleOptimizer(Optimizer):
         fused: bool | None = None,
     ) -> None:
         self.max_norm = max_norm
-        self.grad_norm: float | None = None
+        self.grad_norm: Any = None
         self._swapped = False
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
@@ -225,7 +227,7 @@ class RuleOptimizer(Optimizer):
             loss, grads = self._evaluate(closure)
         flat = self._gather(grads)
         types = set(map(type, flat))
-        if types != NDARRAY_ONLY or not self._plain:
+        if types != self._placement.types or not self._plain:
             self._update(self._usable(flat), type(None) in types)
             return loss
         try:
@@ -249,23 +251,22 @@ class RuleOptimizer(Optimizer):
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
-        scale, norm = 1.0, None
+        tail = NO_TAIL
         if self._max_norm is not None:
-            norm = _core.joint_norm([plan.native.norm(gs) for plan, gs in zip(plans, chosen, strict=True)])
-            scale = _core.clip_factor(norm, self._max_norm)
+            tail = self._placement.limit([plan.native for plan in plans], chosen, self._max_norm)
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, scale)
+        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
         for plan, gs in zip(plans, chosen, strict=True):
-            plan.native.step(gs, plan.coefs, plan.sets)
+            self._placement.step(plan.native, gs, plan.coefs, plan.sets, tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
             row.scalars = s
-        self.grad_norm = norm
+        self.grad_norm = tail.norm
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -355,7 +356,7 @@ class RuleOptimizer(Optimizer):
             self._allocate(index, [*names, "ema"] if average else names)
             states = [[self._state_array(i, name) for i in index] for name in names]
             emas = [self._state_array(i, "ema") for i in index] if average else None
-            native = _core.StepPlan(rule, [self._dense[i].array for i in index], states, emas)
+            native = self._placement.plan(rule, [self._dense[i].array for i in index], states, emas)
             plan = _Plan(rule, native, index, len(index) == len(groups))
             plan.assign(self._row_of)
             plans.append(plan)
@@ -364,33 +365,34 @@ class RuleOptimizer(Optimizer):
     def _allocate(self, index: list[int], names: list[str]) -> None:
         """Make the state arrays that parameters lack, those of small C-contiguous parameters in one piece."""
         lacking = [(i, name) for name in names for i in index if name not in self._state[i]]
-        together = [
-            (i, name) for i, name in lacking if self._dense[i].plain and self._dense[i].source.nbytes < _SMALL
-        ]
+        together = [(i, name) for i, name in lacking if self._is_small(i)]
         arrays = zeros_together(
             [self._dense[i].source.shape for i, _ in together], [self._state_dtype(i) for i, _ in together]
         )
         made = dict(zip(together, arrays, strict=True))
         for i, name in lacking:
-            new = made[i, name] if (i, name) in made else self._zeros(i)
+            new = made[i, name] if (i, name) in made else zeros_for(self._dense[i], self._state_dtype(i))
             if name == "ema":
-                new[...] = self._dense[i].source
+                assign(new, self._dense[i].source)
             elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group], name):
                 new.fill(start)
-            self._state[i][name] = new
+            self._state[i][name] = library(new).unwrap(new) if is_device_array(new) else new
 
-    def _zeros(self, i: int) -> Array:
-        dense, dtype = self._dense[i], self._state_dtype(i)
-        p = dense.source
-        return np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+    def _is_small(self, i: int) -> bool:
+        """Whether the state of parameter i shares memory with others'."""
+        dense = self._dense[i]
+        return isinstance(dense, Dense) and dense.plain and dense.source.nbytes < _SMALL
 
     def _state_array(self, i: int, name: str) -> Array:
         """Return state array `name` of parameter i in the kernels' layout, laid out anew where it has another."""
         dense, array = self._dense[i], self._state[i][name]
-        arranged = dense.arrange(array)
+        if not isinstance(dense, Dense):
+            on_device: Array = array
+            return on_device
+        arranged: Array = dense.arrange(array)
         if np.may_share_memory(arranged, array) or not array.size:
             return arranged
-        new = self._zeros(i)
+        new = zeros_for(dense, self._state_dtype(i))
         new[...] = array
         self._state[i][name] = new
         return dense.arrange(new)
@@ -412,7 +414,11 @@ class RuleOptimizer(Optimizer):
         if all(group["ema_decay"] is None for group in self.param_groups):
             raise RuntimeError(f"swap_ema: {type(self).__name__} keeps no averages, its ema_decay is None")
         self._refresh()
-        pairs = [(d.source, s["ema"]) for d, s in zip(self._dense, self._state, strict=True) if "ema" in s]
+        pairs = [
+            (d.source, as_view(s["ema"], "ema"))
+            for d, s in zip(self._dense, self._state, strict=True)
+            if "ema" in s
+        ]
         self._swapped = True
         try:
             with swapped([p for p, _ in pairs], [average for _, average in pairs]):
@@ -463,7 +469,7 @@ class RuleOptimizer(Optimizer):
                 del state[name]
             for name, value in arrays.items():
                 if name in state:
-                    np.copyto(state[name], value)
+                    assign(as_view(state[name], name), as_view(value, name))
                 else:
                     state[name] = value
         self._rows = [_Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
@@ -483,8 +489,16 @@ class RuleOptimizer(Optimizer):
                 raise TypeError(f"{where} is {view.dtype}, expected real numbers")
             if view.shape != shape:
                 raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
-            arrays[name] = np.array(view, self._state_dtype(i))
+            arrays[name] = self._own_copy(i, view)
         return arrays
+
+    def _own_copy(self, i: int, view: Any) -> Array:
+        """Return a copy of a state array, in its own dtype and where parameter i is."""
+        if isinstance(self._dense[i], Dense) and not is_device_array(view):
+            return np.array(view, self._state_dtype(i))
+        new = zeros_for(self._dense[i], self._state_dtype(i))
+        assign(new, view)
+        return library(new).unwrap(new) if is_device_array(new) else new
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_plans", "_kinds", "_seen")

@@ -1,0 +1,116 @@
+"""Where an optimizer's arrays are: on the host, or on a CUDA device; and what its step does differently there."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt import _core
+from fastopt._arrays import Array, Dense, DeviceDense
+from fastopt._device import TorchArray, is_device_array, library, native
+
+
+class Tail(NamedTuple):
+    """What comes of limiting the norm of all gradients.
+
+    Attributes
+    ----------
+    factor : float
+        What the coefficients of this step are to scale gradients by.
+    norm : float, array of one float64, or None
+        Of all gradients.
+    scale : array of one float64, or None
+        What the kernel multiplies gradients by, besides.
+    max_norm : float or None
+        The kernel is to compute `norm` and `scale` first.
+    """
+
+    factor: float = 1.0
+    norm: Any = None
+    scale: Any = None
+    max_norm: float | None = None
+
+
+NO_TAIL = Tail()
+
+
+class Host:
+    """NumPy arrays and what shares their memory."""
+
+    #: Types of gradients that native calls take as they are.
+    types: frozenset[type] = frozenset({np.ndarray})
+
+    def plan(self, *arguments: Any) -> Any:
+        """Return a native plan of a rule, parameters, states and averages."""
+        return _core.StepPlan(*arguments)
+
+    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
+        """Return how gradients of several plans are scaled so that their norm is at most `max_norm`."""
+        norm = _core.joint_norm([plan.norm(gs) for plan, gs in zip(plans, grads, strict=True)])
+        return Tail(_core.clip_factor(norm, max_norm), norm)
+
+    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
+        """Run one plan's step."""
+        plan.step(grads, coefs, sets)
+
+
+class Device:
+    """Arrays of one library on one CUDA device. A step is queued on the library's current stream."""
+
+    def __init__(self, first: DeviceDense) -> None:
+        self._first = first.source
+        self._library = library(first.source)
+        self.types = frozenset({type(first.array)})
+
+    def plan(self, *arguments: Any) -> Any:
+        return native().StepPlan(*arguments)
+
+    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
+        norm, scale = self._number(), self._number()
+        if len(plans) == 1:
+            return Tail(1.0, norm, scale, max_norm)
+        norms = [self._number() for _ in plans]
+        for plan, gs, out in zip(plans, grads, norms, strict=True):
+            plan.norm(gs, 2.0, out, self._stream())
+        native().join_norms(norms, max_norm, norm, scale, self._stream())
+        return Tail(1.0, norm, scale)
+
+    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
+        plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
+
+    def _stream(self) -> int:
+        return self._library.stream(self._first)
+
+    def _number(self) -> Any:
+        return self._library.unwrap(self._library.empty(self._first, (), np.float64))
+
+
+HOST = Host()
+
+
+def place(dense: list[Dense | DeviceDense], labels: list[str], owner: str) -> Host | Device:
+    """Return where all of these parameters are.
+
+    Raises
+    ------
+    ValueError
+        They are in different places.
+    """
+    places = [_where(d) for d in dense]
+    for where, label in zip(places, labels, strict=True):
+        if where != places[0]:
+            raise ValueError(
+                f"{owner}: {label} is {where}, {labels[0]} is {places[0]}; use an optimizer for each"
+            )
+    first = dense[0] if dense else None
+    return Device(first) if isinstance(first, DeviceDense) else HOST
+
+
+def _where(dense: Dense | DeviceDense) -> str:
+    """Return the place of an array as a message has it."""
+    if not is_device_array(dense.source):
+        return "on the host"
+    device: Any = dense.source.device
+    index = device.index if isinstance(dense.source, TorchArray) else device.id
+    return f"an array of {library(dense.source).name} on CUDA device {index}"
