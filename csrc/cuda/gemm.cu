@@ -335,28 +335,8 @@ lt::Timer Multiplication::new_timer(CudaStream stream) const {
   };
 }
 
-template <class S>
-__global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const S* x, Index rows, Index columns, S* out, bool add) {
-  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= columns) return;
-  double sum = 0.0;
-  for (Index j = 0; j < rows; ++j) sum += double(load(x[j * columns + i]));
-  out[i] = Store<S>::from(Compute<S>(sum) + (add ? load(out[i]) : Compute<S>(0)));
-}
-
 }  // namespace
 }  // namespace FASTOPT_ISA
-
-Index column_sums_scratch_bytes(Index, Index) { return 64; }
-void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add, void*,
-                           CudaStream stream) {
-  if (columns == 0) return;
-  with_storage(dtype, [&]<class S>(S) {
-    launch(column_sums_kernel<S>, (columns + kThreads - 1) / kThreads, kThreads, 0, stream,
-           static_cast<const S*>(x), rows, columns, static_cast<S*>(out), add);
-  });
-}
 
 void gemm_on_device(DType dtype, const DeviceGemm& args, void* scratch, CudaStream stream) {
   Multiplication(dtype, args, scratch).run(stream);

@@ -37,8 +37,9 @@ class DeviceProgram {
   ProgramStop run(ProgramRun& run, CudaStream stream);
   // The model's output in evaluation mode, queued on the stream.
   void predict(const void* x, Index rows, Index batch, void* out, CudaStream stream);
-  // The first of n classes that is neither ignored nor a column of the output; n where there is none.
-  Index first_bad_class(const Index* target, Index n, CudaStream stream);
+  // Waits until it is known whether one of n classes is neither ignored nor a column of the output: the first
+  // such stops.
+  ProgramStop check_classes(const Index* target, Index n, CudaStream stream);
 
   DType dtype() const { return dtype_; }
   Index in() const { return layers_.front().in; }
@@ -102,9 +103,10 @@ class DeviceProgram {
   CudaStream begin(CudaStream given);
   void end(CudaStream stream, CudaStream given);
   void upload(const ProgramRun& run, Index first, CudaStream stream);
-  void check_classes(const ProgramRun& run, Index samples, CudaStream stream);
+  void queue_class_check(const ProgramRun& run, Index samples, CudaStream stream);
   void replay(const Batch& batch, Index steps, CudaStream stream);
   ProgramStop download(ProgramRun& run, CudaStream stream);
+  static ProgramStop stop_of(const Progress& reached, const Index* classes, CudaStream stream);
 
   double* coefs_now() const { return reinterpret_cast<double*>(progress() + 1); }
   Progress* progress() const { return static_cast<Progress*>(state_.get()); }

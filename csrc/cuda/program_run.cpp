@@ -91,7 +91,7 @@ void DeviceProgram::gather(const Batch& batch, const void* x, const void* target
   gather_rows_on_device(target, target_bytes(batch), order, first, batch.samples, target_room_, stream);
 }
 
-void DeviceProgram::check_classes(const ProgramRun& run, Index samples, CudaStream stream) {
+void DeviceProgram::queue_class_check(const ProgramRun& run, Index samples, CudaStream stream) {
   const Index* const order = run.order ? static_cast<const Index*>(order_.get()) : nullptr;
   check_classes_on_device({static_cast<const Index*>(run.target), order, run.begin, samples, run.repeat,
                            out(), loss_.ignore_index},
@@ -118,7 +118,7 @@ ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
   reserve(batch.rows());
   const CudaStream stream = begin(given);
   upload(run, run.order ? 0 : run.begin, stream);
-  if (run.classes) check_classes(run, samples, stream);
+  if (run.classes) queue_class_check(run, samples, stream);
   if (run.steps == 1) {
     // Data that comes batch by batch lies elsewhere each time: it is no part of the graph.
     gather(batch, run.x, run.target, stream);
@@ -169,22 +169,30 @@ void DeviceProgram::replay(const Batch& batch, Index steps, CudaStream stream) {
 
 // Waits for the steps, and brings back their losses and where they ended.
 ProgramStop DeviceProgram::download(ProgramRun& run, CudaStream stream) {
-  const Index losses_bytes = run.steps * Index(sizeof(double));
-  char* const results = results_.reserve(Index(sizeof(Progress)) + losses_bytes);
-  copy_to_host(results, progress(), Index(sizeof(Progress)), stream);
-  copy_to_host(results + sizeof(Progress), losses_.get(), losses_bytes, stream);
+  const Index state_bytes = Index(sizeof(Progress)),
+              losses_bytes = run.steps > 1 ? run.steps * Index(sizeof(double)) : 0;
+  char* const results = results_.reserve(state_bytes + losses_bytes);
+  copy_to_host(results, progress(), state_bytes, stream);
+  if (losses_bytes > 0) copy_to_host(results + state_bytes, losses_.get(), losses_bytes, stream);
   synchronize(stream);
   Progress reached;
   std::memcpy(&reached, results, sizeof(reached));
-  if (reached.step > 0)
-    std::memcpy(run.losses, results + sizeof(Progress), std::size_t(reached.step) * sizeof(double));
+  if (run.steps > 1)
+    std::memcpy(run.losses, results + state_bytes, std::size_t(reached.step) * sizeof(double));
+  else if (reached.step > 0)
+    run.losses[0] = reached.last_loss;
   steps_ += reached.step;
   if (!std::isinf(run.max_norm)) run.norm = reached.norm;
+  return stop_of(reached, run.classes ? static_cast<const Index*>(run.target) : nullptr, stream);
+}
+
+// Of classes it tells which one has stopped the run, of outputs that is known.
+ProgramStop DeviceProgram::stop_of(const Progress& reached, const Index* classes, CudaStream stream) {
   if (reached.stopped == Progress::none) return {};
   const Index at = Index(reached.stop_at);
-  if (!run.classes) return {ProgramStop::no_probability, at, reached.stop_value};
+  if (!classes) return {ProgramStop::no_probability, at, reached.stop_value};
   Index value;
-  copy_to_host(&value, static_cast<const Index*>(run.target) + at, Index(sizeof(value)), stream);
+  copy_to_host(&value, classes + at, Index(sizeof(value)), stream);
   synchronize(stream);
   return {ProgramStop::bad_class, at, double(value)};
 }
@@ -207,16 +215,14 @@ void DeviceProgram::predict(const void* x, Index rows, Index batch, void* out, C
   done_.record(stream);
 }
 
-Index DeviceProgram::first_bad_class(const Index* target, Index n, CudaStream stream) {
-  Progress start;
-  start.steps = 0;
+ProgramStop DeviceProgram::check_classes(const Index* target, Index n, CudaStream stream) {
+  Progress reached;
   done_.hold(stream);
-  copy_to_device(progress(), &start, Index(sizeof(start)), stream);
-  if (n > 0)
-    check_classes_on_device({target, nullptr, 0, n, 1, out(), loss_.ignore_index}, progress(), stream);
-  copy_to_host(&start, progress(), Index(sizeof(start)), stream);
+  copy_to_device(progress(), &reached, Index(sizeof(reached)), stream);
+  check_classes_on_device({target, nullptr, 0, n, 1, out(), loss_.ignore_index}, progress(), stream);
+  copy_to_host(&reached, progress(), Index(sizeof(reached)), stream);
   synchronize(stream);
-  return start.stopped == Progress::none ? n : Index(start.stop_at);
+  return stop_of(reached, target, stream);
 }
 
 }  // namespace fastopt

@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kThreads) advance_kernel(Advance advance, Prog
     progress->stopped = Progress::settled;
     return;
   }
-  progress->losses[progress->step] = double(*reinterpret_cast<const T*>(&progress->loss));
+  progress->last_loss = progress->losses[progress->step] =
+      double(*reinterpret_cast<const T*>(&progress->loss));
   progress->step = next;
   progress->first += advance.samples;
   progress->mask_offset += std::uint64_t(advance.masks);
@@ -75,11 +76,13 @@ __global__ void __launch_bounds__(kThreads) advance_kernel(Advance advance, Prog
 }  // namespace FASTOPT_ISA
 
 void check_classes_on_device(const ClassCheck& check, Progress* progress, CudaStream stream) {
+  if (check.samples * check.repeat == 0) return;
   launch(check_classes_kernel, blocks(check.samples * check.repeat), kThreads, 0, stream, check, progress);
 }
 
 void check_probabilities_on_device(DType dtype, const void* y, Index n, Progress* progress,
                                    CudaStream stream) {
+  if (n == 0) return;
   const auto check = [&](const auto* of) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(of)>>;
     launch(check_probabilities_kernel<T>, blocks(n), kThreads, 0, stream, of, n, progress);

@@ -13,6 +13,7 @@ struct Progress {
   std::uint64_t mask_offset = 0;  // of the step's first dropout mask
   const double* coefs = nullptr;  // of all steps
   double* losses = nullptr;       // of all steps
+  double last_loss = 0.0;
   // Of the step at work.
   double loss = 0.0;  // in the program's own dtype
   double divisor = 1.0, norm = 0.0, grad_scale = 1.0;

@@ -230,8 +230,9 @@ void check_bad_classes() {
     const Guarded<float> before = parameter(model, 0);
     const Index good = model.classes()[30];
     model.classes()[30] = bad;
-    CHECK(model.program().first_bad_class(model.classes().data(), kSamples, nullptr) == 30);
-    CHECK(model.program().first_bad_class(model.classes().data(), 30, nullptr) == 30);
+    const ProgramStop found = model.program().check_classes(model.classes().data(), kSamples, nullptr);
+    CHECK(found.reason == ProgramStop::bad_class && found.at == 30 && found.value == double(bad));
+    CHECK(model.program().check_classes(model.classes().data(), 30, nullptr).reason == ProgramStop::none);
     for (const bool ordered : {false, true}) {
       const ProgramStop stop = model.run(0, 8, 6, ordered, nullptr);
       CHECK(stop.reason == ProgramStop::bad_class && stop.at == 30 && stop.value == double(bad));
@@ -241,7 +242,6 @@ void check_bad_classes() {
     CHECK(model.run(0, 8, 3, false, nullptr).reason == ProgramStop::none);  // it does not come up
     model.classes()[30] = good;
     CHECK(model.run(0, 8, 6, false, nullptr).reason == ProgramStop::none);
-    CHECK(model.program().first_bad_class(model.classes().data(), kSamples, nullptr) == kSamples);
   }
 }
 
