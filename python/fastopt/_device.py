@@ -11,7 +11,9 @@ CuPy's arrays have NumPy's methods and go through this package as they are. A to
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,17 @@ def native() -> Any:
                 f"PATH ({error})"
             ) from error
         module.device_count()
+        for path in _cublaslt():
+            module.set_cublaslt_path(str(path))
         _native = module
     return _native
+
+
+def _cublaslt() -> list[Path]:
+    """Return where the nvidia-cublas wheel has cuBLASLt, the newest last; nothing without that wheel."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    return [path for folder in folders for path in sorted(folder.glob("cu*/lib/libcublasLt.so.1[23]"))]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -18,7 +18,7 @@ from fastopt._formulas import WEIGHTED_AVERAGE, Params, check_reduction, check_s
 View = Any  # of CuPy, or a TorchArray
 
 
-class _Call:
+class Call:
     """One call: its name for messages, and the library, stream and device of its first array."""
 
     def __init__(self, name: str, x: Any, argument: str) -> None:
@@ -45,17 +45,17 @@ class _Call:
     def optional(self, x: Any, argument: str) -> View | None:
         return None if x is None else self.dense(x, argument)
 
-    def room(self, out: Any, like: View, argument: str = "out") -> _Room:
+    def room(self, out: Any, like: View, argument: str = "out") -> Room:
         """Return where a kernel writes a result shaped as `like`."""
         if out is None:
-            return _Room(self.library.empty(self.first, like.shape, like.dtype), None)
+            return Room(self.library.empty(self.first, like.shape, like.dtype), None)
         target = self.view(out, argument)
         if target.dtype != like.dtype:
             raise TypeError(f"{self.name}: {argument} is {target.dtype}, expected {like.dtype}")
         if target.shape != like.shape:
             raise ValueError(f"{self.name}: {argument} has shape {target.shape}, expected shape {like.shape}")
         dense = library(target).dense(target)
-        return _Room(dense, None if dense is target else target)
+        return Room(dense, None if dense is target else target)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> View:
         return self.library.empty(self.first, shape, dtype)
@@ -66,7 +66,7 @@ class _Call:
         getattr(self.native, function)(*raw, self.stream)
 
 
-class _Room(NamedTuple):
+class Room(NamedTuple):
     """Memory for a result, and the array that it has to be copied to, if any."""
 
     dense: View
@@ -85,7 +85,7 @@ class _Room(NamedTuple):
 
 def bias_activation(z: Any, bias: Any, name: str | None, params: Params, out: Any) -> Array:
     """Return act(z + bias)."""
-    call = _Call(name or "bias_activation", z, "x" if bias is None else "z")
+    call = Call(name or "bias_activation", z, "x" if bias is None else "z")
     params = checked(name, params) if name else ()
     x, b = library(call.first).dense(call.first), call.optional(bias, "bias")
     room = call.room(out, x)
@@ -98,7 +98,7 @@ def bias_activation(z: Any, bias: Any, name: str | None, params: Params, out: An
 
 def activation_grad(name: str, dy: Any, x: Any, y: Any, params: Params, out: Any) -> Array:
     """Return dy * act'(x)."""
-    call = _Call(name, dy, "dy")
+    call = Call(name, dy, "dy")
     params = checked(name, params)
     d = call.library.dense(call.first)
     room = call.room(out, d)
@@ -108,7 +108,7 @@ def activation_grad(name: str, dy: Any, x: Any, y: Any, params: Params, out: Any
 
 def dropout(x: Any, p: float, seed: int, offset: int, out: Any) -> Array:
     """Return x * keep / (1 - p)."""
-    call = _Call("dropout", x, "x")
+    call = Call("dropout", x, "x")
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p must be in [0, 1], got {p}")
     check_seed("dropout", seed, offset)
@@ -120,7 +120,7 @@ def dropout(x: Any, p: float, seed: int, offset: int, out: Any) -> Array:
 
 def axpy(a: float, x: Any, y: Any) -> None:
     """Add a * x to `y` in place."""
-    call = _Call("axpy", y, "y")
+    call = Call("axpy", y, "y")
     dense = call.library.dense(call.first)
     call.run("axpy", a, call.dense(x, "x"), dense)
     if dense is not call.first:
@@ -132,7 +132,7 @@ def axpy(a: float, x: Any, y: Any) -> None:
 
 def reduce(name: str, x: Any) -> Array:
     """Return the sum, abs_sum, sum_squares or abs_max of all elements: one float64, of shape ()."""
-    call = _Call(name, x, "x")
+    call = Call(name, x, "x")
     out = call.empty((), np.float64)
     call.run(name, call.library.dense(call.first), out)
     return call.library.unwrap(out)
@@ -140,7 +140,7 @@ def reduce(name: str, x: Any) -> Array:
 
 def dot(x: Any, y: Any) -> Array:
     """Return the sum of x * y: one float64, of shape ()."""
-    call = _Call("dot", x, "x")
+    call = Call("dot", x, "x")
     out = call.empty((), np.float64)
     call.run("dot", call.library.dense(call.first), call.dense(y, "y"), out)
     return call.library.unwrap(out)
@@ -148,7 +148,7 @@ def dot(x: Any, y: Any) -> Array:
 
 def bias_grad(dy: Any) -> Array:
     """Return the sums over all axes of `dy` but the last."""
-    call = _Call("bias_grad", dy, "dy")
+    call = Call("bias_grad", dy, "dy")
     out = call.empty(call.first.shape[-1:], call.first.dtype)
     call.run("bias_grad", call.library.dense(call.first), out)
     return call.library.unwrap(out)
@@ -159,7 +159,7 @@ def bias_grad(dy: Any) -> Array:
 
 def softmax(name: str, x: Any, axis: int, out: Any) -> Array:
     """Return softmax or log_softmax along an axis."""
-    call = _Call(name, x, "x")
+    call = Call(name, x, "x")
     rows = call.library.dense(_axis_last(call, call.first, axis, "x"))
     y = call.empty(rows.shape, rows.dtype)
     call.run("softmax", rows, y, name == "log_softmax")
@@ -168,7 +168,7 @@ def softmax(name: str, x: Any, axis: int, out: Any) -> Array:
 
 def softmax_grad(name: str, dy: Any, y: Any, axis: int, out: Any) -> Array:
     """Return the gradient by x of softmax or log_softmax."""
-    call = _Call(name, dy, "dy")
+    call = Call(name, dy, "dy")
     dy_rows = call.library.dense(_axis_last(call, call.first, axis, "dy"))
     y_rows = call.dense(_axis_last(call, call.view(y, "y"), axis, "y"), "y")
     dx = call.empty(dy_rows.shape, dy_rows.dtype)
@@ -176,13 +176,13 @@ def softmax_grad(name: str, dy: Any, y: Any, axis: int, out: Any) -> Array:
     return _axis_back(call, dx, axis, out)
 
 
-def _axis_last(call: _Call, x: View, axis: int, argument: str) -> View:
+def _axis_last(call: Call, x: View, axis: int, argument: str) -> View:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{call.name}: axis is {axis}, {argument} has {x.ndim} axes")
     return x if axis in (-1, x.ndim - 1) else library(x).moveaxis(x, axis, -1)
 
 
-def _axis_back(call: _Call, rows: View, axis: int, out: Any) -> Array:
+def _axis_back(call: Call, rows: View, axis: int, out: Any) -> Array:
     """Return rows with their axis where it was, in `out` where that is given."""
     lib = call.library
     moved = rows if axis in (-1, rows.ndim - 1) else lib.moveaxis(rows, -1, axis)
@@ -208,7 +208,7 @@ def loss(
 ) -> tuple[Array, Array | None]:
     """Return an elementwise loss and its gradient by `input`."""
     check_reduction(name, reduction, batchmean=name.startswith("kl_div"))
-    call = _Call(name, input, "input")
+    call = Call(name, input, "input")
     x = call.library.dense(call.first)
     t = _companion(call, target, x, "target")
     param = None
@@ -244,7 +244,7 @@ def classes(
 ) -> tuple[Array, Array | None]:
     """Return cross_entropy or nll and its gradient by `input`."""
     check_reduction(name, reduction)
-    call = _Call(name, input, "input")
+    call = Call(name, input, "input")
     x, t = call.first, call.view(target, "target")
     if x.ndim == 0:
         raise ValueError(f"{name}: input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
@@ -280,7 +280,7 @@ def classes(
     return call.library.unwrap(value), None if g is None else _axis_back(call, g, axis, grad_out)
 
 
-def _companion(call: _Call, y: Any, x: View, argument: str) -> View:
+def _companion(call: Call, y: Any, x: View, argument: str) -> View:
     """Return numbers that go with `x` in its dtype: integers are converted, other dtypes are left to fail."""
     view = call.view(y, argument)
     if view.dtype.kind in "biu":
@@ -288,7 +288,7 @@ def _companion(call: _Call, y: Any, x: View, argument: str) -> View:
     return library(view).dense(view)
 
 
-def _broadcast(call: _Call, y: Any, x: View, argument: str) -> View:
+def _broadcast(call: Call, y: Any, x: View, argument: str) -> View:
     view = _companion(call, y, x, argument)
     if view.shape == x.shape:
         return view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastopt import _core
 
@@ -26,6 +26,17 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
 WEIGHTED_AVERAGE = {"mse", "l1"}
 
 _MAX_SEED = 2**64
+
+
+class Dropout(NamedTuple):
+    """The arguments of `_ops.dropout`, which say what a mask is."""
+
+    p: float
+    seed: int
+    offset: int
+
+
+NO_DROPOUT = Dropout(0.0, 0, 0)
 
 
 def activation_needs(name: str) -> tuple[bool, bool]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _core, _ops, _products, _random
+from fastopt import _core, _device_linear, _ops, _products, _random
+from fastopt._device_linear import is_here
 from fastopt._dtypes import float32, float64, is_floating
-from fastopt._formulas import activation_needs, check_seed, checked
-from fastopt._products import NO_DROPOUT, Dropout
+from fastopt._formulas import NO_DROPOUT, Dropout, activation_needs, check_seed, checked
 from fastopt.tensor import Tensor, needs_grad, record, to_array, to_out, wrap
 
 Array = npt.NDArray[Any]
@@ -57,9 +57,10 @@ def linear(
         Multiplies what is added to the residual.
     out : array, shape (..., out), optional
         Receives the result; only where no argument is a Tensor. May not overlap another argument.
-    precision : {None, "bf16"}
+    precision : {None, "bf16", "tf32", "fp16"}
         "bf16" rounds float32 `input` and `weight` to bfloat16 and sums in float32; the gradients of a recorded
-        result too. That is faster on CPUs with AVX512-BF16, with errors of some 2**-9 of the terms.
+        result too. That is faster on CPUs with AVX512-BF16, with errors of some 2**-9 of the terms. On a GPU
+        also "tf32" (ten bits of mantissa) and "fp16"; there None is IEEE float32.
 
     Returns
     -------
@@ -78,12 +79,27 @@ def linear(
         done = _core.linear_plain(input, weight, bias, activation, out)
         if done is not None:
             return done
+    _check_dropout("linear", dropout, seed, offset)
+    if is_here(input, weight):
+        mask = _mask(dropout if training else 0.0, seed, offset)
+        return _device_linear.linear(
+            input,
+            weight,
+            bias,
+            activation,
+            params,
+            mask,
+            residual,
+            residual_scale,
+            out,
+            precision,
+            _check_layer,
+        )
     x, w = to_array(input), to_array(weight, "weight")
     b = None if bias is None else to_array(bias, "bias")
     r = None if residual is None else to_array(residual, "residual")
     _check_layer(x, w, b, r)
     bf16 = _is_bf16("linear", precision, w)
-    _check_dropout("linear", dropout, seed, offset)
     needs_z, needs_y = _needs(activation, params)
     own, dtype, shape = x.dtype, w.dtype, (*x.shape[:-1], w.shape[0])
     is_tensor = any(isinstance(v, Tensor) for v in (input, weight, bias, residual))
@@ -210,6 +226,29 @@ def linear_backward(
         done = _core.linear_backward_plain(dy, x, w, activation, z, y, *out, dz)
         if done is not None:
             return done
+    _check_dropout("linear_backward", dropout, seed, offset)
+    if dropout and seed is None:
+        raise TypeError("linear_backward: dropout needs the seed and offset of the mask")
+    if accumulate and ((needs[1] and out[1] is None) or (needs[2] and out[2] is None)):
+        raise ValueError("linear_backward: accumulate needs dw and db in out to add to")
+    if is_here(dy, x, w):
+        return _device_linear.linear_backward(  # type: ignore[no-any-return]
+            dy,
+            x,
+            w,
+            activation,
+            params,
+            z,
+            y,
+            mask=_mask(dropout, seed, offset),
+            residual_scale=residual_scale,
+            needs=needs,
+            out=out,
+            dz=dz,
+            accumulate=accumulate,
+            precision=precision,
+            check=_check_layer,
+        )
     dy, x, w = to_array(dy, "dy"), to_array(x, "x"), to_array(w, "w")
     z, y = (None if a is None else to_array(a, name) for a, name in ((z, "z"), (y, "y")))
     _check_layer(x, w, None, None)
@@ -217,12 +256,7 @@ def linear_backward(
     if dy.shape != expected:
         raise ValueError(f"linear_backward: dy has shape {dy.shape}, x and w give {expected}")
     bf16 = _is_bf16("linear_backward", precision, w)
-    _check_dropout("linear_backward", dropout, seed, offset)
-    if dropout and seed is None:
-        raise TypeError("linear_backward: dropout needs the seed and offset of the mask")
     dx, dw, db = (to_out(a, name) for a, name in zip(out, ("dx", "dw", "db"), strict=True))
-    if accumulate and ((needs[1] and dw is None) or (needs[2] and db is None)):
-        raise ValueError("linear_backward: accumulate needs dw and db in out to add to")
     if activation and y is None and z is not None and activation_needs(activation)[1]:
         y = _ops.activation(activation, z, params)
     compute = _products.linear_backward if w.dtype.itemsize > 2 else _half_backward

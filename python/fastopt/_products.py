@@ -7,29 +7,20 @@ output. The sums do not depend on the number of threads. A call that is refused 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _core
+from fastopt import _core, _device_products
 from fastopt._arrays import rows
+from fastopt._device import on_device
 from fastopt._dtypes import float32, float64, is_floating
-from fastopt._formulas import Params, check_seed, checked
+from fastopt._formulas import NO_DROPOUT, Dropout, Params, check_seed, checked
 from fastopt._ops import _check_array, _check_out, _deliver, _dense
 
 Array = npt.NDArray[Any]
 
-
-class Dropout(NamedTuple):
-    """The arguments of `_ops.dropout`, which say what a mask is."""
-
-    p: float
-    seed: int
-    offset: int
-
-
-NO_DROPOUT = Dropout(0.0, 0, 0)
 
 _COMPUTED = frozenset({float32, float64})
 
@@ -68,6 +59,8 @@ def matmul(x: Any, y: Any) -> Array:
 
     bfloat16 and float16 are summed in float32 and rounded once. Integers are NumPy's.
     """
+    if on_device(x) or on_device(y):
+        return _device_products.matmul(x, y)
     x, y = np.asarray(x), np.asarray(y)
     dtype = x.dtype
     if dtype not in _COMPUTED or dtype != y.dtype or x.ndim == 0 or y.ndim == 0:
