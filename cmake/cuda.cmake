@@ -9,14 +9,17 @@ set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
 set(FASTOPT_CUDA_SOURCES csrc/cuda/arrange.cu csrc/cuda/cross_entropy.cu csrc/cuda/elementwise.cu csrc/cuda/gemm.cu
-    csrc/cuda/gemm_epilogue.cu csrc/cuda/losses.cu csrc/cuda/reduce.cu csrc/cuda/rows.cu csrc/cuda/runtime.cu
-    csrc/cuda/step.cu)
+    csrc/cuda/gemm_epilogue.cu csrc/cuda/losses.cu csrc/cuda/progress.cu csrc/cuda/queue.cu csrc/cuda/reduce.cu
+    csrc/cuda/rows.cu csrc/cuda/runtime.cu csrc/cuda/step.cu)
 # Host code of theirs without CUDA's names.
-set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp)
+set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp csrc/cuda/program.cpp
+    csrc/cuda/program_run.cpp)
 
 # What the module needs besides: its bindings, and what it shares with _core.
 set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_kernels.cpp
-    csrc/bindings/cuda_linear.cpp csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp)
+    csrc/bindings/cuda_linear.cpp
+    csrc/bindings/cuda_program.cpp csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp
+    csrc/core/program_parts.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.
@@ -63,7 +66,7 @@ function(fastopt_add_cuda_module)
   target_compile_definitions(_cuda PRIVATE FASTOPT_ISA=host)
   target_compile_options(_cuda PRIVATE ${FASTOPT_WARNINGS} -fno-lto)
   target_link_libraries(_cuda PRIVATE cuda_kernels CUDA::cudart_static pybind11::headers Threads::Threads
-                                      ${CMAKE_DL_LIBS})
+                                       ${CMAKE_DL_LIBS})
   set_target_properties(_cuda PROPERTIES LINKER_LANGUAGE CXX)
   if(CMAKE_BUILD_TYPE STREQUAL "Release")
     target_link_options(_cuda PRIVATE -s -Wl,--gc-sections)

@@ -166,7 +166,7 @@ def test_cuda_kernels_compile_and_keep_their_values_in_registers(source: Path, t
     report = done.stdout + done.stderr
     assert done.returncode == 0, report
     entries = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores", report, re.S)
-    assert entries, "ptxas has reported no kernel"
+    assert entries or "__global__" not in source.read_text(), "ptxas has reported no kernel"
     spilling = {name: int(stores) for name, stores in entries if int(stores)}
     assert not spilling
 

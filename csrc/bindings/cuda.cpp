@@ -21,5 +21,6 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       py::arg("stream"));
   bind_cuda_kernels(m);
   bind_cuda_linear(m);
+  bind_cuda_program(m);
   bind_cuda_step(m);
 }

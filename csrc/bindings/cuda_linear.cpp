@@ -21,14 +21,6 @@ using PrecisionName = std::optional<std::string>;
 
 constexpr const char* kPrecisions[] = {"ieee", "tf32", "bf16", "f16"};
 
-Precision precision_of(const char* call, const PrecisionName& name) {
-  if (!name) return Precision::ieee;
-  for (int p = 0; p < int(std::size(kPrecisions)); ++p)
-    if (*name == kPrecisions[p]) return Precision(p);
-  throw py::value_error(std::string(call) + ": precision is '" + *name +
-                        "', expected one of ieee, tf32, bf16, f16");
-}
-
 struct DeviceProduct {
   using View = DeviceView;
   DeviceCall& call;
@@ -266,6 +258,14 @@ void linear_backward(const py::object& dy_, const py::object& x_, const py::obje
 }
 
 }  // namespace
+
+Precision precision_of(const char* call, const PrecisionName& name) {
+  if (!name) return Precision::ieee;
+  for (int p = 0; p < int(std::size(kPrecisions)); ++p)
+    if (*name == kPrecisions[p]) return Precision(p);
+  throw py::value_error(std::string(call) + ": precision is '" + *name +
+                        "', expected one of ieee, tf32, bf16, f16");
+}
 
 void bind_cuda_linear(py::module_& m) {
   using py::arg;

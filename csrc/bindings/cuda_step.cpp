@@ -49,8 +49,7 @@ class CudaPlan {
     plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
   }
 
-  DevicePlan& native() { return plan_; }
-  Index width() const { return arrays_.width(); }
+  NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
@@ -81,6 +80,8 @@ class CudaPlan {
 };
 
 }  // namespace
+
+NativeDevicePlan native_device_plan(py::handle plan) { return plan.cast<CudaPlan&>().native(); }
 
 void bind_cuda_step(py::module_& m) {
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")

@@ -2,13 +2,24 @@
 #pragma once
 
 #include "core/array.hpp"
+#include "math.hpp"
 
 namespace fastopt {
+
+FO_HD bool is_bad_class(Index c, Index columns, Index ignore_index) {
+  return c != ignore_index && (c < 0 || c >= columns);
+}
+
+// What the input of a loss of probabilities has to be; a NaN is none.
+template <class T>
+FO_HD bool is_probability(T x) {
+  return x >= 0 && x <= 1;
+}
 
 // The first of n classes that is neither ignored nor in [0, columns); n where there is none.
 inline Index first_bad_class(const Index* target, Index n, Index columns, Index ignore_index) {
   for (Index i = 0; i < n; ++i)
-    if (target[i] != ignore_index && (target[i] < 0 || target[i] >= columns)) return i;
+    if (is_bad_class(target[i], columns, ignore_index)) return i;
   return n;
 }
 

@@ -18,18 +18,6 @@ T* at(T* base, Index element, DType dtype) {
 
 }  // namespace
 
-double joint_norm(const double* norms, Index n) {
-  double largest = 0.0;
-  for (Index i = 0; i < n; ++i) {
-    if (std::isnan(norms[i])) return norms[i];
-    largest = std::max(largest, norms[i]);
-  }
-  if (n == 1 || largest == 0.0 || std::isinf(largest)) return largest;
-  double squares = 0.0;  // of quotients, which cannot overflow
-  for (Index i = 0; i < n; ++i) squares += (norms[i] / largest) * (norms[i] / largest);
-  return largest * std::sqrt(squares);
-}
-
 StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors)
     : rule_(rule), tensors_(std::move(tensors)), chunks_(cut(tensors_, kChunk)) {
   for (const PlanTensor& tensor : tensors_) elements_ += tensor.n;

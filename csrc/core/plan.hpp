@@ -18,7 +18,17 @@ struct PlanTensor {
 };
 
 // The norm of arrays whose norms these are: NaN where one is NaN.
-double joint_norm(const double* norms, Index n);
+FO_HD double joint_norm(const double* norms, Index n) {
+  double largest = 0.0;
+  for (Index i = 0; i < n; ++i) {
+    if (norms[i] != norms[i]) return norms[i];
+    largest = norms[i] > largest ? norms[i] : largest;
+  }
+  if (n == 1 || largest == 0.0 || !is_finite(largest)) return largest;
+  double squares = 0.0;  // of quotients, which cannot overflow
+  for (Index i = 0; i < n; ++i) squares += (norms[i] / largest) * (norms[i] / largest);
+  return largest * sqrt(squares);
+}
 // What scales gradients of this norm so that it is at most max_norm, as in torch.
 FO_HD double clip_factor(double norm, double max_norm) {
   const double factor = max_norm / (norm + 1e-6);

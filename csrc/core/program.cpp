@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "core/chunks.hpp"
-#include "core/dropout.hpp"
 #include "core/gemm.hpp"
 #include "core/losses.hpp"
 #include "core/parallel.hpp"
@@ -26,18 +25,6 @@ constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
-DropoutArgs mask_args(const ProgramMask& mask, const void* x, void* y) {
-  return {x, y, mask.seed, mask.offset, mask.last_kept, mask.scale};
-}
-
-void drop(const ProgramMask& mask, Epilogue& e) {
-  e.dropout = mask.on;
-  e.seed = mask.seed;
-  e.offset = mask.offset;
-  e.last_kept = mask.last_kept;
-  e.kept_scale = mask.scale;
-}
-
 Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
 }  // namespace
@@ -45,23 +32,21 @@ Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const ProgramLoss& loss,
                  std::vector<ProgramPlan> plans)
     : dtype_(dtype), bf16_(bf16), item_(item_bytes(dtype)), loss_(loss), plans_(std::move(plans)) {
-  lowest_ = Index(layers.size());
   for (ProgramLayer& layer : layers) {
-    const Index l = Index(layers_.size());
     for (const ProgramParameter* p : {&layer.weight, &layer.bias}) {
       if (!p->trained()) continue;
-      lowest_ = std::min(lowest_, l);
       uses_ = std::max(uses_, p->use + 1);
       fused_ = fused_ || !p->grad;
     }
     dropouts_ += layer.dropout;
     layers_.push_back({layer});
   }
+  lowest_ = lowest_trained(layers_);
   for (ProgramPlan& plan : plans_) {
     plan.grads.assign(plan.plan->tensors().size(), nullptr);
     coefs_width_ += plan.rows * plan.width;
   }
-  for (const Layer& layer : layers_)
+  for (const PlacedLayer& layer : layers_)
     for (const ProgramParameter* p : {&layer.weight, &layer.bias})
       if (p->plan >= 0) plans_[std::size_t(p->plan)].grads[std::size_t(p->tensor)] = p->grad;
   scaled_.resize(std::size_t(coefs_width_));
@@ -69,51 +54,15 @@ Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const
 
 void Program::reserve(Index rows) {
   if (rows <= capacity_) return;
-  char* base = nullptr;
-  Index bytes = 0;
-  const auto take = [&](Index columns) {
-    char* const place = base ? base + bytes : nullptr;
-    bytes += round_up(rows * columns * item_, 64);
-    return place;
-  };
-  const auto lay_out = [&] {
-    bytes = 0;
-    for (Layer& layer : layers_) {
-      layer.output = take(layer.out);
-      if (layer.kind != LayerKind::linear) continue;
-      if (layer.needs_x) layer.kept_input = take(layer.out);
-      if (layer.needs_y && layer.dropout) layer.kept_output = take(layer.out);
-    }
-    char* gradient = nullptr;
-    for (Index l = Index(layers_.size()) - 1; l >= lowest_; --l) {
-      Layer& layer = layers_[std::size_t(l)];
-      const bool shared =
-          l + 1 < Index(layers_.size()) && layers_[std::size_t(l + 1)].kind == LayerKind::pointwise;
-      layer.gradient = gradient = shared ? gradient : take(layer.out);
-    }
-  };
-  lay_out();
-  base = memory_.reserve(std::max<Index>(bytes, 64));
-  lay_out();
+  const Index bytes = place_layers(layers_, lowest_, item_, rows, nullptr);
+  place_layers(layers_, lowest_, item_, rows, memory_.reserve(std::max<Index>(bytes, 64)));
   capacity_ = rows;
 }
 
 // Forward ------------------------------------------------------------------------------------------------
 
-void Program::set_masks(const ProgramRun& run, Index step) {
-  Index active = 0, d = 0;
-  for (Layer& layer : layers_) {
-    if (!layer.dropout) continue;
-    const double rate = run.rates[d++];
-    const Kept stays = kept(rate);
-    layer.mask = {rate > 0.0, stays.last, stays.scale, run.seed, std::uint64_t(active)};
-    active += layer.mask.on;
-  }
-  for (Layer& layer : layers_) layer.mask.offset += run.offset + std::uint64_t(step * active);
-}
-
 void Program::forward(const void* x, Index rows, bool training, void* out) {
-  for (Layer& layer : layers_) {
+  for (PlacedLayer& layer : layers_) {
     layer.input = x;
     void* const y = out && &layer == &layers_.back() ? out : layer.output;
     layer.result = y;
@@ -137,31 +86,14 @@ void Program::forward(const void* x, Index rows, bool training, void* out) {
   if (out && x != out) std::memcpy(out, x, std::size_t(rows * this->out() * item_));
 }
 
-void Program::forward_linear(Layer& layer, Index rows, bool training) {
-  GemmArgs args{rows,
-                layer.out,
-                layer.in,
-                {layer.input, layer.in, 1},
-                {layer.weight.data, 1, layer.in},
-                const_cast<void*>(layer.result),
-                layer.out};
+void Program::forward_linear(PlacedLayer& layer, Index rows, bool training) {
+  GemmArgs args = forward_args(layer, rows, training);
   args.bf16 = bf16_;
-  Epilogue& e = args.epilogue;
-  e.bias = layer.bias.data;
-  e.activation = layer.activation;
-  e.params = layer.params;
-  drop(layer.mask, e);
-  if (training) {
-    e.kept_input = layer.kept_input;
-    e.kept_output = layer.mask.on ? layer.kept_output : nullptr;
-    layer.x = e.kept_input;
-    layer.y = e.kept_output ? e.kept_output : layer.result;
-  }
   gemm(dtype_, args);
 }
 
 // An activation, a dropout, or neither: then the result is the input.
-void Program::forward_pointwise(Layer& layer, Index size, void* y) {
+void Program::forward_pointwise(PlacedLayer& layer, Index size, void* y) {
   const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
   layer.x = layer.input;
   layer.y = y;
@@ -180,7 +112,7 @@ void Program::forward_pointwise(Layer& layer, Index size, void* y) {
 
 // The loss of the output, and its gradient by the result of the last layer's operation.
 double Program::evaluate(const ProgramRun& run, const void* target, Index rows, Index samples) {
-  Layer& last = layers_.back();
+  PlacedLayer& last = layers_.back();
   const Index columns = last.out, size = rows * columns, top = Index(layers_.size()) - 1;
   const bool by_element = loss_.kind == LossKind::elementwise;
   const Index* const classes = run.classes ? static_cast<const Index*>(target) : nullptr;
@@ -192,8 +124,7 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
                          : double(rows);
   double total = 0.0;
   if (by_element) {
-    const LossArgs args{loss_.formula, loss_.params, last.result,   target,       run.weight,
-                        run.param,     nullptr,      last.gradient, 1.0 / divisor};
+    const LossArgs args = loss_args(loss_, last, target, run.weight, run.param, divisor);
     const auto kernel = kernels().sums[int(dtype_)].loss;
     total = merge_chunks(size, kChunk, size, parts_, [&](Index begin, Index end) {
       const double part = kernel(args, begin, end);
@@ -201,9 +132,7 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
       return part;
     });
   } else {
-    const CrossEntropyArgs args{
-        last.result,   classes, classes ? nullptr : target, loss_.class_weight,    nullptr,
-        last.gradient, columns, loss_.ignore_index,         loss_.label_smoothing, 1.0 / divisor};
+    const CrossEntropyArgs args = class_loss_args(loss_, last, run.classes, target, divisor);
     const RowKernels& row = kernels().rows[int(dtype_)];
     const auto kernel = loss_.kind == LossKind::nll ? row.nll : row.cross_entropy;
     total = merge_chunks(rows, row_chunk(columns), size, parts_, [&](Index begin, Index end) {
@@ -221,7 +150,7 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
 // From the gradient by what a layer returns to that by the result of its operation, in place: through dropout
 // and activation.
 void Program::begin_backward(Index l, Index begin, Index end) {
-  Layer& layer = layers_[std::size_t(l)];
+  PlacedLayer& layer = layers_[std::size_t(l)];
   const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
   if (layer.mask.on) kernel.dropout(mask_args(layer.mask, layer.gradient, layer.gradient), begin, end);
   if (layer.activation < 0) return;
@@ -232,7 +161,7 @@ void Program::begin_backward(Index l, Index begin, Index end) {
 // The gradients by the results of all operations, from the last layer down to the lowest that is trained.
 void Program::backward(Index rows) {
   for (Index l = Index(layers_.size()) - 1; l > lowest_; --l) {
-    Layer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+    PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
     const Index size = rows * below.out;
     if (layer.kind == LayerKind::linear) {
       backward_linear(layer, below, rows);
@@ -251,17 +180,9 @@ void Program::backward(Index rows) {
   }
 }
 
-void Program::backward_linear(const Layer& layer, const Layer& below, Index rows) {
-  GemmArgs args{
-      rows,           layer.in, layer.out, {layer.gradient, layer.out, 1}, {layer.weight.data, layer.in, 1},
-      below.gradient, layer.in};
+void Program::backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows) {
+  GemmArgs args = backward_args(layer, below, rows);
   args.bf16 = bf16_;
-  Epilogue& e = args.epilogue;
-  drop(below.mask, e);
-  e.gradient = below.activation;
-  e.params = below.params;
-  e.x = below.x;
-  e.y = below.y;
   gemm(dtype_, args);
 }
 
@@ -280,7 +201,7 @@ void Program::cut_tasks(bool deep) {
   const Index room = kPieceBytes / item_;
   for (Index use = 0; use < uses_; ++use) {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
-      const Layer& layer = layers_[std::size_t(l)];
+      const PlacedLayer& layer = layers_[std::size_t(l)];
       if (layer.weight.trained() && layer.weight.use == use) {
         // Equal shares: a share more than the others' would cost more than register tiles of fewer rows.
         const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
@@ -311,7 +232,7 @@ void Program::update_weights(Index rows, const double* coefs) {
   cut_tasks(rows >= kDeepBatch);
   Index products = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
-    const Layer& layer = layers_[std::size_t(l)];
+    const PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.weight.trained()) products += (rows + kUpdateProducts) * layer.in * layer.out;
   }
   if (fused_)
@@ -335,12 +256,10 @@ const double* Program::row_of(const ProgramParameter& p, const double* coefs) co
 
 // Rows and columns of dW = dZ' X, stored, or held in cache for the update and forgotten.
 void Program::run_weight_task(const Task& task, Index rows, const double* coefs) {
-  const Layer& layer = layers_[std::size_t(task.layer)];
+  const PlacedLayer& layer = layers_[std::size_t(task.layer)];
   const ProgramParameter& weight = layer.weight;
-  GemmArgs args{layer.out,   layer.in, rows, {layer.gradient, 1, layer.out}, {layer.input, layer.in, 1},
-                weight.grad, layer.in};
+  GemmArgs args = weight_args(layer, rows);
   args.bf16 = bf16_;
-  args.beta = weight.use > 0 ? 1.0 : 0.0;
   if (weight.grad) {
     run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
     return;
@@ -362,7 +281,7 @@ void Program::run_weight_task(const Task& task, Index rows, const double* coefs)
 
 // The column sums of dZ.
 void Program::run_bias_task(const Task& task, Index rows, const double* coefs) {
-  const Layer& layer = layers_[std::size_t(task.layer)];
+  const PlacedLayer& layer = layers_[std::size_t(task.layer)];
   const ProgramParameter& bias = layer.bias;
   const Index first = task.begin_col, n = task.end_col - first;
   double sums[kBiasColumns];
@@ -416,6 +335,7 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
 }
 
 ProgramStop Program::run(ProgramRun& run) {
+  const std::uint64_t masks = std::uint64_t(set_masks(layers_, run.rates, run.seed, run.offset));
   const Index target_bytes = run.repeat * (run.classes ? Index(sizeof(Index)) : out() * item_);
   for (Index step = 0; step < run.steps; ++step) {
     const Index first = run.begin + step * run.batch, samples = std::min(run.batch, run.end - first);
@@ -428,7 +348,6 @@ ProgramStop Program::run(ProgramRun& run) {
       const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
       if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
     }
-    set_masks(run, step);
     forward(x, rows, true, nullptr);
     if (loss_.probabilities) {
       const ProgramStop stop = require_probabilities(rows * out());
@@ -439,16 +358,16 @@ ProgramStop Program::run(ProgramRun& run) {
     backward(rows);
     update_weights(rows, coefs);
     step_plans(run, coefs);
+    for (PlacedLayer& layer : layers_) layer.mask.offset += masks;
     ++steps_;
   }
   return {};
 }
 
-// The output as a loss of probabilities wants it; a NaN is none.
 ProgramStop Program::require_probabilities(Index size) const {
   const auto check = [&](const auto* y) -> ProgramStop {
     for (Index i = 0; i < size; ++i)
-      if (!(y[i] >= 0 && y[i] <= 1)) return {ProgramStop::no_probability, i, double(y[i])};
+      if (!is_probability(y[i])) return {ProgramStop::no_probability, i, double(y[i])};
     return {};
   };
   const void* const y = layers_.back().result;
@@ -456,7 +375,7 @@ ProgramStop Program::require_probabilities(Index size) const {
 }
 
 void Program::predict(const void* x, Index rows, Index batch, void* out) {
-  for (Layer& layer : layers_) layer.mask.on = false;
+  for (PlacedLayer& layer : layers_) layer.mask.on = false;
   reserve(std::min(rows, batch));
   for (Index first = 0; first < rows; first += batch)
     forward(static_cast<const char*>(x) + first * in() * item_, std::min(batch, rows - first), false,

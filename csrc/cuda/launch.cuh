@@ -33,12 +33,14 @@ __device__ T* shared_memory() {
 
 // The kernel on `grid` blocks of `block` threads, each block with so many bytes of dynamic shared memory.
 template <class... P, class... A>
-void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, [[maybe_unused]] CudaStream stream,
+void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, CudaStream stream,
             const A&... args) {
 #ifdef __CUDACC__
   kernel<<<unsigned(grid), unsigned(block), std::size_t(shared_bytes), stream>>>(args...);
 #else
-  host_cuda::launch(unsigned(grid), unsigned(block), std::size_t(shared_bytes), [&] { kernel(args...); });
+  host_cuda::enqueue(stream, [=] {
+    host_cuda::launch(unsigned(grid), unsigned(block), std::size_t(shared_bytes), [&] { kernel(args...); });
+  });
 #endif
   check(cudaGetLastError());
 }

@@ -2,11 +2,14 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "core/array.hpp"
 #include "formulas/activations.hpp"
 #include "formulas/storage.hpp"
+#include "host_graph.hpp"
 #include "host_runtime.hpp"
 
 namespace fastopt::lt {
@@ -205,9 +208,9 @@ Status heuristic(Handle, Desc desc, Layout a, Layout b, Layout c, Layout d, Pref
   return Status::success;
 }
 
-Status matmul(Handle, Desc desc, const void* alpha_at, const void* a, Layout a_layout, const void* b,
-              Layout b_layout, const void* beta_at, const void* c, Layout c_layout, void* d, Layout d_layout,
-              const Algo* algo, void* workspace, std::size_t workspace_bytes, CUstream_st*) {
+Status multiply(Desc desc, const void* alpha_at, const void* a, Layout a_layout, const void* b,
+                Layout b_layout, const void* beta_at, const void* c, Layout c_layout, void* d,
+                Layout d_layout, const Algo* algo, void* workspace, std::size_t workspace_bytes) {
   const int number = int(algo->data[kNumber]);
   cublaslt.algos.push_back(number);
   if (number == cublaslt.failing_algo) return Status::execution_failed;
@@ -257,6 +260,32 @@ Status matmul(Handle, Desc desc, const void* alpha_at, const void* a, Layout a_l
   if (e == Epilogue::bgrad_a) leave_sums(x, rows);
   if (e == Epilogue::bgrad_b) leave_sums(y, columns);
   return Status::success;
+}
+
+// On the stream: what the caller may change later is copied. A capture takes any product, and stops where a
+// replay fails.
+Status matmul(Handle, Desc desc, const void* alpha, const void* a, Layout a_layout, const void* b,
+              Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d, Layout d_layout,
+              const Algo* algo, void* workspace, std::size_t workspace_bytes, CUstream_st* stream) {
+  struct Call {
+    DescOpaque desc;
+    LayoutOpaque a, b, c, d;
+    Algo algo;
+    double alpha = 0.0, beta = 0.0;
+  } call{*desc, *a_layout, *b_layout, *c_layout, *d_layout, *algo};
+  const std::size_t scalar = std::size_t(item_bytes(desc->scale));
+  std::memcpy(&call.alpha, alpha, scalar);
+  std::memcpy(&call.beta, beta, scalar);
+  const auto status = std::make_shared<Status>(Status::success);
+  cudaStreamCaptureStatus capture;
+  cudaStreamIsCapturing(stream, &capture);
+  const bool captured = capture != cudaStreamCaptureStatusNone;
+  host_cuda::enqueue(stream, [=]() mutable {
+    *status = multiply(&call.desc, &call.alpha, a, &call.a, b, &call.b, &call.beta, c, &call.c, d, &call.d,
+                       &call.algo, workspace, workspace_bytes);
+    if (captured && *status != Status::success) std::abort();
+  });
+  return *status;
 }
 
 std::size_t version() { return 130100; }

@@ -1,4 +1,4 @@
-// The shim itself: barriers, shuffles, shared memory and atomics behave as a device's.
+// The shim itself: barriers, shuffles, shared memory, atomics and captured graphs behave as a device's.
 #include "cuda/launch.cuh"
 #include "native.hpp"
 #include "parts.hpp"
@@ -31,9 +31,79 @@ void sum_of_warp(int* sums, int* tickets, int* ticket) {
   ticket[threadIdx.x] = atomicAdd(tickets, 1);
 }
 
+void add_one(int* sum) { ++*sum; }
+
+// Captures what f queues; null where the capture fails.
+template <class F>
+cudaGraphExec_t capture(cudaStream_t stream, const F& f) {
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+  f();
+  cudaGraph_t graph;
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t error = cudaStreamEndCapture(stream, &graph);
+  CHECK((error == cudaSuccess) == (graph != nullptr));
+  if (error != cudaSuccess) {
+    CHECK(cudaGetLastError() == error);
+    return nullptr;
+  }
+  CHECK(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+  CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+  return exec;
+}
+
+// A graph runs what was queued when it was captured, each time it is launched, and not before.
+void check_replays(cudaStream_t stream) {
+  int sum = 0, seen = -1, cleared = 7;
+  const cudaGraphExec_t exec = capture(stream, [&] {
+    launch(add_one, 1, 1, 0, stream, &sum);
+    CHECK(cudaMemcpyAsync(&seen, &sum, sizeof(int), cudaMemcpyDeviceToDevice, stream) == cudaSuccess);
+    CHECK(cudaMemsetAsync(&cleared, 0, sizeof(int), stream) == cudaSuccess);
+  });
+  CHECK(exec && sum == 0 && seen == -1 && cleared == 7);
+  for (const int round : {1, 2}) {
+    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK(sum == round && seen == round && cleared == 0);
+  }
+  CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+}
+
+// What no capture may contain is refused and spoils it.
+void check_refusals(cudaStream_t stream) {
+  int host = 0, device = 0;
+  void* memory = nullptr;
+  cudaEvent_t event;
+  CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess);
+  const std::function<cudaError_t()> calls[] = {
+      [&] { return cudaMalloc(&memory, 8); },
+      [&] { return cudaFree(&device); },
+      [&] { return cudaMemcpy(&device, &host, sizeof(int), cudaMemcpyHostToDevice); },
+      [&] { return cudaMemcpyAsync(&device, &host, sizeof(int), cudaMemcpyHostToDevice, stream); },
+      [&] { return cudaMemsetAsync(&device, 1, sizeof(int), nullptr); },
+      [&] { return cudaStreamSynchronize(stream); },
+      [&] { return cudaDeviceSynchronize(); },
+      [&] { return cudaEventSynchronize(event); },
+      [&] { return cudaEventQuery(event); },
+  };
+  for (const auto& call : calls) CHECK(!capture(stream, [&] { CHECK(call() != cudaSuccess); }));
+  CHECK(device == 0 && !memory);
+  CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeThreadLocal) != cudaSuccess);
+  CHECK(cudaGetLastError() == cudaErrorStreamCaptureUnsupported && cudaGetLastError() == cudaSuccess);
+  CHECK(cudaEventDestroy(event) == cudaSuccess);
+}
+
+void check_graphs() {
+  cudaStream_t stream;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  check_replays(stream);
+  check_refusals(stream);
+  check_replays(stream);
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
 }  // namespace
 
 void test_cuda_fibers() {
+  check_graphs();
   for (const int threads : {1, 31, 32, 33, 256})
     for (const int rounds : {1, 2, 5}) {
       const Guarded<int> out(3 * threads, -1);

@@ -1,13 +1,16 @@
-// CUDA's names for kernels that are compiled as C++. A launch runs at once, on the calling thread: its blocks
-// one after another, the threads of a block as fibers that change places only where one waits. Every other
-// launch takes blocks and threads in reverse, so that what leans on their order does not pass for long.
-// Device memory is the heap's, so that the address sanitizer watches it.
+// CUDA's names for kernels that are compiled as C++. A launch that no graph records (host_graph.hpp) runs at
+// once, on the calling thread: its blocks one after another, the threads of a block as fibers that change
+// places only where one waits. Every other launch takes blocks and threads in reverse, so that what leans on
+// their order does not pass for long. Device memory is the heap's, so that the address sanitizer watches it.
 #pragma once
 
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+
+#include "host_graph.hpp"
+#include "host_runtime.hpp"
 
 #define __global__
 #define __device__
@@ -65,12 +68,16 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
   return host_cuda::shuffle(mask, value, threadIdx.x % 32 + delta);
 }
 
-// Fibers run one at a time, so this is whole by itself.
+// Fibers run one at a time, so these are whole by themselves.
 template <class T>
 T atomicAdd(T* address, T value) {
   const T old = *address;
   *address = old + value;
   return old;
 }
-
-#include "host_runtime.hpp"
+template <class T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  if (value < old) *address = value;
+  return old;
+}

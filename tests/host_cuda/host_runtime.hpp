@@ -1,24 +1,13 @@
-// The part of CUDA's runtime that the drivers call, over host memory. There are two devices, so that mixing
-// them can be tested; memory is the first one's unless `give_to_device` says otherwise.
+// CUDA's devices and pointers for code that runs on the host. There are two devices, so that mixing them can
+// be tested; memory is the first one's unless `give_to_device` says otherwise.
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
-#include <cstring>
+
+#include "host_graph.hpp"
 
 #define CUDART_VERSION 13000
 
-struct CUstream_st;
-using cudaStream_t = CUstream_st*;
-
-enum cudaError_t {
-  cudaSuccess = 0,
-  cudaErrorInvalidValue = 1,
-  cudaErrorMemoryAllocation = 2,
-  cudaErrorInsufficientDriver = 35,
-  cudaErrorNoDevice = 100
-};
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
 enum cudaMemoryType {
   cudaMemoryTypeUnregistered = 0,
@@ -26,14 +15,6 @@ enum cudaMemoryType {
   cudaMemoryTypeDevice,
   cudaMemoryTypeManaged
 };
-enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeRelaxed = 2 };
-
-// The time when it was recorded.
-struct CUevent_st {
-  float at;
-};
-using cudaEvent_t = CUevent_st*;
 
 struct cudaPointerAttributes {
   cudaMemoryType type;
@@ -49,33 +30,12 @@ struct Machine {
 inline Machine machine;
 inline thread_local int current_device = 0;
 
-// The time that events see, in milliseconds: it goes on where a test's stand-in for a library says so.
-inline float device_clock = 0;
-
-// Whether streams are said to be captured.
-inline bool capturing = false;
-
 // Says whose memory the bytes are: a device's, or with -1 the host's.
 void give_to_device(const void* begin, std::size_t bytes, int device);
 int device_of(const void* pointer);
 
 }  // namespace host_cuda
 
-inline const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorMemoryAllocation:
-      return "out of memory";
-    case cudaErrorInsufficientDriver:
-      return "CUDA driver version is insufficient for CUDA runtime version";
-    case cudaErrorNoDevice:
-      return "no CUDA-capable device is detected";
-    default:
-      return "invalid argument";
-  }
-}
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) {
   return *version = host_cuda::machine.driver, cudaSuccess;
 }
@@ -93,30 +53,4 @@ inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, c
   const int device = host_cuda::device_of(pointer);
   *attributes = {device < 0 ? cudaMemoryTypeUnregistered : cudaMemoryTypeDevice, device};
   return cudaSuccess;
-}
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = host_cuda::capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-inline cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = new CUevent_st{0}, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  return event->at = host_cuda::device_clock, cudaSuccess;
-}
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
-  return *milliseconds = end->at - begin->at, cudaSuccess;
-}
-inline cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  *memory = std::malloc(bytes);
-  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-inline cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
-inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  return std::memcpy(to, from, bytes), cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, cudaStream_t) {
-  return std::memset(memory, value, bytes), cudaSuccess;
 }

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
                {"cuda_gemm", test_cuda_gemm},
+               {"cuda_program", test_cuda_program},
                {"cuda_reduce", test_cuda_reduce},
                {"cuda_rows", test_cuda_rows},
                {"cuda_cross_entropy", test_cuda_cross_entropy},

@@ -7,6 +7,7 @@ void test_cuda_fibers();
 void test_cuda_step();
 void test_cuda_elementwise();
 void test_cuda_gemm();
+void test_cuda_program();
 void test_cuda_reduce();
 void test_cuda_rows();
 void test_cuda_cross_entropy();

@@ -1,0 +1,322 @@
+// The kernels of one step, and of the model's output.
+#include "cuda/program.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <utility>
+
+namespace fastopt {
+namespace {
+
+constexpr Index kAlign = 256;  // of arrays in device memory
+
+Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
+
+bool graphs_wanted() {
+  const char* const value = std::getenv("FASTOPT_CUDA_GRAPH");
+  return !value || std::strcmp(value, "0") != 0;
+}
+
+}  // namespace
+
+// Layout -------------------------------------------------------------------------------------------------
+
+DeviceProgram::DeviceProgram(DType dtype, Precision precision, std::vector<ProgramLayer> layers,
+                             const ProgramLoss& loss, const std::vector<DeviceProgramPlan>& plans)
+    : dtype_(dtype),
+      precision_(precision),
+      item_(item_bytes(dtype)),
+      loss_(loss),
+      use_graphs_(graphs_wanted()) {
+  place_gradients(layers);
+  for (const ProgramLayer& layer : layers) {
+    dropouts_ += layer.dropout;
+    layers_.push_back({layer});
+  }
+  lowest_ = lowest_trained(layers_);
+  for (const DeviceProgramPlan& plan : plans) coefs_width_ += plan.rows * plan.width;
+  place_plans(plans);
+  const Index numbers = coefs_width_ + Index(plans.size());
+  state_ = device_memory(Index(sizeof(Progress)) + numbers * Index(sizeof(double)));
+  norms_ = coefs_now() + coefs_width_;
+}
+
+// Gives each trained parameter an array for its gradient. `use` becomes the number of layers above that have
+// the same parameter: their gradients are there first.
+void DeviceProgram::place_gradients(std::vector<ProgramLayer>& layers) {
+  struct Shared {
+    void* grad;
+    Index offset, uses;
+  };
+  std::map<const void*, Shared> known;
+  Index bytes = 0;
+  const auto for_each_trained = [&](const auto& f) {
+    for (std::size_t l = layers.size(); l-- > 0;)
+      for (ProgramParameter* p : {&layers[l].weight, &layers[l].bias})
+        if (p->trained()) f(*p, (p == &layers[l].weight ? layers[l].in : 1) * layers[l].out);
+  };
+  for_each_trained([&](ProgramParameter& p, Index n) {
+    const auto [entry, is_new] = known.try_emplace(p.data, Shared{p.grad, bytes, 0});
+    p.use = entry->second.uses++;
+    if (is_new && !p.grad) bytes += round_up(n * item_, kAlign);
+  });
+  if (bytes > 0) gradients_ = device_memory(bytes);
+  for_each_trained([&](ProgramParameter& p, Index) {
+    const Shared& shared = known.at(p.data);
+    p.grad = shared.grad ? shared.grad : static_cast<char*>(gradients_.get()) + shared.offset;
+  });
+}
+
+// What the plans' kernels read, in device memory once and for all.
+void DeviceProgram::place_plans(const std::vector<DeviceProgramPlan>& plans) {
+  std::vector<const void*> grads;
+  std::vector<std::int32_t> sets;
+  for (const DeviceProgramPlan& plan : plans) {
+    plans_.push_back({plan.plan, plan.first, plan.width, nullptr, nullptr, false});
+    grads.resize(grads.size() + std::size_t(plan.tensors), nullptr);
+    sets.insert(sets.end(), plan.sets.begin(), plan.sets.end());
+    sets.resize(grads.size());
+  }
+  if (grads.empty()) return;
+  const Index grads_bytes = Index(grads.size() * sizeof(void*)),
+              sets_bytes = Index(sets.size() * sizeof(sets[0]));
+  tables_ = device_memory(grads_bytes + sets_bytes);
+  const auto grads_at = static_cast<const void**>(tables_.get());
+  const auto sets_at = reinterpret_cast<std::int32_t*>(grads_at + grads.size());
+  Index begin = 0;
+  for (std::size_t i = 0; i < plans.size(); ++i) {
+    plans_[i].grads = grads_at + begin;
+    if (!plans[i].sets.empty()) plans_[i].sets = sets_at + begin;
+    for (const PlacedLayer& layer : layers_)
+      for (const ProgramParameter* p : {&layer.weight, &layer.bias})
+        if (p->plan == Index(i)) {
+          grads[std::size_t(begin + p->tensor)] = p->grad;
+          plans_[i].any_grad = true;
+        }
+    begin += plans[i].tensors;
+  }
+  copy_to_device(grads_at, grads.data(), grads_bytes, nullptr);
+  copy_to_device(sets_at, sets.data(), sets_bytes, nullptr);
+  synchronize(nullptr);
+}
+
+void DeviceProgram::reserve(Index rows) {
+  if (rows <= capacity_) return;
+  recorded_.clear();
+  memory_.reset();
+  capacity_ = 0;
+  // A row of classes is as wide as an Index.
+  const Index x_bytes = round_up(rows * in() * item_, kAlign),
+              target_bytes = round_up(rows * std::max(out() * item_, Index(sizeof(Index))), kAlign);
+  const Index bytes = place_layers(layers_, lowest_, item_, rows, nullptr);
+  memory_ = device_memory(x_bytes + target_bytes + std::max<Index>(bytes, kAlign));
+  x_room_ = static_cast<char*>(memory_.get());
+  target_room_ = x_room_ + x_bytes;
+  place_layers(layers_, lowest_, item_, rows, target_room_ + target_bytes);
+  capacity_ = rows;
+}
+
+// Where each layer finds its input and leaves its result; what layers do nothing passes through them.
+void DeviceProgram::connect(const void* x, bool training, void* out) {
+  for (PlacedLayer& layer : layers_) {
+    layer.input = x;
+    layer.result = out && &layer == &layers_.back() ? out : layer.output;
+    if (layer.kind == LayerKind::linear) forward_args(layer, 0, training);
+    if (layer.kind == LayerKind::pointwise) {
+      layer.x = layer.input;
+      layer.y = layer.result;
+      if (layer.activation < 0 && !layer.mask.on) layer.result = layer.input;
+    }
+    x = layer.result;
+  }
+}
+
+// Makes room for what the kernels of one product or sum leave for each other.
+void DeviceProgram::reserve_scratch(Index rows, bool training) {
+  Index bytes = std::max(sum_scratch_bytes(rows * out()), sum_scratch_bytes(rows));
+  const auto reserve_for = [&](const DeviceGemm& product) {
+    bytes = std::max(bytes, gemm_scratch_bytes(dtype_, product));
+  };
+  for (Index l = 0; l < Index(layers_.size()); ++l) {
+    PlacedLayer& layer = layers_[std::size_t(l)];
+    if (layer.kind != LayerKind::linear) continue;
+    reserve_for(forward_product(layer, rows, training));
+    if (training && l > lowest_) reserve_for(backward_product(l, rows));
+    if (training && layer.weight.trained()) reserve_for(weight_product(l, rows));
+    if (training && layer.bias.trained()) bytes = std::max(bytes, column_sums_scratch_bytes(rows, layer.out));
+  }
+  if (bytes <= scratch_bytes_) return;
+  recorded_.clear();
+  scratch_.reset();
+  scratch_bytes_ = 0;
+  scratch_ = device_memory(bytes);
+  clear_in_device(scratch_.get(), 64, nullptr);
+  synchronize(nullptr);
+  scratch_bytes_ = bytes;
+}
+
+// Products -----------------------------------------------------------------------------------------------
+
+DeviceGemm DeviceProgram::forward_product(PlacedLayer& layer, Index rows, bool training) const {
+  DeviceGemm args{forward_args(layer, rows, training)};
+  args.precision = precision_;
+  args.mask_offset = &progress()->mask_offset;
+  return args;
+}
+
+// The product that gives the gradient by the result of layer l - 1, and that layer's bias its gradient.
+DeviceGemm DeviceProgram::backward_product(Index l, Index rows) const {
+  const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  DeviceGemm args{backward_args(layer, below, rows)};
+  args.precision = precision_;
+  args.mask_offset = &progress()->mask_offset;
+  if (has_sums_above(l - 1)) args.c_sums = below.bias.grad;
+  return args;
+}
+
+DeviceGemm DeviceProgram::weight_product(Index l, Index rows) const {
+  const PlacedLayer& layer = layers_[std::size_t(l)];
+  DeviceGemm args{weight_args(layer, rows)};
+  args.precision = precision_;
+  if (layer.bias.trained() && layer.bias.use == 0 && !has_sums_above(l)) args.a_sums = layer.bias.grad;
+  return args;
+}
+
+// Whether the product that gives a layer's gradient gives its bias's too. Where layers share the bias, sums
+// have to be added.
+bool DeviceProgram::has_sums_above(Index l) const {
+  const ProgramParameter& bias = layers_[std::size_t(l)].bias;
+  return bias.trained() && bias.use == 0 && l + 1 < Index(layers_.size()) &&
+         layers_[std::size_t(l + 1)].kind == LayerKind::linear;
+}
+
+// Forward ------------------------------------------------------------------------------------------------
+
+// Makes everything ready for steps on such batches, so that queueing them allocates nothing.
+void DeviceProgram::prepare(const Batch& batch) {
+  masks_ = set_masks(layers_, batch.rates.data(), batch.seed, 0);
+  connect(x_room_, true, nullptr);
+  reserve_scratch(batch.rows(), true);
+}
+
+// One step on the batch that lies in the room.
+void DeviceProgram::queue_step(const Batch& batch, CudaStream stream) {
+  const Index rows = batch.rows(), top = Index(layers_.size()) - 1;
+  queue_forward(rows, true, stream);
+  const void* const output = loss_.probabilities ? layers_.back().result : nullptr;
+  if (output) check_probabilities_on_device(dtype_, output, rows * out(), progress(), stream);
+  queue_loss(batch, stream);
+  if (lowest_ <= top) begin_backward(top, rows, stream);
+  for (Index l = top; l >= lowest_; --l) {
+    queue_gradients(l, rows, stream);
+    if (l > lowest_) queue_backward(l, rows, stream);
+  }
+  queue_updates(batch.max_norm, stream);
+  advance_on_device({dtype_, output, coefs_now(), coefs_width_, batch.samples, masks_}, progress(), stream);
+}
+
+void DeviceProgram::queue_forward(Index rows, bool training, CudaStream stream) {
+  for (PlacedLayer& layer : layers_) {
+    void* const y = const_cast<void*>(layer.result);
+    if (layer.kind == LayerKind::linear)
+      gemm_on_device(dtype_, forward_product(layer, rows, training), scratch_.get(), stream);
+    else if (layer.kind == LayerKind::pointwise)
+      queue_pointwise(layer, rows * layer.out, stream);
+    else
+      softmax_on_device(dtype_, {layer.input, y, layer.out}, layer.kind == LayerKind::log_softmax, rows,
+                        stream);
+  }
+}
+
+// An activation, a dropout, or neither.
+void DeviceProgram::queue_pointwise(const PlacedLayer& layer, Index size, CudaStream stream) const {
+  void* const y = const_cast<void*>(layer.result);
+  if (layer.activation >= 0)
+    activation_on_device(dtype_, {layer.activation, layer.params, layer.input, nullptr, 1, y}, size, stream);
+  else if (layer.mask.on)
+    dropout_on_device(dtype_, mask_args(layer.mask, layer.input, y), size, &progress()->mask_offset, stream);
+}
+
+// Loss and backward --------------------------------------------------------------------------------------
+
+// The loss of the output, and its gradient by the result of the last layer's operation.
+void DeviceProgram::queue_loss(const Batch& batch, CudaStream stream) const {
+  const PlacedLayer& last = layers_.back();
+  const Index rows = batch.rows(), size = rows * last.out;
+  const bool by_element = loss_.kind == LossKind::elementwise, mean = loss_.reduction == Reduction::mean;
+  DeviceSum sum{&progress()->loss};
+  if (loss_.reduction == Reduction::batchmean) sum.divisor = double(batch.samples);
+  if (mean && !batch.classes) sum.divisor = double(by_element ? size : rows);
+  if (by_element) {
+    const LossArgs args = loss_args(loss_, last, target_room_, batch.weight, batch.param, sum.divisor);
+    return loss_on_device(dtype_, args, size, sum, scratch_.get(), stream);
+  }
+  const CrossEntropyArgs args = class_loss_args(loss_, last, batch.classes, target_room_, sum.divisor);
+  if (mean && batch.classes) {
+    class_divisor_on_device(dtype_, args, rows, &progress()->divisor, scratch_.get(), stream);
+    sum.divisor_at = &progress()->divisor;
+  }
+  cross_entropy_on_device(dtype_, args, loss_.kind == LossKind::nll, rows, sum, scratch_.get(), stream);
+}
+
+// From the gradient by what a layer returns to that by the result of its operation, in place: through dropout
+// and activation.
+void DeviceProgram::begin_backward(Index l, Index rows, CudaStream stream) const {
+  const PlacedLayer& layer = layers_[std::size_t(l)];
+  void* const g = layer.gradient;
+  const Index size = rows * layer.out;
+  if (layer.mask.on)
+    dropout_on_device(dtype_, mask_args(layer.mask, g, g), size, &progress()->mask_offset, stream);
+  if (layer.activation >= 0)
+    activation_grad_on_device(dtype_, {layer.activation, layer.params, g, layer.x, layer.y, g}, size, stream);
+}
+
+// The gradient by the result of the operation of layer l - 1.
+void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) const {
+  const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  if (layer.kind == LayerKind::linear)
+    return gemm_on_device(dtype_, backward_product(l, rows), scratch_.get(), stream);
+  if (layer.kind != LayerKind::pointwise) {
+    const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
+    softmax_grad_on_device(dtype_, args, layer.kind == LayerKind::log_softmax, rows, stream);
+  }
+  begin_backward(l - 1, rows, stream);
+}
+
+// The gradients of a layer's parameters, from that by the result of its operation.
+void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) const {
+  const PlacedLayer& layer = layers_[std::size_t(l)];
+  const ProgramParameter& bias = layer.bias;
+  bool has_bias = !bias.trained() || has_sums_above(l);
+  if (layer.weight.trained()) {
+    const DeviceGemm args = weight_product(l, rows);
+    gemm_on_device(dtype_, args, scratch_.get(), stream);
+    has_bias = has_bias || args.a_sums;
+  }
+  if (!has_bias)
+    column_sums_on_device(dtype_, layer.gradient, rows, layer.out, bias.grad, bias.use > 0, scratch_.get(),
+                          stream);
+}
+
+// All plans' updates, with the gradients clipped together. A run that has stopped changes nothing.
+void DeviceProgram::queue_updates(double max_norm, CudaStream stream) const {
+  const bool clipped = !std::isinf(max_norm), one = plans_.size() == 1;
+  for (std::size_t i = 0; clipped && i < plans_.size(); ++i) {
+    DeviceNorm norm{plans_[i].grads, max_norm, one ? &progress()->norm : norms_ + i};
+    if (one) norm.grad_scale = &progress()->grad_scale;
+    plans_[i].plan->norm(Monoid::sum_squares, norm, stream);
+  }
+  if (clipped && !one) join_norms_on_device(norms_, Index(plans_.size()), max_norm, progress(), stream);
+  for (const Plan& plan : plans_) {
+    if (!plan.any_grad) continue;
+    DeviceStep step{plan.grads, coefs_now() + plan.first, plan.width, plan.sets};
+    if (clipped) step.grad_scale = &progress()->grad_scale;
+    step.found_inf = &progress()->stopped;
+    plan.plan->step(step, stream);
+  }
+}
+
+}  // namespace fastopt
