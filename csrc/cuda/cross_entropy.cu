@@ -184,7 +184,8 @@ void cross_entropy_on_device(DType dtype, const CrossEntropyArgs& args, bool log
     if (log_probabilities) return launch_warps<1>(Nll<S>{args, sum, parts}, rows, args.columns, stream);
     // Where q is spread, what belongs to it needs registers too.
     if (spread)
-      return launch_rows<S, 16>(CrossEntropy<S, true>{args, sum, parts}, rows, args.columns, stream);
+      return launch_rows<S, sizeof(S) == 8 ? 8 : 16>(CrossEntropy<S, true>{args, sum, parts}, rows,
+                                                     args.columns, stream);
     launch_rows<S>(CrossEntropy<S, false>{args, sum, parts}, rows, args.columns, stream);
   });
 }
