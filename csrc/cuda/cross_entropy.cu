@@ -12,7 +12,7 @@ template <class S>
 __device__ void leave_sum(const DeviceSum& sum, const Parts& parts, double total) {
   if (!sum.out) return;
   total = merge_block(total, [](double a, double b) { return a + b; });
-  merge_blocks<Sum<double>>(total, parts, [&](double all) { leave<S>(sum, all); });
+  leave_blocks<S>(total, parts, sum);
 }
 
 // The spread part of q for the classes of a tile; 0 for what lies outside the row.
@@ -48,7 +48,7 @@ struct CrossEntropy {
 
   template <int K, class Team>
   __device__ void run(const Team& team, Index rows) const {
-    const T scale = T(divided(args.grad_scale, divisor_at(sum)));
+    const T scale = T(args.grad_scale / divisor_at(sum));
     double total = 0.0;
     for_rows(team, rows, [&](Index row, bool live) {
       const double value = row_loss<K>(team, row, live ? args.columns : 0, scale);
@@ -134,7 +134,7 @@ struct Nll {
 
   template <int K, class Team>
   __device__ void run(const Team& team, Index rows) const {
-    const T scale = T(divided(args.grad_scale, divisor_at(sum)));
+    const T scale = T(args.grad_scale / divisor_at(sum));
     double total = 0.0;
     for_rows(team, rows, [&](Index row, bool live) {
       const Target<S> target(args, row);
@@ -184,7 +184,8 @@ void cross_entropy_on_device(DType dtype, const CrossEntropyArgs& args, bool log
     if (log_probabilities) return launch_warps<1>(Nll<S>{args, sum, parts}, rows, args.columns, stream);
     // Where q is spread, what belongs to it needs registers too.
     if (spread)
-      return launch_rows<S, 16>(CrossEntropy<S, true>{args, sum, parts}, rows, args.columns, stream);
+      return launch_rows<S, sizeof(S) == 8 ? 8 : 16>(CrossEntropy<S, true>{args, sum, parts}, rows,
+                                                     args.columns, stream);
     launch_rows<S>(CrossEntropy<S, false>{args, sum, parts}, rows, args.columns, stream);
   });
 }

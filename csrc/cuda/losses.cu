@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(kThreads)
     loss_kernel(LossArgs args, Params params, Index n, DeviceSum sum, Parts parts) {
   using T = Compute<S>;
   const F<T> f(params.at);
-  const T scale = T(divided(args.grad_scale, divisor_at(sum)));
+  const T scale = T(args.grad_scale / divisor_at(sum));
   double part = 0.0;
-  for_lane<2>(Index(blockIdx.x) * kChunk, n, [&](Index i) {
+  for_lane(Index(blockIdx.x) * kChunk, n, [&](Index i) {
     Pair<T> loss = loss_at<F, S>(args, f, i);
     if (args.weight) {
       const T weight = load(static_cast<const S*>(args.weight)[i]);
@@ -33,9 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     if (args.value) static_cast<S*>(args.value)[i] = Store<S>::from(loss.value);
     if (args.grad) static_cast<S*>(args.grad)[i] = Store<S>::from(loss.grad * scale);
   });
-  if (!sum.out) return;
-  merge_blocks<Sum<double>>(merge_lanes<Sum<double>>(part), parts,
-                            [&](double total) { leave<S>(sum, total); });
+  if (sum.out) leave_blocks<S>(merge_lanes<Sum<double>>(part), parts, sum);
 }
 
 using LossKernel = void (*)(LossArgs args, Params params, Index n, DeviceSum sum, Parts parts);
