@@ -12,7 +12,7 @@ import pytest
 import fastopt.functional as F
 import reference as ref
 from cases import ACTIVATIONS
-from fastopt import _ops, _products, nn
+from fastopt import _formulas, _ops, _products, nn
 from fastopt._products import NO_DROPOUT, Dropout
 from fastopt._random import manual_seed
 from fastopt._tape import no_grad
@@ -82,7 +82,7 @@ def test_epilogue_is_what_the_kernels_give_one_by_one(
 def test_gradient_epilogue_is_what_the_kernels_give_one_by_one(
     isa: str, dtype: np.dtype, name: str, params: tuple, rng: np.random.Generator
 ) -> None:
-    needs_x, needs_y = _ops.activation_needs(name)
+    needs_x, needs_y = _formulas.activation_needs(name)
     for m, k, n in SHAPES:
         dy, w, x = normal(rng, (m, n), dtype), normal(rng, (n, k), dtype), normal(rng, (m, k), dtype)
         y = _ops.activation(name, x, params)

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
       "is_capturing",
       [](std::uintptr_t stream) { return is_capturing(reinterpret_cast<CudaStream>(stream)); },
       py::arg("stream"));
+  bind_cuda_kernels(m);
   bind_cuda_linear(m);
   bind_cuda_program(m);
   bind_cuda_step(m);

@@ -12,6 +12,7 @@
 
 namespace fastopt {
 
+void bind_cuda_kernels(pybind11::module_& m);  // cuda_kernels.cpp: activations, losses, reductions, rows
 void bind_cuda_linear(pybind11::module_& m);   // cuda_linear.cpp: matrix products, linear layers
 void bind_cuda_program(pybind11::module_& m);  // cuda_program.cpp: Program
 void bind_cuda_step(pybind11::module_& m);     // cuda_step.cpp: StepPlan

@@ -1,27 +1,11 @@
-// What host code hands to a kernel of any formula and storage type.
+// The parameters that host code hands to a kernel of any formula.
 #pragma once
 
-#include "cuda/launch.cuh"
+#include "cuda/elements.cuh"
 #include "formulas/registry.hpp"
-#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
-
-// f(S()) for the storage type S.
-template <class F>
-void with_storage(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(float());
-    case DType::f64:
-      return f(double());
-    case DType::bf16:
-      return f(Bf16());
-    case DType::f16:
-      return f(F16());
-  }
-}
 
 // A formula's parameters by value: the kernel runs when the caller's may be gone.
 struct Params {

@@ -1,16 +1,13 @@
 // Elements put elsewhere: strided copies with conversion, and rows gathered in an order.
 #include <type_traits>
 
-#include "cuda/args.cuh"
-#include "cuda/packs.cuh"
+#include "cuda/elements.cuh"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
-constexpr Index kMostBlocks = 4096;  // of a launch; a thread then takes several elements
-
-Index blocks(Index n) {
+Index one_each(Index n) {
   const Index all = (n + kThreads - 1) / kThreads;
   return all < kMostBlocks ? all : kMostBlocks;
 }
@@ -137,7 +134,7 @@ void copy_on_device(const DeviceCopy& copy, CudaStream stream) {
   const DeviceCopy own = merged_axes(copy);
   with_item(own.from_type, [&]<class From>(From) {
     const auto to = [&]<class To>(To) {
-      launch(copy_kernel<To, From>, blocks(n), kThreads, 0, stream, own, n);
+      launch(copy_kernel<To, From>, one_each(n), kThreads, 0, stream, own, n);
     };
     if (own.to_type == ItemType::i64) {
       if constexpr (std::is_integral_v<From>) to(Index());
@@ -154,7 +151,7 @@ void gather_rows_on_device(const void* from, Index row_bytes, const Index* order
                               std::uintptr_t(row_bytes);
   const auto gather = [&]<class Word>(Word) {
     const Index words = row_bytes / Index(sizeof(Word));
-    launch(gather_kernel<Word>, blocks(rows * words), kThreads, 0, stream, static_cast<const Word*>(from),
+    launch(gather_kernel<Word>, one_each(rows * words), kThreads, 0, stream, static_cast<const Word*>(from),
            words, order, first, rows, static_cast<Word*>(to));
   };
   if (bits % 16 == 0) return gather(Sixteen());

@@ -15,12 +15,28 @@ __device__ void leave_sum(const DeviceSum& sum, const Parts& parts, double total
   merge_blocks<Sum<double>>(total, parts, [&](double all) { leave<S>(sum, all); });
 }
 
-// The spread part of q for a class.
-template <class S>
-__device__ __forceinline__ Compute<S> spread_at(const Target<S>& target, int column) {
+// The spread part of q for the classes of a tile; 0 for what lies outside the row.
+template <class S, int K>
+__device__ __forceinline__ void fill_spread(const Deal<S, K>& deal, const Target<S>& target, int tile,
+                                            Compute<S> (&q)[K]) {
   using T = Compute<S>;
-  const T q = target.probabilities ? target.smoothed(load(target.probabilities[column])) : target.smooth;
-  return target.weight ? q * load(target.weight[column]) : q;
+  const auto at = [&](const S* x, int k) {
+    const int column = deal.column(tile, k);
+    return deal.inside(column) ? load(x[column]) : T(0);
+  };
+  if (target.probabilities) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) q[k] = target.smoothed(at(target.probabilities, k));
+  } else {
+#pragma unroll
+    for (int k = 0; k < K; ++k) q[k] = target.smooth;
+  }
+  if (target.weight) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) q[k] = q[k] * at(target.weight, k);
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) q[k] = select(deal.inside(deal.column(tile, k)), q[k], T(0));
 }
 
 template <class S, bool Spread>
@@ -32,7 +48,7 @@ struct CrossEntropy {
 
   template <int K, class Team>
   __device__ void run(const Team& team, Index rows) const {
-    const T scale = T(args.grad_scale / divisor_at(sum));
+    const T scale = T(divided(args.grad_scale, divisor_at(sum)));
     double total = 0.0;
     for_rows(team, rows, [&](Index row, bool live) {
       const double value = row_loss<K>(team, row, live ? args.columns : 0, scale);
@@ -49,13 +65,12 @@ struct CrossEntropy {
   __device__ __forceinline__ static void add_spread(const Deal<S, K>& deal, const Target<S>& target, int tile,
                                                     const T (&x)[K], T shift, double& mass, double& dot) {
     if (target.ignored) return;
+    T q[K];
+    fill_spread(deal, target, tile, q);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const int column = deal.column(tile, k);
-      if (!deal.inside(column)) continue;
-      const T q = spread_at(target, column);
-      mass = Sum<double>::push(mass, double(q));
-      dot = Dot<double>::push(dot, double(q), double(centred(q, x[k], shift)));
+      mass = Sum<double>::push(mass, double(q[k]));
+      dot = Dot<double>::push(dot, double(q[k]), double(centred(q[k], x[k], shift)));
     }
   }
 
@@ -94,12 +109,14 @@ struct CrossEntropy {
     const int label = int(target.label);
     for (int tile = deal.tiles - 1; tile >= 0; --tile) {
       if (tile < deal.tiles - 1) deal.read(x, tile, Max<T>::identity, at);
+      [[maybe_unused]] T q[K];
+      if constexpr (Spread) fill_spread(deal, target, tile, q);
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         const int column = deal.column(tile, k);
         T g = (deal.tiles > 1 ? exp_term(at[k] - softmax.shift()) : at[k]) * factor;
         if (column == label) g = target.without_label(scale, g);
-        if (Spread && deal.inside(column)) g = target.without_spread(scale, spread_at(target, column), g);
+        if constexpr (Spread) g = target.without_spread(scale, q[k], g);
         at[k] = target.ignored ? T(0) : g;
       }
       deal.write(grad, tile, at);
@@ -117,7 +134,7 @@ struct Nll {
 
   template <int K, class Team>
   __device__ void run(const Team& team, Index rows) const {
-    const T scale = T(args.grad_scale / divisor_at(sum));
+    const T scale = T(divided(args.grad_scale, divisor_at(sum)));
     double total = 0.0;
     for_rows(team, rows, [&](Index row, bool live) {
       const Target<S> target(args, row);

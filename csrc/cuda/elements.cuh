@@ -1,7 +1,6 @@
 // What the drivers over single elements share: how many a thread takes, and of which type.
 #pragma once
 
-#include "cuda/args.cuh"
 #include "cuda/packs.cuh"
 
 namespace fastopt {
@@ -40,6 +39,21 @@ template <int N, class Body>
 __device__ __forceinline__ void run_all(bool fits, Index n, const Body& body) {
   for_each_pack<N>(fits, Index(0), n, Index(blockIdx.x) * blockDim.x + threadIdx.x,
                    Index(gridDim.x) * blockDim.x, body);
+}
+
+// f(S()) for the storage type S.
+template <class F>
+void with_storage(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32:
+      return f(float());
+    case DType::f64:
+      return f(double());
+    case DType::bf16:
+      return f(Bf16());
+    case DType::f16:
+      return f(F16());
+  }
 }
 
 }  // namespace FASTOPT_ISA

@@ -1,6 +1,5 @@
 // The elementwise driver: activations with their bias, their gradients, dropout, axpy.
 #include "cuda/args.cuh"
-#include "cuda/elements.cuh"
 #include "formulas/philox.hpp"
 
 namespace fastopt {

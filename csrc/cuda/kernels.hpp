@@ -106,6 +106,11 @@ void dot_on_device(DType dtype, const void* x, const void* y, Index n, double* o
 void loss_on_device(DType dtype, const LossArgs& args, Index n, const DeviceSum& sum, void* scratch,
                     CudaStream stream);
 
+// out, or with `add` what it has and, the sum of each column.
+void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
+                           void* scratch, CudaStream stream);
+Index column_sums_scratch_bytes(Index rows, Index columns);
+
 // Sums of a row are taken in an order that follows from its length and from the arrays' alignment.
 void softmax_on_device(DType dtype, const SoftmaxArgs& args, bool log, Index rows, CudaStream stream);
 void softmax_grad_on_device(DType dtype, const SoftmaxGradArgs& args, bool log, Index rows,
@@ -139,10 +144,5 @@ void copy_on_device(const DeviceCopy& copy, CudaStream stream);
 // memory, and 0 where `first` is null.
 void gather_rows_on_device(const void* from, Index row_bytes, const Index* order, const Index* first,
                            Index rows, void* to, CudaStream stream);
-
-// out, or with `add` what it has and, the sum of each column.
-void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
-                           void* scratch, CudaStream stream);
-Index column_sums_scratch_bytes(Index rows, Index columns);
 
 }  // namespace fastopt

@@ -21,9 +21,9 @@ __global__ void __launch_bounds__(kThreads)
     loss_kernel(LossArgs args, Params params, Index n, DeviceSum sum, Parts parts) {
   using T = Compute<S>;
   const F<T> f(params.at);
-  const T scale = T(args.grad_scale / divisor_at(sum));
+  const T scale = T(divided(args.grad_scale, divisor_at(sum)));
   double part = 0.0;
-  for_lane(Index(blockIdx.x) * kChunk, n, [&](Index i) {
+  for_lane<2>(Index(blockIdx.x) * kChunk, n, [&](Index i) {
     Pair<T> loss = loss_at<F, S>(args, f, i);
     if (args.weight) {
       const T weight = load(static_cast<const S*>(args.weight)[i]);

@@ -17,11 +17,12 @@ inline constexpr int kMostWarps = 16;  // of a block of these kernels
 inline constexpr int kLaneBlocks = kThreads / kLanes;
 static_assert(kLaneBlocks * kLaneBlock == kChunk);
 
-// f(i) for the elements of the thread's lane in the chunk [begin, end).
-template <class F>
+// f(i) for the elements of the thread's lane in the chunk [begin, end), Unroll of them under way at a time.
+template <int Unroll = 4, class F>
 __device__ __forceinline__ void for_lane(Index begin, Index end, const F& f) {
   const Index first = begin + threadIdx.x / kLanes * kLaneBlock;
   const Index last = first + kLaneBlock < end ? first + kLaneBlock : end;
+#pragma unroll Unroll
   for (Index i = first + threadIdx.x % kLanes; i < last; i += kLanes) f(i);
 }
 
@@ -106,7 +107,7 @@ __device__ double merge_node(const volatile double* parts, Index n, Index nodes,
 // n > 0 parts merged pairwise in the tree of merge_parts (core/chunks.hpp), a subtree to a thread; for
 // thread 0.
 template <class M>
-__device__ double merge_tree(const volatile double* parts, Index n) {
+__attribute__((noinline)) __device__ double merge_tree(const volatile double* parts, Index n) {
   constexpr Index kMostSubtrees = 128, kDeepest = 48;
   __shared__ double roots[kMostSubtrees];
   Index nodes = 1;
@@ -147,6 +148,9 @@ inline Index chunk_blocks(Index n) { return n > 0 ? (n + kChunk - 1) / kChunk : 
 // Most blocks of other kernels that leave parts.
 inline constexpr Index kMostParts = 1024;
 
+// a / b as a call of its own: the compiler's inlined division of doubles calls too, and spills around it.
+__attribute__((noinline)) __device__ inline double divided(double a, double b) { return a / b; }
+
 // What a loss divides its gradient by, where that is known on the device alone.
 __device__ __forceinline__ double divisor_at(const DeviceSum& sum) {
   return sum.divisor_at ? *sum.divisor_at : 1.0;
@@ -154,7 +158,8 @@ __device__ __forceinline__ double divisor_at(const DeviceSum& sum) {
 
 template <class S>
 __device__ void leave(const DeviceSum& sum, double total) {
-  *static_cast<S*>(sum.out) = Store<S>::from(Compute<S>(total / sum.divisor / divisor_at(sum)));
+  *static_cast<S*>(sum.out) =
+      Store<S>::from(Compute<S>(divided(divided(total, sum.divisor), divisor_at(sum))));
 }
 
 }  // namespace FASTOPT_ISA

@@ -186,7 +186,7 @@ void launch_warps(const Op& op, Index rows, Index columns, CudaStream stream) {
 
 // op.run<K>(team, rows) with teams for rows of so many columns: in registers up to 1024 columns for a warp
 // and 16384 for a block, half as many of doubles. The choice follows from the number of columns alone.
-template <class S, int kMany = sizeof(S) == 8 ? 16 : 32, class Op>
+template <class S, int kMany = sizeof(S) == 8 ? 8 : 32, class Op>
 void launch_rows(const Op& op, Index rows, Index columns, CudaStream stream) {
   constexpr int kFew = 8;
   if (columns <= kWarp) return launch_warps<1>(op, rows, columns, stream);

@@ -215,4 +215,5 @@ def assign(target: Any, source: Any) -> None:
         lib = library(target)
         lib.copy_into(target, source if is_device_array(source) else lib.from_host(source, target))
     else:
-        np.copyto(target, library(source).to_host(source) if is_device_array(source) else source)
+        on_host = library(source).to_host(source) if is_device_array(source) else source
+        np.copyto(target, on_host, casting="same_kind")

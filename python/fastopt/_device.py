@@ -324,3 +324,55 @@ def cupy() -> CupyLibrary:
     except ImportError as error:
         raise RuntimeError("Tensors on a GPU need CuPy: pip install 'fastopt[cuda13]'") from error
     return found
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array of the kinds that a Tensor holds: of NumPy or CuPy."""
+    return isinstance(x, np.ndarray) or is_device_array(x)
+
+
+def as_data(x: Any) -> Any:
+    """Return an array or NumPy scalar as a Tensor holds it: as an ndarray, or as a CuPy array of the same memory."""
+    if isinstance(x, np.ndarray | np.generic | int | float):
+        return np.asarray(x)
+    if is_device_array(x):
+        return cupy().adopt(x.tensor) if x.__class__ is TorchArray else x
+    view = device_view(x, "data")
+    return np.asarray(x) if view is None else as_data(view)
+
+
+def device_name(a: Any) -> str:
+    """Return torch's name of where an array is: "cpu", "cuda:0"."""
+    return f"cuda:{a.device.id}" if is_device_array(a) else "cpu"
+
+
+def wanted_device(target: Any) -> str | None:
+    """Return the device that a ``to(target)`` asks for, as `device_name` has it; None where it asks for no device.
+
+    Raises
+    ------
+    ValueError
+        It is no device that fastopt knows.
+    """
+    name = str(target) if isinstance(target, str) or type(target).__name__ == "device" else None
+    kind, colon, index = (name or "").partition(":")
+    if kind == "cpu" and not colon:
+        return "cpu"
+    if kind != "cuda" or (colon and not index.isdecimal()):
+        return None
+    count = native().device_count()
+    number = int(index) if colon else int(cupy().cupy.cuda.Device().id)
+    if number >= count:
+        raise ValueError(f"to: device is {name!r}, there are {count} CUDA devices")
+    return f"cuda:{number}"
+
+
+def moved(a: Any, device: str) -> Any:
+    """Return an array of NumPy or CuPy on a device by its `device_name`, itself where it is there already."""
+    if device_name(a) == device:
+        return a
+    if device == "cpu":
+        return cupy().to_host(a)
+    xp = cupy().cupy
+    with xp.cuda.Device(int(device.partition(":")[2])):
+        return xp.array(a) if is_device_array(a) else xp.asarray(a)

@@ -35,17 +35,15 @@ def __getattr__(name: str) -> DType:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def dtype_of(target: Any) -> DType | None:
-    """Return the dtype that a ``to(target)`` asks for, None where it asks for the CPU."""
-    if isinstance(target, str) and target == "cpu":
-        return None
+def dtype_of(target: Any) -> DType:
+    """Return the dtype that a ``to(target)`` asks for."""
     try:
         if target is not None:  # NumPy's default is no answer to a forgotten argument
             dtype: DType = np.dtype(target)
             return dtype
     except TypeError:
         pass
-    raise TypeError(f"to: expected a dtype or 'cpu', got {target!r}")
+    raise TypeError(f"to: expected a dtype, 'cpu' or 'cuda', got {target!r}")
 
 
 def is_floating(dtype: DType) -> bool:

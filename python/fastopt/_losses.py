@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops
-from fastopt._rules import as_float
+from fastopt._rules import as_float, is_one
 from fastopt.tensor import Tensor, needs_grad, record, to_array, to_out, wrap
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ def _run(name: str, kernel: _Kernel, input: Any, target: Any, symmetric: bool = 
         if 0 < dy.ndim < gradient.ndim:  # one number for each row of classes
             dy = np.expand_dims(dy, 1)
         # A mean or sum that ends the graph has dy = 1; a view of what is kept spares its copy.
-        dx = gradient[...] if dy.ndim == 0 and dy == 1 else dy * gradient
+        dx = gradient[...] if is_one(dy) else dy * gradient
         if not takes_t:
             return dx
         return (dx, -dx) if takes_x else -dx

@@ -6,10 +6,11 @@ import builtins
 import math
 import operator
 from collections.abc import Iterator
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastopt._device import device_name, moved
 from fastopt._dtypes import DType, bool_, float16, float32, float64, int32, int64
 from fastopt._rules import dimension
 
@@ -56,7 +57,15 @@ class Methods:
     nelement = numel
 
     def numpy(self: Any) -> Any:
-        """The array itself, without a copy. What is done to it is not recorded."""
+        """The NumPy array itself, without a copy. What is done to it is not recorded.
+
+        Raises
+        ------
+        TypeError
+            The Tensor is on a GPU: `cpu` copies it from there.
+        """
+        if not isinstance(self._data, np.ndarray):
+            raise TypeError(f"numpy: the Tensor is on {self.device}, use .cpu().numpy()")
         return self._data
 
     def item(self: Any) -> Any:
@@ -99,9 +108,11 @@ class Methods:
         return format(self._data.item() if self._data.ndim == 0 else repr(self), spec)
 
     def __repr__(self: Any) -> str:
-        text = np.array2string(self._data, precision=4, separator=", ", prefix="tensor(")
+        text = np.array2string(moved(self._data, "cpu"), precision=4, separator=", ", prefix="tensor(")
         if self.dtype not in (float32, int64, bool_):
             text += f", dtype={self.dtype.name}"
+        if self.device != "cpu":
+            text += f", device={self.device!r}"
         if self._node is not None:
             text += f", grad_fn={self._node!r}"
         elif self._requires_grad:
@@ -132,9 +143,9 @@ class Methods:
     # ------------------------------------------------------------------------------ dtype and device
 
     @property
-    def device(self) -> str:
-        """Where the array is."""
-        return "cpu"
+    def device(self: Any) -> str:
+        """Where the array is: "cpu", or "cuda:0" and so on."""
+        return device_name(self._data)
 
     def half(self: Any) -> Any:
         """The Tensor in float16."""
@@ -164,9 +175,13 @@ class Methods:
         """The Tensor in `dtype`."""
         return self.to(dtype)
 
-    def cpu(self) -> Self:
-        """The Tensor itself: it is on the CPU."""
-        return self
+    def cpu(self: Any) -> Any:
+        """The Tensor on the CPU, itself where it is there already."""
+        return self.to("cpu")
+
+    def cuda(self: Any, device: Any = None) -> Any:
+        """The Tensor on a GPU, the current one unless told its number, itself where it is there already."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
 
     # ----------------------------------------------------------------------------------------- shape
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastopt._dtypes import int64
 from fastopt._rules import Dim, as_float, axes, root, spread
+from fastopt._tape import as_array
 
 
 def _check_out(name: str, out: Any) -> None:
@@ -96,7 +97,7 @@ class Numeric:
         _check_out("mean", out)
         axis = axes(dim, axis)
         x = as_float(self._data) if dtype is None else self._data.astype(dtype)
-        y = np.asarray(x.mean(axis=axis, keepdims=keepdim))
+        y = as_array(x.mean(axis=axis, keepdims=keepdim))
         n = x.size / y.size if y.size else 1
         own = self._data.dtype
         return self._result(

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt._arrays import rows
+from fastopt._device import device_name, is_array, is_device_array, moved
 from fastopt._dtypes import DEFAULT_FLOAT, bool_, is_floating, promote
 from fastopt._products import matmul
-from fastopt._tape import Backward, unbroadcast
+from fastopt._tape import Backward, as_array, unbroadcast
 
 Array = npt.NDArray[Any]
 Dim = int | tuple[int, ...] | None
@@ -28,7 +29,9 @@ def as_float(a: Array) -> Array:
 
 def meet(a: Any, b: Any) -> tuple[Any, Any]:
     """Bring two operands, arrays or Python numbers, to one dtype by torch's rules."""
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+    if is_array(a) and is_array(b):
+        if is_device_array(a) != is_device_array(b):
+            a, b = _together(a, b)
         if a.dtype is not b.dtype and a.dtype != b.dtype:
             dtype = promote(a, b)
             return a.astype(dtype, copy=False), b.astype(dtype, copy=False)
@@ -37,6 +40,17 @@ def meet(a: Any, b: Any) -> tuple[Any, Any]:
     elif isinstance(a, float):
         return _with_float(b, a)[::-1]
     return a, b
+
+
+def _together(a: Any, b: Any) -> tuple[Any, Any]:
+    """Bring a number on the host to the array on a device; TypeError for arrays that are apart."""
+    host, other = (b, a) if is_device_array(a) else (a, b)
+    if host.ndim:
+        raise TypeError(
+            f"one operand, of shape {host.shape}, is on the CPU, the other on {device_name(other)}: use .to()"
+        )
+    brought = moved(host, device_name(other))
+    return (a, brought) if host is b else (brought, b)
 
 
 def _with_float(a: Array, number: float) -> tuple[Array, Any]:
@@ -50,7 +64,12 @@ def fitted(fn: Backward, source: Array, used: Array, result: Any) -> Backward:
     if source.shape == result.shape and source is used:
         return fn
     shape, dtype = source.shape, source.dtype
-    return lambda dy: unbroadcast(np.asarray(fn(dy)), shape).astype(dtype, copy=False)
+    return lambda dy: unbroadcast(as_array(fn(dy)), shape).astype(dtype, copy=False)
+
+
+def is_one(dy: Any) -> bool:
+    """Whether `dy` is the number 1; of an array on a device nobody asks, for the answer would be waited for."""
+    return isinstance(dy, np.ndarray) and dy.ndim == 0 and bool(dy == 1)
 
 
 def pass_on(dy: Any) -> Any:
@@ -58,7 +77,7 @@ def pass_on(dy: Any) -> Any:
 
 
 def truediv(a: Any, b: Any) -> Any:
-    a, b = (as_float(v) if isinstance(v, np.ndarray) else v for v in (a, b))
+    a, b = (as_float(v) if is_array(v) else v for v in (a, b))
     return a / b
 
 
@@ -77,8 +96,8 @@ def pow_right(x: Any, y: Any, z: Any) -> Backward:
 
 def root(x: Any) -> tuple[Array, Backward]:
     """The square root of `x`, with a gradient of 0 where `x` is 0 instead of an infinite one."""
-    y = np.asarray(np.sqrt(x))
-    return y, lambda dy: np.divide(dy, 2 * y, out=np.zeros_like(y), where=y != 0)
+    y = as_array(np.sqrt(x))
+    return y, lambda dy: np.where(y != 0, dy / (2 * np.where(y != 0, y, 1)), 0).astype(y.dtype, copy=False)
 
 
 def matmul_left(x: Array, y: Array, z: Any) -> Backward:
@@ -99,9 +118,9 @@ def matmul_right(x: Array, y: Array, z: Any) -> Backward:
     return lambda dy: matmul(x.swapaxes(-1, -2), dy)
 
 
-def spread(dy: Any, shape: tuple[int, ...], axis: Dim, keepdim: bool) -> Array:
+def spread(dy: Any, shape: tuple[int, ...], axis: Dim, keepdim: bool) -> Any:
     """The gradient of a sum over `axis`: `dy` repeated to `shape`."""
-    g = np.empty(shape, dy.dtype)
+    g = np.empty_like(dy, shape=shape)
     g[...] = dy if keepdim or axis is None else np.expand_dims(dy, axis)
     return g
 
@@ -112,21 +131,22 @@ def extreme(name: str, x: Array) -> tuple[Any, Backward]:
 
     def fn(dy: Any) -> Any:
         ties = x == y
-        return np.where(ties, dy / dy.dtype.type(np.count_nonzero(ties)), dy.dtype.type(0))
+        return np.where(ties, dy / ties.sum().astype(dy.dtype), dy.dtype.type(0))
 
     return y, fn
 
 
 def extreme_along(name: str, x: Array, dim: int, keepdim: bool) -> tuple[Array, Array, Backward]:
     """The largest or smallest elements of `x` along `dim`, and where the first of each is."""
-    at = getattr(x, "arg" + name)(axis=dim, keepdims=True)
+    at = np.expand_dims(getattr(x, "arg" + name)(axis=dim), dim)
     y = np.take_along_axis(x, at, dim)
     shape = x.shape
 
     def fn(dy: Any) -> Any:
-        g = np.zeros(shape, dy.dtype)
-        np.put_along_axis(g, at, dy if keepdim else np.expand_dims(dy, dim), dim)
-        return g
+        along = [1] * len(shape)
+        along[dim] = shape[dim]
+        places = np.arange(shape[dim], like=at).reshape(along)
+        return np.where(places == at, dy if keepdim else np.expand_dims(dy, dim), dy.dtype.type(0))
 
     return (y, at, fn) if keepdim else (y.squeeze(dim), at.squeeze(dim), fn)
 

@@ -101,9 +101,14 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
                 continue
             if parent.__class__ is Node:
                 earlier = pending.get(parent)
-                pending[parent] = np.asarray(g if earlier is None else earlier + g)
+                pending[parent] = as_array(g if earlier is None else earlier + g)
             else:
                 parent._accumulate(g, owned=g is not dy and g.base is None)  # type: ignore[union-attr]
+
+
+def as_array(x: Any) -> Any:
+    """Return a NumPy scalar as an array, anything else as it is."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
 
 
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:

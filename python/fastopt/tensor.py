@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops, _products, _rules
-from fastopt._arrays import as_view
+from fastopt._arrays import as_view, assign
+from fastopt._device import as_data, moved, wanted_device
 from fastopt._dtypes import DEFAULT_FLOAT, dtype_of, float64, is_floating
 from fastopt._formulas import activation_needs
 from fastopt._methods import Methods
@@ -64,7 +65,7 @@ def to_out(x: Any, name: str = "out") -> Array | None:
 def wrap(data: Any, node: Node | None = None) -> Tensor:
     """Return a Tensor of `data` (an array or NumPy scalar) without the checks of the constructor."""
     t = Tensor.__new__(Tensor)
-    t._data = data if data.__class__ is np.ndarray else np.asarray(data)
+    t._data = data if data.__class__ is np.ndarray else as_data(data)
     t._node = node
     t._requires_grad = node is not None
     t._grad = None
@@ -93,7 +94,7 @@ def _operand(v: Any) -> Any:
         return v._data
     if isinstance(v, float):
         return float(v)  # a numpy.float64 too: it says no more about the dtype wanted than a Python float
-    return v if isinstance(v, (np.ndarray, int)) else to_array(v, "operand")
+    return v if isinstance(v, (np.ndarray, int)) else as_data(to_array(v, "operand"))
 
 
 class Binary:
@@ -187,9 +188,9 @@ class Tensor(Numeric, Methods):
 
     Notes
     -----
-    `data` is the NumPy array itself and `grad` None or a Tensor without a graph. In-place operators work
-    under `no_grad` and on Tensors that are not recorded. The tape keeps the arrays that a gradient needs: do
-    not write into them between the forward pass and `backward`.
+    `data` is the array itself, CuPy's on a GPU, and `grad` None or a Tensor without a graph. In-place
+    operators work under `no_grad` and on Tensors that are not recorded. The tape keeps the arrays that a
+    gradient needs: do not write into them between the forward pass and `backward`.
     """
 
     __slots__ = ("__weakref__", "_data", "_grad", "_node", "_requires_grad")
@@ -202,7 +203,7 @@ class Tensor(Numeric, Methods):
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         a = to_array(data, "data")
-        self._data = as_float(a) if isinstance(data, (list, tuple, int, float)) else a
+        self._data = as_float(a) if isinstance(data, (list, tuple, int, float)) else as_data(a)
         self._node = None
         self._grad = None
         self._requires_grad = False
@@ -221,9 +222,9 @@ class Tensor(Numeric, Methods):
             return
         a = to_array(value, "data")
         if a.shape == self._data.shape:
-            np.copyto(self._data, a, casting="same_kind")
+            assign(self._data, a)
         else:
-            self._data = a
+            self._data = as_data(a)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if needs_grad(self):
@@ -303,7 +304,7 @@ class Tensor(Numeric, Methods):
         if gradient is None:
             if self._data.size != 1:
                 raise RuntimeError(f"backward: gradient is needed for a Tensor of shape {self.shape}")
-            g = np.ones(self.shape, self.dtype)
+            g = np.ones_like(self._data)
         else:
             g = to_array(gradient, "gradient").astype(self.dtype, copy=False)
             if g.shape != self.shape:
@@ -316,7 +317,7 @@ class Tensor(Numeric, Methods):
     def _accumulate(self, g: Any, *, owned: bool) -> None:
         if self._grad is None:
             if not (owned and g.dtype == self._data.dtype and g.flags.c_contiguous):
-                g = np.array(g, self._data.dtype, order="C")
+                g = g.astype(self._data.dtype, order="C")
             self._grad = wrap(g)
         else:
             total = self._grad._data
@@ -332,10 +333,14 @@ class Tensor(Numeric, Methods):
         return record("clone", y, (self,), _rules.pass_on) if needs_grad(self) else wrap(y)
 
     def to(self, dtype: Any) -> Tensor:
-        """Return the Tensor in another dtype, itself where it has that already; ``"cpu"`` is accepted too."""
+        """Return the Tensor in another dtype or on another device (``"cpu"``, ``"cuda"``), itself where it is so."""
+        place = wanted_device(dtype)
+        if place is not None:
+            y, here = moved(self._data, place), self.device
+            return self if y is self._data else self._result("to", y, lambda: lambda dy: moved(dy, here))
         own = self._data.dtype
         wanted = dtype_of(dtype.dtype if isinstance(dtype, Tensor) else dtype)
-        if wanted is None or wanted == own:
+        if wanted == own:
             return self
         y = self._data.astype(wanted)
         if not (needs_grad(self) and is_floating(wanted)):
@@ -548,7 +553,7 @@ class Tensor(Numeric, Methods):
         shape, dtype = self._data.shape, self._data.dtype
 
         def scatter(dy: Any) -> Array:
-            g = np.zeros(shape, dtype)
+            g = np.zeros_like(dy, dtype, shape=shape)
             if _rules.picks_once(key):
                 g[key] = dy
             else:
@@ -556,7 +561,7 @@ class Tensor(Numeric, Methods):
             return g
 
         part = self._data[key]
-        if part.__class__ is not np.ndarray:  # of one element too a view, that writing reaches this Tensor
+        if isinstance(part, np.generic):  # of one element too a view, that writing reaches this Tensor
             part = self._data[(*key, ...) if isinstance(key, tuple) else (key, ...)]
         return self._result("getitem", part, lambda: scatter)
 

@@ -7,8 +7,15 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from fastopt._arrays import assign
+from fastopt._device import moved, on_device, wanted_device
 from fastopt._dtypes import dtype_of, float16, float32, float64, is_floating
 from fastopt.tensor import Tensor, to_array, wrap
+
+
+def is_data(x: Any) -> bool:
+    """Whether `x` is an array that a module takes in place of a Tensor: of NumPy, or on a CUDA device."""
+    return isinstance(x, np.ndarray) or (hasattr(x, "shape") and not isinstance(x, Tensor) and on_device(x))
 
 
 class Parameter(Tensor):
@@ -48,9 +55,9 @@ class Module:
     training = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args = tuple([wrap(a) if isinstance(a, np.ndarray) else a for a in args])
+        args = tuple([wrap(a) if is_data(a) else a for a in args])
         if kwargs:
-            kwargs = {k: wrap(a) if isinstance(a, np.ndarray) else a for k, a in kwargs.items()}
+            kwargs = {k: wrap(a) if is_data(a) else a for k, a in kwargs.items()}
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +221,7 @@ class Module:
         if problems:
             raise ValueError(f"load_state_dict: {type(self).__name__}: " + "; ".join(problems))
         for key, value in values.items():
-            np.copyto(own[key].data, value, casting="same_kind")
+            assign(own[key].data, value)
         return keys
 
     # ------------------------------------------------------------------------------------ all at once
@@ -251,21 +258,37 @@ class Module:
         return self
 
     def to(self, dtype: Any) -> Self:
-        """Convert all floating-point parameters and buffers; ``"cpu"`` is accepted and changes nothing.
+        """Convert all floating-point parameters and buffers, or move all to a device: ``"cpu"``, ``"cuda"``.
 
         Their arrays become new ones: make the optimizer afterwards.
         """
-        wanted = dtype_of(dtype)
-        if wanted is None:
+        place = wanted_device(dtype)
+        if place is not None:
+            for value in self._tensors():
+                value._data = moved(value._data, place)
+                value._grad = None if value._grad is None else value._grad.to(place)
             return self
+        wanted = dtype_of(dtype)
         if not is_floating(wanted):
             raise TypeError(f"to: a module's dtype must be floating-point, got {wanted}")
-        for _, module in self.named_modules():
-            for value in module.__dict__.values():
-                if isinstance(value, Tensor) and is_floating(value.dtype):
-                    value._data = value._data.astype(wanted, copy=False)
-                    value._grad = None if value._grad is None else value._grad.to(wanted)
+        for value in self._tensors():
+            if is_floating(value.dtype):
+                value._data = value._data.astype(wanted, copy=False)
+                value._grad = None if value._grad is None else value._grad.to(wanted)
         return self
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """The Tensors of this module and those below, in whatever attribute."""
+        for _, module in self.named_modules():
+            yield from [value for value in module.__dict__.values() if isinstance(value, Tensor)]
+
+    def cuda(self, device: int | None = None) -> Self:
+        """The same as ``to("cuda")``, or ``to(f"cuda:{device}")``."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
+    def cpu(self) -> Self:
+        """The same as ``to("cpu")``."""
+        return self.to("cpu")
 
     def half(self) -> Self:
         """The same as ``to(float16)``."""
