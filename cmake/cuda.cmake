@@ -17,9 +17,8 @@ set(FASTOPT_CUDA_HOST_SOURCES csrc/cuda/cublaslt.cpp csrc/cuda/gemm_plan.cpp csr
 
 # What the module needs besides: its bindings, and what it shares with _core.
 set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/bindings/cuda_kernels.cpp
-    csrc/bindings/cuda_linear.cpp
-    csrc/bindings/cuda_program.cpp csrc/bindings/cuda_step.cpp csrc/bindings/device_arrays.cpp csrc/core/cut.cpp
-    csrc/core/program_parts.cpp)
+    csrc/bindings/cuda_linear.cpp csrc/bindings/cuda_program.cpp csrc/bindings/cuda_step.cpp
+    csrc/bindings/device_arrays.cpp csrc/core/cut.cpp csrc/core/program_parts.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept.
