@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from fastopt import _core
 from gpu_tools import assert_same_bits, cp, drawn, kind
+=======
+from fastopt import _core, _device
+>>>>>>> 6bb11b2 (cuBLASLt is looked for in the nvidia-cublas wheel)
 from gpu_tools import assert_as_accurate as assert_as_accurate_as_float32
 
 __all__ = ["cp", "kind"]
@@ -301,3 +306,17 @@ def test_refusals(native: Any, cp: Any) -> None:
         )
     with pytest.raises(TypeError, match="expected an array on a CUDA device"):
         linear(x=np.ones((4, 6), np.float32))
+
+
+def test_where_cublaslt_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / name / "nvidia" for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(folder.parent)
+    monkeypatch.delitem(importlib.import_module("sys").modules, "nvidia", raising=False)
+    assert _device.cublaslt_path() is None
+    for file in ("cublas/lib/libcublasLt.so.12", "cu13/lib/libcublasLt.so.13"):
+        path = folders[0] / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert _device.cublaslt_path() == str(path)

@@ -45,17 +45,21 @@ def native() -> Any:
                 f"PATH ({error})"
             ) from error
         module.device_count()
-        for path in _cublaslt():
-            module.set_cublaslt_path(str(path))
+        if path := cublaslt_path():
+            module.set_cublaslt_path(path)
         _native = module
     return _native
 
 
-def _cublaslt() -> list[Path]:
-    """Return where the nvidia-cublas wheel has cuBLASLt, the newest last; nothing without that wheel."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-    return [path for folder in folders for path in sorted(folder.glob("cu*/lib/libcublasLt.so.1[23]"))]
+def cublaslt_path() -> str | None:
+    """Return the file of cuBLASLt in the wheels nvidia-cublas or nvidia-cublas-cu12, None without them."""
+    spec = importlib.util.find_spec("nvidia")  # a namespace, which may be spread over several folders
+    folders = spec.submodule_search_locations if spec else None
+    for name in ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"):
+        for folder in folders or ():
+            if (path := Path(folder, name)).exists():
+                return str(path)
+    return None
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
