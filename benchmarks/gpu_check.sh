@@ -88,6 +88,7 @@ stage_tests() {
   local status=0
   limited "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/test_gpu*.py || status=1
   tail -n 1 "$work/part.log"
+  limited "$python" -m pytest -q -W default -p no:cacheprovider tests/test_host_cupy.py || status=1
   limited ctest --test-dir "$build" -j "$(nproc)" --output-on-failure || status=1
   grep -h "tests passed" "$work/part.log"
   return $status

@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import clock
 import device_data as data
-
 import harness
 from harness import Many
 
