@@ -79,7 +79,7 @@ def as_numpy(x: Any) -> np.ndarray:
 
 def beginning(*arrays: Any) -> tuple[Any, ...]:
     """The first rows of each array: enough to compare, and quickly brought to the host."""
-    return tuple(a[:64] if a.ndim else a for a in arrays)
+    return tuple(a[:64] if getattr(a, "ndim", 0) else a for a in arrays)
 
 
 def copies(nbytes: float) -> int:
