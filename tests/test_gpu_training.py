@@ -102,7 +102,7 @@ def test_state_goes_through_the_host(cp: Any, tmp_path: Path) -> None:
     model = _model().to("cuda")
     _train(model, x, y, steps=3)
     other = _model()
-    other.load_state_dict({k: np.asarray(v.get()) for k, v in model.state_dict().items()})
+    other.load_state_dict({k: v.detach().cpu() for k, v in model.state_dict().items()})
     for a, b in zip(_numbers(model), _numbers(other), strict=True):
         np.testing.assert_array_equal(a, b)
     model.load_state_dict(other.state_dict())
