@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fastopt import _core
-from gpu_tools import assert_same_bits, cp, drawn, kind
 from gpu_tools import assert_as_accurate as assert_as_accurate_as_float32
+from gpu_tools import assert_same_bits, cp, drawn, kind
 
 __all__ = ["cp", "kind"]
 
