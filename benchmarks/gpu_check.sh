@@ -2,7 +2,8 @@
 # Everything that only a CUDA device can show, on a bare machine without network: nvcc, cmake, ninja, and a python3 with
 # NumPy, CuPy, pytest and, for the comparisons, torch.
 #
-#   benchmarks/gpu_check.sh [build] [tests] [sanitize] [bench] [mnist]     # all of them by default
+#   benchmarks/gpu_check.sh [build] [tests] [sanitize] [bench] [mnist]     # all of these by default
+#   benchmarks/gpu_check.sh build kernels       # which kernels the calls that KERNELS names launch: "784-256-10", "linear"
 #
 # Each stage has a budget in seconds, and all of them together end within nine minutes: BUDGET_BENCH=300 and the like give
 # a stage more, GPU_CHECK_SECONDS the whole. BENCH="optim train" chooses benchmarks, PYTHON the interpreter. Results go to
@@ -21,7 +22,7 @@ export PYTHONPATH=$PWD/python PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # CuPy compiles its own kernels for the device when they are first used; JAX and others may take all memory.
 export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$work/cupy} XLA_PYTHON_CLIENT_PREALLOCATE=false
 
-declare -A budget=([build]=170 [tests]=80 [sanitize]=70 [bench]=160 [mnist]=50)
+declare -A budget=([build]=170 [tests]=80 [sanitize]=70 [bench]=160 [mnist]=50 [kernels]=60)
 whole=${GPU_CHECK_SECONDS:-530}
 # Stages left out leave their time to the others.
 given=0
@@ -87,6 +88,7 @@ stage_tests() {
   local status=0
   limited "$python" -m pytest -q -W default -p no:cacheprovider -m gpu tests/test_gpu*.py || status=1
   tail -n 1 "$work/part.log"
+  limited "$python" -m pytest -q -W default -p no:cacheprovider tests/test_host_cupy.py || status=1
   limited ctest --test-dir "$build" -j "$(nproc)" --output-on-failure || status=1
   grep -h "tests passed" "$work/part.log"
   return $status
@@ -107,6 +109,11 @@ stage_bench() {
   # shellcheck disable=SC2086
   timeout --kill-after=5 "$1" "$python" benchmarks/cuda/run_cuda.py ${BENCH:-optim train losses linear} \
     --seconds $(($1 - 15)) --out "$out" --table "$work/table" 2>&1 | tee -a "$log" | grep -v '^    '
+}
+
+stage_kernels() {
+  timeout --kill-after=5 "$1" "$python" benchmarks/cuda/kernels.py --only "${KERNELS:-784-256-10}" --out "$out" 2>&1 |
+    tee -a "$log"
 }
 
 stage_mnist() {

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from fastopt import _core
+<<<<<<< HEAD
 from gpu_tools import assert_same_bits, cp, drawn, kind
 =======
-from fastopt import _core, _device
->>>>>>> 6bb11b2 (cuBLASLt is looked for in the nvidia-cublas wheel)
+>>>>>>> cuda-hosttest
 from gpu_tools import assert_as_accurate as assert_as_accurate_as_float32
+from gpu_tools import assert_same_bits, cp, drawn, kind
 
 __all__ = ["cp", "kind"]
 

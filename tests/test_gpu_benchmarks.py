@@ -38,6 +38,16 @@ def test_every_benchmark_runs_dry(name: str) -> None:
 
 
 @pytest.mark.peers
+def test_kernels_are_listed_dry() -> None:
+    pytest.importorskip("torch")
+    if host_gpu.host_module() is None:
+        pytest.skip("the kernels over host memory are not built")
+    done = run(sys.executable, "benchmarks/cuda/kernels.py", "--dry")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fastopt" in done.stdout
+
+
+@pytest.mark.peers
 def test_mnist_runs_over_noise(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     script = str(BENCHMARKS / "cuda" / "mnist_epochs.py")

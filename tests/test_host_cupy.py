@@ -255,6 +255,7 @@ def test_functions_of_numpy() -> None:
     same(np.moveaxis(x, 0, 1), X.T)
     same(np.broadcast_to(x[0], (2, 4)), np.broadcast_to(X[0], (2, 4)))
     same(np.zeros_like(x), np.zeros_like(X))
+    same(np.split(x, np.array([1, 3]), axis=1)[1], X[:, 1:3])
     same(
         np.take_along_axis(x, cp.asarray([[1], [0], [2]]), 1),
         np.take_along_axis(X, np.array([[1], [0], [2]]), 1),

@@ -42,7 +42,7 @@ def cross_entropy(logits: Sequence[Any], target: Any) -> Calls:
         def call(x: Any = x, kept: list[Any] = kept) -> None:
             kept[0], _ = F.cross_entropy_with_grad(x, target, grad_out=kept[1])
 
-        timed.append(Timed(call, lambda kept=kept: tuple(kept)))
+        timed.append(Timed(call, lambda kept=kept: data.beginning(*kept)))
     return {"fastopt": data.in_turn(timed)}
 
 
@@ -50,7 +50,10 @@ def linear_forward(xs: Sequence[Any], w: Any, b: Any, out: Any, options: dict[st
     return {
         "fastopt": data.in_turn(
             [
-                Timed(lambda x=x: F.linear(x, w, b, activation="relu", out=out, **options), lambda: out)
+                Timed(
+                    lambda x=x: F.linear(x, w, b, activation="relu", out=out, **options),
+                    lambda: data.beginning(out),
+                )
                 for x in xs
             ]
         )
@@ -63,7 +66,11 @@ def linear_backward(
     def backward(dy: Any) -> Any:
         return F.linear_backward(dy, x, w, activation="relu", y=y, out=out, dz=dz, **options)
 
-    return {"fastopt": data.in_turn([Timed(lambda dy=dy: backward(dy), lambda: out) for dy in dys])}
+    return {
+        "fastopt": data.in_turn(
+            [Timed(lambda dy=dy: backward(dy), lambda: data.beginning(*out)) for dy in dys]
+        )
+    }
 
 
 def _network(net: Any) -> tuple[Any, Any, Any]:

@@ -93,7 +93,7 @@ def cross_entropy(logits: Sequence[Any], target_: Any) -> Calls:
                 kept[0] = function(leaf, target)
                 kept[0].backward()
 
-            timed.append(Timed(call, lambda leaf=leaf, kept=kept: (kept[0], leaf.grad)))
+            timed.append(Timed(call, lambda leaf=leaf, kept=kept: data.beginning(kept[0], leaf.grad)))
         calls[name] = data.in_turn(timed)
     return calls
 
@@ -115,7 +115,7 @@ def linear_forward(xs: Sequence[Any], w: Any, b: Any) -> Calls:
         kept[0] = way(x)
 
     return {
-        name: data.in_turn([Timed(partial(call, way, x), lambda: kept[0]) for x in xs])
+        name: data.in_turn([Timed(partial(call, way, x), lambda: data.beginning(kept[0])) for x in xs])
         for name, way in ways.items()
     }
 
@@ -143,7 +143,9 @@ def linear_backward(dys: Sequence[Any], x: Any, w: Any, y: Any) -> Calls:
 
     ways = {"torch-out": by_hand, "torch-autograd": autograd}
     return {
-        name: data.in_turn([Timed(lambda dy=dy, way=way: way(dy), lambda: tuple(results)) for dy in dys])
+        name: data.in_turn(
+            [Timed(lambda dy=dy, way=way: way(dy), lambda: data.beginning(*results)) for dy in dys]
+        )
         for name, way in ways.items()
     }
 

@@ -153,6 +153,8 @@ def _forward(function: Any, name: str) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
         for key in refused & kwargs.keys():
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
+        if name.endswith("split") and len(args) > 1:  # where to split is a matter of the host
+            args = (args[0], np.asarray(args[1]).tolist(), *args[2:])
         with np.errstate(all="ignore"):
             result = function(*to_host(args), **to_host(kwargs))
         if kwargs.get("out") is not None:
