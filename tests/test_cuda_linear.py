@@ -13,11 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastopt import _core
-<<<<<<< HEAD
-from gpu_tools import assert_same_bits, cp, drawn, kind
-=======
->>>>>>> cuda-hosttest
+from fastopt import _core, _device
 from gpu_tools import assert_as_accurate as assert_as_accurate_as_float32
 from gpu_tools import assert_same_bits, cp, drawn, kind
 

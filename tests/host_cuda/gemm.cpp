@@ -160,13 +160,15 @@ class Product {
     CHECK(scratch.tickets_are_zero());
   }
 
-  // `round` is applied to what each operation leaves; sums over k are of Sum.
+  // `round` is applied to what each operation leaves; sums over k are of Sum, those of rows and columns of
+  // double at least.
   template <class Sum, class Round>
   Results evaluate(Precision precision, Round round) const {
     const Epilogue& e = args.epilogue;
     const std::uint64_t offset = e.offset + (args.mask_offset ? *args.mask_offset : 0);
     Results results;
-    results.c_sums.assign(std::size_t(args.n), 0.0);
+    using Wide = decltype(Sum() + double());
+    std::vector<Wide> c_sums(std::size_t(args.n), 0);
     for (Index i = 0; i < args.m; ++i)
       for (Index j = 0; j < args.n; ++j) {
         const Index at = i * args.n + j;
@@ -188,15 +190,14 @@ class Product {
           v = round(v * slope_of(Activations{}, e.gradient, double(load(x_[at])), double(load(y_[at]))));
         if (e.residual) v = round(double(load(residual_[at])) + e.residual_scale * v);
         results.c.push_back(v);
-        results.c_sums[std::size_t(j)] += v;
+        c_sums[std::size_t(j)] += v;
       }
     for (Index i = 0; i < args.m; ++i) {
-      double sum = 0;
+      Wide sum = 0;
       for (Index p = 0; p < args.k; ++p) sum += a_.at(i, p);
-      results.a_sums.push_back(sum);
+      results.a_sums.push_back(round(double(sum)));
     }
-    for (double& sum : results.c_sums) sum = round(sum);
-    for (double& sum : results.a_sums) sum = round(sum);
+    for (const Wide sum : c_sums) results.c_sums.push_back(round(double(sum)));
     return results;
   }
 
@@ -211,7 +212,7 @@ class Product {
 
   // No further from the exact result than twice what plain arithmetic of the same types leaves.
   void check_error() const {
-    const Results exact = evaluate<double>(Precision::ieee, exactly);
+    const Results exact = evaluate<long double>(Precision::ieee, exactly);
     const Results plain = evaluate<Compute<S>>(args.precision, rounded<S>);
     std::vector<const std::vector<double>*> plains;
     on_each(plain,
