@@ -15,28 +15,20 @@ __device__ void leave_sum(const DeviceSum& sum, const Parts& parts, double total
   leave_blocks<S>(total, parts, sum);
 }
 
-// The spread part of q for the classes of a tile; 0 for what lies outside the row.
+// The spread part of q for the classes of a tile; 0 for what lies outside the row. What is not there is taken
+// as 0 or 1, which changes no bit: one loop serves every kind of target.
 template <class S, int K>
 __device__ __forceinline__ void fill_spread(const Deal<S, K>& deal, const Target<S>& target, int tile,
                                             Compute<S> (&q)[K]) {
   using T = Compute<S>;
-  const auto at = [&](const S* x, int k) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
     const int column = deal.column(tile, k);
-    return deal.inside(column) ? load(x[column]) : T(0);
-  };
-  if (target.probabilities) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) q[k] = target.smoothed(at(target.probabilities, k));
-  } else {
-#pragma unroll
-    for (int k = 0; k < K; ++k) q[k] = target.smooth;
+    const bool inside = deal.inside(column);
+    const T probability = inside && target.probabilities ? load(target.probabilities[column]) : T(0);
+    const T weight = inside && target.weight ? load(target.weight[column]) : T(1);
+    q[k] = select(inside, target.smoothed(probability) * weight, T(0));
   }
-  if (target.weight) {
-#pragma unroll
-    for (int k = 0; k < K; ++k) q[k] = q[k] * at(target.weight, k);
-  }
-#pragma unroll
-  for (int k = 0; k < K; ++k) q[k] = select(deal.inside(deal.column(tile, k)), q[k], T(0));
 }
 
 template <class S, bool Spread>
@@ -46,7 +38,7 @@ struct CrossEntropy {
   DeviceSum sum;
   Parts parts;
 
-  template <int K, class Team>
+  template <int K>
   __device__ void run(const Team& team, Index rows) const {
     const T scale = T(args.grad_scale / divisor_at(sum));
     double total = 0.0;
@@ -74,7 +66,7 @@ struct CrossEntropy {
     }
   }
 
-  template <int K, class Team>
+  template <int K>
   __device__ __forceinline__ double row_loss(const Team& team, Index row, Index columns, T scale) const {
     const S* x = static_cast<const S*>(args.x) + row * args.columns;
     S* grad = args.grad ? static_cast<S*>(args.grad) + row * args.columns : nullptr;
@@ -132,7 +124,7 @@ struct Nll {
   DeviceSum sum;
   Parts parts;
 
-  template <int K, class Team>
+  template <int K>
   __device__ void run(const Team& team, Index rows) const {
     const T scale = T(args.grad_scale / divisor_at(sum));
     double total = 0.0;

@@ -47,17 +47,22 @@ __device__ __forceinline__ T merge_warp(T value, int size, const F& merge) {
   return value;
 }
 
-// The values of all threads of a block of whole warps; for all of them.
+// The values of a block's warps, each the same in all threads of one, merged; for all threads.
 template <class T, class F>
-__device__ __forceinline__ T merge_block(T value, const F& merge) {
+__device__ __forceinline__ T merge_warps(T value, const F& merge) {
   __shared__ T warps[kMostWarps];
-  value = merge_warp(value, kWarp, merge);
   __syncthreads();  // what a merge before left is read
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = warps[0];
   for (unsigned w = 1; w < blockDim.x / kWarp; ++w) value = merge(value, warps[w]);
   return value;
+}
+
+// The values of all threads of a block of whole warps; for all of them.
+template <class T, class F>
+__device__ __forceinline__ T merge_block(T value, const F& merge) {
+  return merge_warps(merge_warp(value, kWarp, merge), merge);
 }
 
 // A caller's scratch: how many blocks have left their part, and the parts.

@@ -11,7 +11,7 @@ struct Softmax {
   using T = Compute<S>;
   SoftmaxArgs args;
 
-  template <int K, class Team>
+  template <int K>
   __device__ void run(const Team& team, Index rows) const {
     for_rows(team, rows, [&](Index row, bool live) {
       const S* x = static_cast<const S*>(args.x) + row * args.columns;
@@ -43,7 +43,7 @@ struct SoftmaxGrad {
   using T = Compute<S>;
   SoftmaxGradArgs args;
 
-  template <int K, class Team>
+  template <int K>
   __device__ void run(const Team& team, Index rows) const {
     for_rows(team, rows, [&](Index row, bool live) {
       const S* dy = static_cast<const S*>(args.dy) + row * args.columns;

@@ -9,53 +9,41 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-// Threads of a warp that take one row each so many; a power of two.
-struct WarpTeam {
-  static constexpr int kMostThreads = kThreads;
-  int size, lane;
-  Index first, step;  // rows of the warp's first team
-  int own;            // this team's among the warp's
-
-  __device__ explicit WarpTeam(int size_)
-      : size(size_),
-        lane(int(threadIdx.x) % size_),
-        first((blockIdx.x * blockDim.x + threadIdx.x / kWarp * kWarp) / unsigned(size_)),
-        step(gridDim.x * blockDim.x / unsigned(size_)),
-        own(int(threadIdx.x) % kWarp / size_) {}
-
-  template <class T, class F>
-  __device__ __forceinline__ T merge(T value, const F& f) const {
-    return merge_warp(value, size, f);
-  }
-};
-
-struct BlockTeam {
+// Threads that take one row each so many: some of a warp, a power of two, or all of a block. Which is known
+// when a kernel runs: one made for both takes a compiler half the time of two.
+struct Team {
   static constexpr int kMostThreads = 512;
   int size, lane;
-  Index first, step;
-  static constexpr int own = 0;
+  Index first, step;  // rows of the warp's first team, or of the block
+  int own;            // this team's among the warp's
 
-  __device__ explicit BlockTeam(int)
-      : size(int(blockDim.x)), lane(int(threadIdx.x)), first(blockIdx.x), step(gridDim.x) {}
+  __device__ explicit Team(int size_)
+      : size(size_), lane(int(threadIdx.x) % size_), first(blockIdx.x), step(gridDim.x), own(0) {
+    if (size > kWarp) return;
+    first = (blockIdx.x * blockDim.x + threadIdx.x / kWarp * kWarp) / unsigned(size);
+    step = gridDim.x * blockDim.x / unsigned(size);
+    own = int(threadIdx.x) % kWarp / size;
+  }
 
   template <class T, class F>
   __device__ __forceinline__ T merge(T value, const F& f) const {
-    return merge_block(value, f);
+    value = merge_warp(value, size < kWarp ? size : kWarp, f);
+    return size > kWarp ? merge_warps(value, f) : value;
   }
 };
 
-template <class T, class Team>
+template <class T>
 __device__ __forceinline__ T team_sum(const Team& team, T value) {
   return team.merge(value, [](T a, T b) { return Sum<T>::merge(a, b); });
 }
-template <class T, class Team>
+template <class T>
 __device__ __forceinline__ T team_max(const Team& team, T value) {
   return team.merge(value, [](T a, T b) { return max(a, b); });
 }
 
 // f(row, live) for the team's rows. All teams of a warp come along as long as one has a row; those without
 // get the last one, and live is false.
-template <class Team, class F>
+template <class F>
 __device__ __forceinline__ void for_rows(const Team& team, Index rows, const F& f) {
   for (Index first = team.first; first < rows; first += team.step) {
     const Index row = first + team.own;
@@ -81,7 +69,6 @@ struct Deal {
   bool whole;  // packs can be moved as one
 
   // Of no columns nothing is read or written. alike: the row's other arrays begin as far behind 16 bytes.
-  template <class Team>
   __device__ Deal(const Team& team, Index columns_, const S* row, bool alike)
       : columns(int(columns_)),
         lane(team.lane),
@@ -137,7 +124,7 @@ struct Deal {
 // A row's largest element, and the sum of exp(x - top). The last tile is left in registers: as it is, or as
 // its exponentials where the row has no other and `Keep` asks for them. see(tile, at, shift) is shown every
 // tile before that, and moved(by) what the shift has risen by since the tile before.
-template <bool Keep, class S, int K, class Team, class See, class Moved>
+template <bool Keep, class S, int K, class See, class Moved>
 __device__ __forceinline__ OnlineSoftmax<Compute<S>> normalizer(const Team& team, const Deal<S, K>& deal,
                                                                 const S* row, Compute<S> (&at)[K],
                                                                 const See& see, const Moved& moved) {
@@ -166,8 +153,10 @@ __device__ __forceinline__ OnlineSoftmax<Compute<S>> normalizer(const Team& team
   return softmax;
 }
 
-template <class Op, int K, class Team>
-__global__ void __launch_bounds__(Team::kMostThreads) rows_kernel(Op op, Index rows, int size) {
+// Told to leave room for one block, nvcc gives a thread the 128 registers that there are; left to choose, it
+// saves some by spilling.
+template <class Op, int K>
+__global__ void __launch_bounds__(Team::kMostThreads, 1) rows_kernel(Op op, Index rows, int size) {
   op.template run<K>(Team(size), rows);
 }
 
@@ -177,7 +166,7 @@ void launch_warps(const Op& op, Index rows, Index columns, CudaStream stream) {
   int size = 1;
   while (size < columns && size < kWarp) size *= 2;
   const Index blocks = (rows * size + kThreads - 1) / kThreads;
-  launch(rows_kernel<Op, K, WarpTeam>,
+  launch(rows_kernel<Op, K>,
          blocks < 1            ? 1
          : blocks < kMostParts ? blocks
                                : kMostParts,
@@ -193,12 +182,12 @@ void launch_rows(const Op& op, Index rows, Index columns, CudaStream stream) {
   if (columns <= kWarp * kFew) return launch_warps<kFew>(op, rows, columns, stream);
   if (columns <= kWarp * kMany) return launch_warps<kMany>(op, rows, columns, stream);
   int threads = 128;
-  while (threads < BlockTeam::kMostThreads && threads * kMany < columns) threads *= 2;
-  launch(rows_kernel<Op, kMany, BlockTeam>,
+  while (threads < Team::kMostThreads && threads * kMany < columns) threads *= 2;
+  launch(rows_kernel<Op, kMany>,
          rows < 1            ? 1
          : rows < kMostParts ? rows
                              : kMostParts,
-         threads, 0, stream, op, rows, 0);
+         threads, 0, stream, op, rows, threads);
 }
 
 }  // namespace FASTOPT_ISA

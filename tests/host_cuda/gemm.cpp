@@ -501,7 +501,7 @@ void check_autotune(Random& random) {
 
 template <class S>
 void check_type(Random& random) {
-  for (int i = 0; i < 400; ++i) check_random<S>(random);
+  for (int i = 0; i < 240; ++i) check_random<S>(random);
   check_every_activation<S>(random, Precision::ieee);
   check_layer<S>(random, Precision::ieee);
   check_empty<S>(random);
