@@ -191,7 +191,7 @@ FLOORS = [
     {"operations", "functional"},
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},
-    {"data", "checkpoint", "_reading"},
+    {"data", "checkpoint", "_reading", "_device_program"},
     {"_stepping"},
     {"program"},
     {"_train", "sklearn"},

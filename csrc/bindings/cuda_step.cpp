@@ -3,11 +3,38 @@
 #include "bindings/device_arrays.hpp"
 #include "bindings/step.hpp"
 #include "cuda/kernels.hpp"
+#include "cuda/progress.hpp"
 
 namespace fastopt {
 namespace {
 
 using Arrays = PlanArrays<DeviceCall>;
+
+// Where one float64 of the device's is; null for None.
+double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+  if (object.is_none()) return nullptr;
+  const DeviceView view = call.view(object, name);
+  require_dense(view, name, true);
+  if (view.dtype != DType::f64 || view.size != 1)
+    throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                         ", expected one float64");
+  return static_cast<double*>(view.data);
+}
+
+// norms: float64 on the device, of parts of the gradients. `norm` and `scale` receive the norm of all, and
+// what scales gradients of that norm to max_norm.
+void join_norms(const py::object& norms_, double max_norm, const py::object& norm, const py::object& scale,
+                std::uintptr_t stream) {
+  DeviceCall call(stream);
+  const ArgName name{"join_norms", "norms"};
+  const DeviceView norms = call.view(norms_, name);
+  require_dense(norms, name, false);
+  if (norms.dtype != DType::f64)
+    throw py::type_error(name.prefix() + " is " + dtype_name(norms.dtype) + ", expected float64");
+  join_norms_on_device(static_cast<const double*>(norms.data), norms.size, max_norm,
+                       number(call, norm, {"join_norms", "norm"}),
+                       number(call, scale, {"join_norms", "scale"}), call.stream());
+}
 
 class CudaPlan {
  public:
@@ -65,16 +92,6 @@ class CudaPlan {
           "learning rate and bias corrections; capture the training step with fastopt.compile");
   }
 
-  static double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
-    if (object.is_none()) return nullptr;
-    const DeviceView view = call.view(object, name);
-    require_dense(view, name, true);
-    if (view.dtype != DType::f64 || view.size != 1)
-      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
-                           ", expected one float64");
-    return static_cast<double*>(view.data);
-  }
-
   Arrays arrays_;
   DevicePlan plan_;
 };
@@ -84,6 +101,8 @@ class CudaPlan {
 NativeDevicePlan native_device_plan(py::handle plan) { return plan.cast<CudaPlan&>().native(); }
 
 void bind_cuda_step(py::module_& m) {
+  m.def("join_norms", &join_norms, py::arg("norms"), py::arg("max_norm"), py::arg("norm"), py::arg("scale"),
+        py::arg("stream"));
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
       .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
            py::arg("states"), py::arg("emas") = py::none())

@@ -309,7 +309,9 @@ void DeviceProgram::queue_updates(double max_norm, CudaStream stream) const {
     if (one) norm.grad_scale = &progress()->grad_scale;
     plans_[i].plan->norm(Monoid::sum_squares, norm, stream);
   }
-  if (clipped && !one) join_norms_on_device(norms_, Index(plans_.size()), max_norm, progress(), stream);
+  if (clipped && !one)
+    join_norms_on_device(norms_, Index(plans_.size()), max_norm, &progress()->norm, &progress()->grad_scale,
+                         stream);
   for (const Plan& plan : plans_) {
     if (!plan.any_grad) continue;
     DeviceStep step{plan.grads, coefs_now() + plan.first, plan.width, plan.sets};

@@ -45,9 +45,10 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-__global__ void join_norms_kernel(const double* norms, Index n, double max_norm, Progress* progress) {
-  progress->norm = joint_norm(norms, n);
-  progress->grad_scale = clip_factor(progress->norm, max_norm);
+__global__ void join_norms_kernel(const double* norms, Index n, double max_norm, double* norm,
+                                  double* grad_scale) {
+  *norm = joint_norm(norms, n);
+  *grad_scale = clip_factor(*norm, max_norm);
 }
 
 template <class T>
@@ -90,9 +91,9 @@ void check_probabilities_on_device(DType dtype, const void* y, Index n, Progress
   dtype == DType::f32 ? check(static_cast<const float*>(y)) : check(static_cast<const double*>(y));
 }
 
-void join_norms_on_device(const double* norms, Index n, double max_norm, Progress* progress,
+void join_norms_on_device(const double* norms, Index n, double max_norm, double* norm, double* grad_scale,
                           CudaStream stream) {
-  launch(join_norms_kernel, 1, 1, 0, stream, norms, n, max_norm, progress);
+  launch(join_norms_kernel, 1, 1, 0, stream, norms, n, max_norm, norm, grad_scale);
 }
 
 void advance_on_device(const Advance& advance, Progress* progress, CudaStream stream) {

@@ -38,8 +38,8 @@ void check_classes_on_device(const ClassCheck& check, Progress* progress, CudaSt
 void check_probabilities_on_device(DType dtype, const void* y, Index n, Progress* progress,
                                    CudaStream stream);
 
-// The norm and the clip factor of gradients in several parts with these norms.
-void join_norms_on_device(const double* norms, Index n, double max_norm, Progress* progress,
+// The norm and the clip factor of gradients in several parts with these norms, each left where it is told.
+void join_norms_on_device(const double* norms, Index n, double max_norm, double* norm, double* grad_scale,
                           CudaStream stream);
 
 // The end of a step.

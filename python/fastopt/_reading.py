@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import functional, nn
+from fastopt._device import as_data, device_name, is_device_array, library, moved
 from fastopt.nn.activations import Activation
 from fastopt.tensor import to_array
 
@@ -20,7 +21,8 @@ _SOFT: dict[Any, str] = {nn.Softmax.forward: "softmax", nn.LogSoftmax.forward: "
 
 def key_of(a: Array) -> tuple[int, tuple[int, ...]]:
     """What tells one parameter's memory from another's."""
-    return a.__array_interface__["data"][0], a.shape
+    begin = library(a).address(a) if is_device_array(a) else a.__array_interface__["data"][0]
+    return begin, a.shape
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Model:
         return dtype
 
     @property
+    def device(self) -> str:
+        """Where the model is: "cpu", "cuda:0"."""
+        return device_name(self.parameters[0].data)
+
+    @property
     def dropouts(self) -> list[nn.Dropout]:
         return [layer.dropout for layer in self.layers if layer.dropout is not None]
 
@@ -78,7 +85,12 @@ class Model:
                 raise TypeError(f"compile: {name} is {a.dtype}, expected float32 or float64")
             if a.dtype != self.dtype:
                 raise TypeError(f"compile: {name} is {a.dtype}, {self.names[0]} is {self.dtype}")
-            if not (a.flags.c_contiguous and a.flags.aligned and a.flags.writeable):
+            if device_name(a) != self.device:
+                raise ValueError(
+                    f"compile: {name} is on {device_name(a)}, {self.names[0]} is on {self.device}"
+                )
+            on_device = is_device_array(a)
+            if not (a.flags.c_contiguous and (on_device or (a.flags.aligned and a.flags.writeable))):
                 raise ValueError(f"compile: {name} is not a writable C-contiguous array")
 
 
@@ -214,7 +226,7 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 }
 
 
-def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any]) -> Loss:
+def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any], device: str = "cpu") -> Loss:
     """Return the loss behind a module of `nn` or a function of `functional` with its defaults.
 
     Raises
@@ -240,7 +252,7 @@ def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any]) -> Loss:
         loss.kind = "nll" if kind is nn.NLLLoss else "cross_entropy"
         loss.ignore_index = int(loss_fn.ignore_index)
         loss.smoothing = float(getattr(loss_fn, "label_smoothing", 0.0))
-        loss.class_weight = _numbers(loss_fn.weight, "weight", dtype)
+        loss.class_weight = _numbers(loss_fn.weight, "weight", dtype, device)
         if loss.class_weight is not None and loss.class_weight.shape != (classes,):
             raise ValueError(
                 f"compile: loss_fn's weight has shape {loss.class_weight.shape}, "
@@ -248,9 +260,9 @@ def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any]) -> Loss:
             )
     elif kind in (nn.BCELoss, nn.BCEWithLogitsLoss):
         loss.kind = "bce" if kind is nn.BCELoss else "bce_with_logits"
-        loss.weight = _numbers(loss_fn.weight, "weight", dtype)
+        loss.weight = _numbers(loss_fn.weight, "weight", dtype, device)
         if kind is nn.BCEWithLogitsLoss:
-            pos_weight = _numbers(loss_fn.pos_weight, "pos_weight", dtype)
+            pos_weight = _numbers(loss_fn.pos_weight, "pos_weight", dtype, device)
             scalar = pos_weight is None or pos_weight.ndim == 0
             loss.params = ((1.0 if pos_weight is None else float(pos_weight)) if scalar else 1.0,)
             loss.pos_weight = None if scalar else pos_weight
@@ -265,5 +277,8 @@ def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any]) -> Loss:
     return loss
 
 
-def _numbers(value: Any, name: str, dtype: np.dtype[Any]) -> Array | None:
-    return None if value is None else np.array(to_array(value, f"loss_fn's {name}"), dtype, order="C")
+def _numbers(value: Any, name: str, dtype: np.dtype[Any], device: str) -> Any:
+    """Return a copy of a loss's numbers where the model is."""
+    if value is None:
+        return None
+    return moved(as_data(to_array(value, f"loss_fn's {name}")).astype(dtype, order="C"), device)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastopt import _core, _random, nn
 from fastopt._arrays import zeros_together
+from fastopt._device_program import DeviceProgram
 from fastopt._reading import Loss, Model, key_of
 from fastopt.optim.base import Optimizer
 from fastopt.optim.rule import RuleOptimizer
@@ -50,15 +51,20 @@ class Stepping:
         loss: Loss,
         optimizer: Optimizer,
         fuse: bool | str,
-        bf16: bool,
+        precision: str | None,
         batch_size: int | None,
     ) -> None:
         self._read, self._loss, self._optimizer = read, loss, optimizer
-        self._fuse, self._bf16, self._batch_size = fuse, bf16, batch_size
+        self._fuse, self._precision, self._batch_size = fuse, precision, batch_size
+        self._on_device = read.device != "cpu"
         self.rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+        if self._on_device and not self.rule:
+            raise TypeError(
+                f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
+            )
         self._dropouts = read.dropouts
         self._plain = self.rule and not read.dropouts and loss.weight is None and loss.pos_weight is None
-        self._native: _core.Program | None = None
+        self._native: _core.Program | DeviceProgram | None = None
         self._bound: list[Any] | None = None
         self._place()
         self._check_fusing()
@@ -110,14 +116,14 @@ class Stepping:
         if reason and self._fuse is True:
             raise ValueError(f"compile: fuse_update is True, but {reason}")
 
-    def inference(self) -> _core.Program:
+    def inference(self) -> _core.Program | DeviceProgram:
         """A native program that can predict: the bound one, or one without updates."""
         self._watch()
         if self._native is None:
             self._native = self._make({}, {}, [])
         return self._native
 
-    def _bind(self, plans: list[Any], whole: bool) -> _core.Program:
+    def _bind(self, plans: list[Any], whole: bool) -> _core.Program | DeviceProgram:
         """The native program for these plans, with all gradients stored where they are needed `whole`."""
         wanted: list[Any] = [whole]
         for plan in plans:
@@ -133,6 +139,8 @@ class Stepping:
             for key, a in [(key_of(a), a) for a in self._arrays]
             if key in self._trained and (whole or self._fuse is False or uses[key] > 1)
         }
+        if self._on_device:  # the program has memory of its own for them
+            stored = {}
         arrays = zeros_together([a.shape for a in stored.values()], [a.dtype for a in stored.values()])
         grads = dict(zip(stored, arrays, strict=True))
         self._grads = [grads.get(key_of(dense.source)) for dense in self._optimizer._dense]
@@ -144,7 +152,7 @@ class Stepping:
 
     def _make(
         self, grads: dict[Any, Array], placed: dict[Any, tuple[int, int]], plans: list[Any]
-    ) -> _core.Program:
+    ) -> _core.Program | DeviceProgram:
         """A native program whose parameters have these gradients and places in the plans."""
         seen: dict[Any, int] = {}
 
@@ -169,13 +177,20 @@ class Stepping:
             for layer in self._read.layers
         ]
         loss = self._loss
-        native = _core.Program(
-            self._read.dtype.name,
-            self._bf16,
-            layers,
-            (loss.kind, loss.params, loss.reduction, loss.class_weight, loss.ignore_index, loss.smoothing),
-            [(plan.native, len(plan.rows), plan.sets) for plan in plans],
+        numbers = (
+            loss.kind,
+            loss.params,
+            loss.reduction,
+            loss.class_weight,
+            loss.ignore_index,
+            loss.smoothing,
         )
+        updates = [(plan.native, len(plan.rows), plan.sets) for plan in plans]
+        native: _core.Program | DeviceProgram
+        if self._on_device:
+            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates)
+        else:
+            native = _core.Program(self._read.dtype.name, self._precision == "bf16", layers, numbers, updates)
         if self._batch_size is not None:
             native.reserve(self._batch_size)
         return native
@@ -273,7 +288,11 @@ class Stepping:
 
     @staticmethod
     def _run(
-        native: _core.Program, block: Block, rates: list[float], coefs: Losses, max_norm: float | None
+        native: _core.Program | DeviceProgram,
+        block: Block,
+        rates: list[float],
+        coefs: Losses,
+        max_norm: float | None,
     ) -> tuple[Losses, float]:
         masks = sum([rate > 0 for rate in rates])
         seed, offset = _random.next_dropout(block.steps * masks) if masks else (0, 0)

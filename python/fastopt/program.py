@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import nn
+from fastopt._device import as_data, is_device_array, moved
 from fastopt._reading import read_loss, read_model
 from fastopt._stepping import Block, Stepping
 from fastopt.data import DataLoader, as_rows
@@ -61,7 +62,7 @@ def compile(
     *,
     batch_size: int | None = None,
     fuse_update: bool | Literal["auto"] = "auto",
-    precision: Literal["bf16"] | None = None,
+    precision: Literal["bf16", "tf32", "fp16"] | None = None,
 ) -> CompiledStep:
     """Return a training step - forward, loss, backward, update - that runs as one native call without the GIL.
 
@@ -80,8 +81,9 @@ def compile(
         Update each piece of a weight while its gradient is in cache; the gradient is never stored. That
         needs a rule optimizer without `max_norm`, and weights that one layer uses. "auto" does it wherever
         that holds. No bit of the result depends on it.
-    precision : {"bf16"}, optional
-        Round the factors of all matrix products to bfloat16; sums stay float32.
+    precision : {"bf16", "tf32", "fp16"}, optional
+        Round the factors of all matrix products to bfloat16 or, on a GPU, to one of the others; sums stay
+        float32.
 
     Returns
     -------
@@ -96,6 +98,9 @@ def compile(
 
     Notes
     -----
+    A model on a GPU takes its steps there, captured as CUDA graphs; samples and targets are arrays on that GPU. A step
+    waits for its loss, `CompiledStep.run` for the losses of many steps at once.
+
     Structure and settings of model and loss are read now, those of the optimizer, ``training`` and the
     dropouts' ``p`` at each step. Parameters and optimizer state stay in their own arrays: compiled and eager
     steps may be mixed. ``.grad`` is neither read nor written.
@@ -127,19 +132,17 @@ class CompiledStep:
             raise ValueError(f"compile: batch_size must be at least 1, got {batch_size}")
         if fuse_update not in (True, False, "auto"):
             raise ValueError(f"compile: fuse_update must be True, False or 'auto', got {fuse_update!r}")
-        if precision not in (None, "bf16"):
-            raise ValueError(f"compile: precision must be None or 'bf16', got {precision!r}")
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self._batch_size = batch_size
         self._read = read_model(model)
         self._dtype = self._read.dtype
-        if precision == "bf16" and self._dtype != np.float32:
-            raise TypeError(f"compile: precision 'bf16' is for float32, the model is {self._dtype}")
+        if self._read.device == "cpu" and precision not in (None, "bf16"):
+            raise ValueError(f"compile: precision must be None or 'bf16', got {precision!r}")
+        if precision is not None and self._dtype != np.float32:
+            raise TypeError(f"compile: precision {precision!r} is for float32, the model is {self._dtype}")
         self._in, self._out = self._read.layers[0].width_in, self._read.layers[-1].width_out
-        self._loss = read_loss(loss_fn, self._out, self._dtype)
-        self._stepping = Stepping(
-            self._read, self._loss, optimizer, fuse_update, precision == "bf16", batch_size
-        )
+        self._loss = read_loss(loss_fn, self._out, self._dtype, self._read.device)
+        self._stepping = Stepping(self._read, self._loss, optimizer, fuse_update, precision, batch_size)
         self._factors: dict[Any, Array] = {}
         self._lock = threading.RLock()
 
@@ -393,7 +396,10 @@ class CompiledStep:
                 f"{call}: ignore_index is {self._loss.ignore_index}, target has probabilities and not classes"
             )
         target = _dense(t, self._dtype)
-        if self._loss.kind == "bce" and not (target.min() >= 0 and target.max() <= 1):
+        # On a device this waits for the answer, which a single step does not.
+        checked = call == "run" or isinstance(target, np.ndarray)
+        if self._loss.kind == "bce" and checked and not (target.min() >= 0 and target.max() <= 1):
+            target = moved(target, "cpu")
             index = np.unravel_index(np.flatnonzero(~((target >= 0) & (target <= 1)))[0], shape)
             raise ValueError(
                 f"{call}: target[{', '.join(map(str, index))}] is {target[index]}, "
@@ -416,7 +422,7 @@ class CompiledStep:
         known = self._factors.get(name)
         if known is None or known.shape != shape:
             try:
-                known = np.array(np.broadcast_to(value, shape), order="C")
+                known = np.broadcast_to(value, shape).copy()
             except ValueError:
                 raise ValueError(
                     f"{call}: {name} has shape {value.shape}, which does not broadcast to the output's {shape}"
@@ -425,10 +431,11 @@ class CompiledStep:
         return known
 
 
-def _rows(x: Any, name: str) -> Array:
-    return x if type(x) is np.ndarray else as_rows(x, name)
+def _rows(x: Any, name: str) -> Any:
+    return x if type(x) is np.ndarray else as_data(as_rows(x, name))
 
 
 def _dense(a: Array, dtype: np.dtype[Any]) -> Array:
     a = a.astype(dtype, copy=False)
-    return a if a.flags.c_contiguous and a.flags.aligned else np.array(a, order="C")
+    dense = a.flags.c_contiguous and (is_device_array(a) or a.flags.aligned)
+    return a if dense else a.copy(order="C")

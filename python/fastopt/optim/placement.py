@@ -70,9 +70,9 @@ class Device:
         norm, scale = self._number(), self._number()
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
-        norms = [self._number() for _ in plans]
-        for plan, gs, out in zip(plans, grads, norms, strict=True):
-            plan.norm(gs, 2.0, out, self._stream())
+        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
+        for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
+            plan.norm(gs, 2.0, norms[i : i + 1], self._stream())
         native().join_norms(norms, max_norm, norm, scale, self._stream())
         return Tail(1.0, norm, scale)
 
