@@ -476,9 +476,22 @@ def _run_info(args: argparse.Namespace) -> int:
         "compiler": build["compiler"],
         "instruction set": isa,
         "threads": f"{build['threads']} (of {build['cpus']} CPUs)",
-        "gpu": ", ".join(gpu["devices"]) if gpu["available"] else f"not used: {gpu['reason']}",
+        "gpu": (", ".join(gpu["devices"]) or "usable") if gpu["available"] else f"not used: {gpu['reason']}",
+        "cuda": _cuda_parts(gpu),
         "optional": ", ".join(f"{name} {version or '-'}" for name, version in build["optional"].items()),
     }
     for name, value in rows.items():
         print(f"{name:<16}{value}")
     return 0
+
+
+def _cuda_parts(gpu: dict[str, Any]) -> str:
+    """What computing on a GPU takes, and which of it is here."""
+    install = "not found: pip install 'fastopt[cuda13]'"
+    parts = {
+        "kernels": gpu["architectures"] or "not in this build",
+        "driver": f"for CUDA {gpu['driver']}" if gpu["driver"] else "not found",
+        "CuPy": gpu["cupy"] or install,
+        "cuBLASLt": gpu["cublaslt"] or install,
+    }
+    return "; ".join(f"{name} {value}" for name, value in parts.items())
