@@ -133,15 +133,32 @@ def test_objects_keep_to_their_namespace_and_call_no_libm(
                 )
 
 
-def test_the_module_exports_its_entry_points_alone() -> None:
+@pytest.mark.parametrize(
+    ("module", "entries"),
+    [
+        ("_core", {"PyInit__core", "fastopt_get_num_threads", "fastopt_set_num_threads"}),
+        ("_cuda", {"PyInit__cuda"}),
+    ],
+)
+def test_a_module_exports_its_entry_points_alone(module: str, entries: set[str]) -> None:
     """Anything else could be taken for, or replaced by, another library's symbol of the same name."""
     nm = shutil.which("nm")
-    if nm is None or platform.system() != "Linux":
-        pytest.skip("needs nm on Linux")
-    command = [nm, "-D", "--defined-only", str(_core.__file__)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    path = next(Path(str(_core.__file__)).parent.glob(f"{module}.*.so"), None)
+    if nm is None or platform.system() != "Linux" or path is None:
+        pytest.skip(f"needs nm on Linux, and {module} in this build")
+    out = subprocess.run([nm, "-D", "--defined-only", str(path)], capture_output=True, text=True, check=True)
     strong = {line.split()[-1] for line in out.stdout.splitlines() if line.split()[-2] in "TDBR"}
-    assert strong == {"PyInit__core", "fastopt_get_num_threads", "fastopt_set_num_threads"}
+    assert strong == entries
+
+
+def test_the_cuda_module_needs_no_library_of_nvidia() -> None:
+    ldd = shutil.which("ldd")
+    path = next(Path(str(_core.__file__)).parent.glob("_cuda.*.so"), None)
+    if ldd is None or path is None:
+        pytest.skip("needs ldd, and _cuda in this build")
+    out = subprocess.run([ldd, str(path)], capture_output=True, text=True, check=True).stdout
+    needed = {line.split()[0].partition(".")[0] for line in out.splitlines()}
+    assert not {name for name in needed if name.startswith(("libcu", "libnv"))}, out
 
 
 def test_formulas_and_plan_compile_as_device_code(tmp_path: Path) -> None:

@@ -115,6 +115,14 @@ class CupyLibrary:
         """Write `source` into `target`."""
         target[...] = source
 
+    def larger(self, a: Any, b: Any) -> Any:
+        """Return the larger of two numbers on a device, a NaN if one is; they are the library's own."""
+        return self.cupy.maximum(a, b)
+
+    def at_most(self, a: Any, limit: float) -> Any:
+        """Return a number on a device, or the limit where it is larger."""
+        return self.cupy.minimum(a, limit)
+
     def from_host(self, a: Any, like: Any = None) -> Any:
         """Return a copy of an ndarray, on the device of `like` or the current one."""
         if like is None:
@@ -226,6 +234,12 @@ class TorchLibrary:
 
     def broadcast(self, x: Any, shape: tuple[int, ...]) -> Any:
         return TorchArray(x.tensor.broadcast_to(shape))
+
+    def larger(self, a: Any, b: Any) -> Any:
+        return self.torch.maximum(a, b)
+
+    def at_most(self, a: Any, limit: float) -> Any:
+        return self.torch.clamp(a, max=limit)
 
     def copy_into(self, target: Any, source: Any) -> None:
         target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)

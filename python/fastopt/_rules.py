@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -174,6 +175,24 @@ def dimension(name: str, ndim: int, dim: Any) -> int:
         return range(ndim)[operator.index(dim)]
     except IndexError:
         raise IndexError(f"{name}: dim {dim} is out of range for {ndim} dimensions") from None
+
+
+def scatter(dy: Any, key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The gradient of ``x[key]``, `x` having that shape and dtype: elements picked twice get the sum."""
+    if picks_once(key):
+        g = np.zeros_like(dy, dtype, shape=shape)
+        g[key] = dy
+        return g
+    if not is_device_array(dy):
+        g = np.zeros(shape, dtype)
+        np.add.at(g, key, dy)
+        return g
+    # CuPy adds at one index array only, and not to numbers of two bytes.
+    wide = DEFAULT_FLOAT if dtype.itemsize == 2 else dtype
+    places = np.arange(math.prod(shape), like=dy).reshape(shape)[key].ravel()
+    total = np.zeros_like(dy, wide, shape=math.prod(shape))
+    np.add.at(total, places, dy.astype(wide, copy=False).ravel())
+    return total.reshape(shape).astype(dtype, copy=False)
 
 
 def picks_once(key: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops, _random
+from fastopt._device import as_data
 from fastopt._formulas import activation_needs
 from fastopt._linear import linear, linear_backward
 from fastopt._losses import (
@@ -337,7 +338,7 @@ def l1_penalty(params: Any, alpha: float) -> Any:
 
     Returns
     -------
-    float, or a Tensor where a parameter is one.
+    float, an array of one float64 of arrays on a GPU, or a Tensor where a parameter is one.
     """
     return _penalty("l1_penalty", params, alpha, _ops.abs_sum, np.sign)
 
@@ -362,18 +363,20 @@ def _penalty(name: str, params: Any, alpha: float, value: Any, gradient: Any) ->
         given = params
     items = list(given)
     arrays = [to_array(p, f"params[{i}]") for i, p in enumerate(items)]
-    total = alpha * math.fsum(value(as_float(a)) for a in arrays)
+    values = [value(as_float(a)) for a in arrays]
+    on_host = all(isinstance(v, float) for v in values)
+    total = alpha * (math.fsum(values) if on_host else sum(values[1:], values[0]))
     tensors = [p for p in items if isinstance(p, Tensor)]
     if not tensors:
         return total
-    loss = np.asarray(total, tensors[0].dtype)
+    loss = as_data(total).astype(tensors[0].dtype)
     takers = [p for p in tensors if needs_grad(p)]
     if not takers:
         return wrap(loss)
     kept = [p.data for p in takers]
 
     def fn(dy: Any) -> Any:
-        gradients = [gradient(a) * a.dtype.type(alpha * float(dy)) for a in kept]
+        gradients = [gradient(a) * (alpha * dy).astype(a.dtype) for a in kept]
         return gradients if len(gradients) > 1 else gradients[0]
 
     return record(name, loss, tuple(takers), fn)
@@ -381,11 +384,12 @@ def _penalty(name: str, params: Any, alpha: float, value: Any, gradient: Any) ->
 
 def one_hot(target: Any, num_classes: int = -1) -> Any:
     """Return int64 rows with a 1 at the class of each element of `target`, by default max + 1 wide."""
-    t = to_array(target, "target")
+    t = as_data(to_array(target, "target"))
     if t.dtype.kind not in "iu":
         raise TypeError(f"one_hot: target must hold integers, got {t.dtype}")
-    width = int(t.max(initial=-1)) + 1 if num_classes == -1 else operator.index(num_classes)
-    if t.size and not (t.min() >= 0 and t.max() < width):
+    width = (int(t.max()) + 1 if t.size else 0) if num_classes == -1 else operator.index(num_classes)
+    # On a device a class out of range has a row of zeros: asking would wait for the answer.
+    if isinstance(t, np.ndarray) and t.size and not (t.min() >= 0 and t.max() < width):
         raise ValueError(f"one_hot: target has classes from {t.min()} to {t.max()}, num_classes is {width}")
-    y = (t[..., None] == np.arange(width)).astype(np.int64)
+    y = (t[..., None] == np.arange(width, like=t)).astype(np.int64)
     return wrap(y) if isinstance(target, Tensor) else y

@@ -552,18 +552,10 @@ class Tensor(Numeric, Methods):
         key = _plain_index(key)
         shape, dtype = self._data.shape, self._data.dtype
 
-        def scatter(dy: Any) -> Array:
-            g = np.zeros_like(dy, dtype, shape=shape)
-            if _rules.picks_once(key):
-                g[key] = dy
-            else:
-                np.add.at(g, key, dy)
-            return g
-
         part = self._data[key]
         if isinstance(part, np.generic):  # of one element too a view, that writing reaches this Tensor
             part = self._data[(*key, ...) if isinstance(key, tuple) else (key, ...)]
-        return self._result("getitem", part, lambda: scatter)
+        return self._result("getitem", part, lambda: lambda dy: _rules.scatter(dy, key, shape, dtype))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._check_writable(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 
 from fastopt import _ops
 from fastopt._arrays import Array, as_view
+from fastopt._device import is_device_array, library
 from fastopt.optim.params import is_tensor
 
 _WIDE = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:
+def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Any:
     """Return the norm of all arrays together, as if they were one vector.
 
     Parameters
@@ -33,7 +36,7 @@ def get_total_norm(tensors: Any, norm_type: float = 2.0, error_if_nonfinite: boo
 
 def clip_grad_norm_(
     parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
-) -> float:
+) -> Any:
     """Scale gradients in place so that their norm, all together, is at most `max_norm`.
 
     Each is multiplied by ``min(1, max_norm / (norm + 1e-6))``, as in torch.
@@ -51,7 +54,7 @@ def clip_grad_norm_(
 
     Returns
     -------
-    float
+    float, or an array of one float64 of gradients on a GPU
         The norm before clipping.
     """
     grads = _gradients(parameters, "clip_grad_norm_")
@@ -59,6 +62,12 @@ def clip_grad_norm_(
     if not max_norm >= 0.0:
         raise ValueError(f"clip_grad_norm_: max_norm must be in [0, inf], got {max_norm}")
     norm = _total_norm(grads, float(norm_type), error_if_nonfinite, "clip_grad_norm_")
+    if grads and is_device_array(grads[0]):
+        lib = library(grads[0])
+        factor = lib.at_most(max_norm / (norm + 1e-6), 1.0)
+        for g in map(lib.unwrap, grads):
+            g *= factor
+        return norm
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1.0:
         for g in grads:
@@ -83,6 +92,10 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
     if not clip_value >= 0.0:
         raise ValueError(f"clip_grad_value_: clip_value must be in [0, inf], got {clip_value}")
     for g in grads:
+        if is_device_array(g):
+            raw: Any = library(g).unwrap(g)
+            raw.clip(-clip_value, clip_value, out=raw)
+            continue
         limit = g.dtype.type(clip_value)
         np.maximum(g, -limit, out=g)
         np.minimum(g, limit, out=g)
@@ -96,7 +109,7 @@ def _array(x: Any, name: str) -> Any:
     return as_view(x.data if is_tensor(x) else x, name)
 
 
-def _gradients(parameters: Any, owner: str) -> list[Array]:
+def _gradients(parameters: Any, owner: str) -> list[Any]:
     """Return writable views of the gradients."""
     grads = []
     for i, p in enumerate(_listed(parameters)):
@@ -105,23 +118,40 @@ def _gradients(parameters: Any, owner: str) -> list[Array]:
         if g is None:
             continue
         view = _array(g, name)
-        if not view.flags.writeable:
+        if not is_device_array(view) and not view.flags.writeable:
             raise ValueError(f"{name} is read-only")
         grads.append(view)
     return grads
 
 
-def _total_norm(arrays: list[Array], order: float, error_if_nonfinite: bool, owner: str) -> float:
+def _total_norm(arrays: list[Any], order: float, error_if_nonfinite: bool, owner: str) -> Any:
     if not order > 0.0:
         raise ValueError(f"{owner}: norm_type must be in (0, inf], got {order}")
     dense = [a if a.dtype in _WIDE else a.astype(np.float32) for a in arrays]
+    norm = _norm_on_device(dense, order) if dense and is_device_array(dense[0]) else _norm(dense, order)
+    # Of arrays on a device this waits for the answer.
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise RuntimeError(f"{owner}: the norm of order {order} is {norm}")
+    return norm
+
+
+def _norm_on_device(arrays: list[Any], order: float) -> Any:
+    """Return the norm as one float64 on the device."""
+    lib = library(arrays[0])
     if order == 2.0:
-        norm = math.sqrt(sum(_ops.sum_squares(a) for a in dense))
+        return functools.reduce(operator.add, map(_ops.sum_squares, arrays)) ** 0.5
+    if math.isinf(order):
+        return functools.reduce(lib.larger, map(_ops.abs_max, arrays))
+    powers = [(abs(lib.unwrap(a.astype(np.float64))) ** order).sum() for a in arrays]
+    return functools.reduce(operator.add, powers) ** (1.0 / order)
+
+
+def _norm(dense: list[Array], order: float) -> float:
+    if order == 2.0:
+        norm: float = math.sqrt(sum(_ops.sum_squares(a) for a in dense))
     elif math.isinf(order):
         largest = [_ops.abs_max(a) for a in dense]
         norm = math.nan if any(map(math.isnan, largest)) else max(largest, default=0.0)
     else:
         norm = sum(float(np.sum(np.abs(a) ** order, dtype=np.float64)) for a in dense) ** (1.0 / order)
-    if error_if_nonfinite and not math.isfinite(norm):
-        raise RuntimeError(f"{owner}: the norm of order {order} is {norm}")
     return norm
