@@ -13,7 +13,7 @@ import pytest
 import fastopt as fo
 import host_gpu
 from cli_helpers import must_fail
-from fastopt import _device, _safetensors, checkpoint
+from fastopt import _device, _safetensors, _train, checkpoint
 from fastopt.cli import main
 from fastopt.data import DataLoader, TensorDataset
 from gpu_tools import assert_same_bits, cp, drawn, dtypes, kind
@@ -253,6 +253,21 @@ def test_cupy_that_is_not_there(
         line = must_fail(capsys, "train", problem, "--device", name)
         expected = f"--device {name}: Tensors on a GPU need CuPy: pip install 'fastopt[cuda13]'\n"
         assert line == f"fastopt train: error: {expected}"
+
+
+@pytest.mark.parametrize("name", ["DeviceError", "MissingLibrary"])
+def test_what_a_device_lacks_is_told_in_a_line(
+    cp: Any, problem: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def run(*_: Any) -> None:
+        raise getattr(_device.native(), name)("there are no 8 bytes of device memory")
+
+    monkeypatch.setattr(_train.Trainer, "run", run)
+    assert main(["train", str(problem), "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "fastopt train: error: there are no 8 bytes of device memory\n"
+    monkeypatch.setattr(_train.Trainer, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["train", str(problem), "--device", "cuda"])
 
 
 def test_info_knows_the_module(cp: Any, kind: str, capsys: pytest.CaptureFixture[str]) -> None:

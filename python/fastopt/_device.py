@@ -51,6 +51,12 @@ def native() -> Any:
     return _native
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether an error says what the device or its libraries lack, rather than that the program is wrong."""
+    module: Any = sys.modules.get("fastopt._cuda")
+    return module is not None and isinstance(error, (module.DeviceError, module.MissingLibrary))
+
+
 def cublaslt_path() -> str | None:
     """Return the file of cuBLASLt in the wheels nvidia-cublas or nvidia-cublas-cu12, None without them."""
     spec = importlib.util.find_spec("nvidia")  # a namespace, which may be spread over several folders

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core, _files, _threads, _train, checkpoint, info, plot
+from fastopt import _core, _device, _files, _threads, _train, checkpoint, info, plot
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError, MemoryError) as err:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as err:
+        if isinstance(err, RuntimeError) and not _device.is_refusal(err):
+            raise
         print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
         return _USAGE_ERROR
 
