@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import fastopt as fo
+from cli_helpers import must_fail
 from fastopt import _device
 from fastopt._arrays import as_view
 
@@ -39,6 +42,14 @@ def test_a_device_array_without_a_device_says_what_to_install() -> None:
         fo.optim.SGD([CudaArray()], lr=0.1)
 
 
+@pytest.mark.usefixtures("no_device")
+def test_the_command_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cuda", "cuda:1"):
+        message = must_fail(capsys, "train", "digits", "--device", name)
+        assert message.startswith(f"fastopt train: error: --device {name}: ")
+        assert re.search("(there is no NVIDIA driver: install|this build of fastopt has no CUDA)", message)
+
+
 def test_importing_and_training_on_the_cpu_loads_no_cuda_module() -> None:
     code = """
 import sys
@@ -55,3 +66,20 @@ def test_numpy_arrays_are_on_no_device() -> None:
     assert _device.device_view(np.ones(3), "x") is None
     assert not _device.on_device(np.ones(3))
     assert not _device.on_device([1.0])
+
+
+def test_info_tells_what_a_gpu_takes_without_loading_it() -> None:
+    code = """
+import sys
+from fastopt.cli import main
+assert main(["info", "--json"]) == 0
+assert not {"cupy", "torch"} & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    gpu = json.loads(done.stdout)["gpu"]
+    assert set(gpu) == {"available", "reason", "devices", "driver", "architectures", "cupy", "cublaslt"}
+    assert gpu["available"] == (gpu["reason"] is None)
+    if gpu["available"]:
+        assert gpu["devices"]
+        assert gpu["architectures"]
+        assert gpu["driver"]

@@ -3,12 +3,15 @@
 
 #include "bindings/cuda_modules.hpp"
 #include "bindings/device_arrays.hpp"
+#include "cuda/cublaslt.hpp"
 
 PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   using namespace fastopt;
   m.doc() = "The native layer of fastopt for NVIDIA GPUs.";
   py::register_exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  py::register_exception<lt::MissingLibrary>(m, "MissingLibrary", PyExc_RuntimeError);
 
+  m.attr("architectures") = FASTOPT_CUDA_ARCHS;
   m.def("device_count", &device_count, "How many devices there are; DeviceError where none can be used.");
   m.def("driver_version", &driver_version, "The CUDA version of the driver, 13010 for 13.1; 0 without one.");
   m.def(

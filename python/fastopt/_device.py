@@ -51,6 +51,12 @@ def native() -> Any:
     return _native
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether an error says what the device or its libraries lack, rather than that the program is wrong."""
+    module: Any = sys.modules.get("fastopt._cuda")
+    return module is not None and isinstance(error, (module.DeviceError, module.MissingLibrary))
+
+
 def cublaslt_path() -> str | None:
     """Return the file of cuBLASLt in the wheels nvidia-cublas or nvidia-cublas-cu12, None without them."""
     spec = importlib.util.find_spec("nvidia")  # a namespace, which may be spread over several folders
@@ -134,6 +140,13 @@ class CupyLibrary:
         """Return a copy as an ndarray; it waits for the work on `x`."""
         return self.cupy.asnumpy(x)
 
+    def rows(self, x: Any, which: Any) -> Any:
+        """Return rows of `x`: a view for a slice, a copy for indices that are on its device."""
+        if isinstance(which, slice):
+            return x[which]
+        with x.device:
+            return x.take(which, axis=0)
+
     def unwrap(self, x: Any) -> Array:
         """Return what the caller gets to see."""
         result: Array = x
@@ -155,6 +168,11 @@ class TorchArray:
         self.tensor = tensor
         self.shape = tuple(tensor.shape)
         self.dtype = numpy_dtype(str(tensor.dtype).partition(".")[2])
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d array")
+        return int(self.shape[0])
 
     @property
     def ndim(self) -> int:
@@ -234,10 +252,22 @@ class TorchLibrary:
 
     def from_host(self, a: Any, like: Any = None) -> Any:
         device = "cuda" if like is None else like.device
-        return TorchArray(self.torch.from_numpy(np.ascontiguousarray(a)).to(device))
+        a = np.ascontiguousarray(a)
+        if a.dtype.name == "bfloat16":  # of which torch and NumPy only share the bits
+            bits = self.torch.from_numpy(a.view(np.int16))
+            return TorchArray(bits.to(device).view(self.torch.bfloat16))
+        return TorchArray(self.torch.from_numpy(a).to(device))
 
     def to_host(self, x: Any) -> Any:
-        return x.tensor.cpu().numpy()
+        tensor = x.tensor.detach().cpu()
+        if x.dtype.name == "bfloat16":
+            return tensor.contiguous().view(self.torch.int16).numpy().view(x.dtype)
+        return tensor.numpy()
+
+    def rows(self, x: Any, which: Any) -> Any:
+        if isinstance(which, slice):
+            return TorchArray(x.tensor[which])
+        return TorchArray(x.tensor.index_select(0, which.tensor))
 
     def unwrap(self, x: Any) -> Array:
         result: Array = x.tensor
@@ -349,6 +379,11 @@ def is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray) or is_device_array(x)
 
 
+def on_host(x: Any) -> Any:
+    """Return an array of this package as an ndarray: itself, or a copy from a device once the work on it is done."""
+    return library(x).to_host(x) if is_device_array(x) else x
+
+
 def as_data(x: Any) -> Any:
     """Return an array or NumPy scalar as a Tensor holds it: as an ndarray, or as a CuPy array of the same memory."""
     if isinstance(x, np.ndarray | np.generic | int | float):
@@ -364,7 +399,7 @@ def device_name(a: Any) -> str:
     return f"cuda:{a.device.id}" if is_device_array(a) else "cpu"
 
 
-def wanted_device(target: Any) -> str | None:
+def wanted_device(target: Any, caller: str = "to") -> str | None:
     """Return the device that a ``to(target)`` asks for, as `device_name` has it; None where it asks for no device.
 
     Raises
@@ -381,7 +416,7 @@ def wanted_device(target: Any) -> str | None:
     count = native().device_count()
     number = int(index) if colon else int(cupy().cupy.cuda.Device().id)
     if number >= count:
-        raise ValueError(f"to: device is {name!r}, there are {count} CUDA devices")
+        raise ValueError(f"{caller}: device is {name!r}, the number of CUDA devices is {count}")
     return f"cuda:{number}"
 
 

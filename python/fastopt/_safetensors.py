@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._device import on_host
+
 _CODES = {
     "float64": "F64",
     "float32": "F32",
@@ -39,13 +41,16 @@ _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000  # the format's own limit
 
 
-def can_hold(array: NDArray[Any]) -> bool:
+def can_hold(array: Any) -> bool:
     """Whether the format has a code for the dtype of ``array``."""
     return array.dtype.name in _CODES
 
 
-def write(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file to ``file``; arrays go out one by one, copied only when not contiguous."""
+def write(file: BinaryIO, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file to ``file``.
+
+    Arrays go out one by one, copied only when they are not contiguous or on a device.
+    """
     header: dict[str, Any] = {_METADATA: dict(metadata)}
     # Wide items first: every array then starts at a multiple of its item size.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -63,7 +68,7 @@ def write(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for name in order:
-        a = arrays[name]
+        a = on_host(arrays[name])
         # Bytes rather than the array itself: ml_dtypes' bfloat16 does not offer the buffer protocol.
         dense = np.ascontiguousarray(a.astype(a.dtype.newbyteorder("<"), copy=False))
         file.write(dense.reshape(-1).view(np.uint8).data)

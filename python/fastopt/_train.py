@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core, _random, checkpoint, data, nn, optim
+from fastopt import _core, _device, _random, checkpoint, data, nn, optim
 from fastopt._tape import no_grad
+from fastopt.operations import cat
 from fastopt.optim import lr_scheduler
 from fastopt.program import compile
 
@@ -93,6 +94,29 @@ class Dataset:
     @property
     def features(self) -> int:
         return int(self.x_train.shape[1])
+
+
+# -------------------------------------------------------------------------------------------- device
+
+
+def open_device(name: str) -> str:
+    """Return the full name, such as ``cuda:0``, of a device that can be trained on.
+
+    Raises
+    ------
+    ValueError
+        It cannot be used; the message says what is missing.
+    """
+    if name == "cpu":
+        return name
+    try:
+        device = _device.wanted_device(name, "--device")
+        _device.cupy()
+    except RuntimeError as err:
+        raise ValueError(f"--device {name}: {err}") from err
+    if device is None:
+        raise ValueError(f"--device: {name!r} is not cpu, cuda or cuda:N")
+    return device
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -283,8 +307,12 @@ class Schedule:
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
+    Model and data are moved to `device` first; parameters begin with the same numbers on every device.
+
     Attributes
     ----------
+    device
+        Where it computes, by the names of `open_device`. Checkpoints are the same from everywhere.
     history
         Lists with one number per finished epoch: ``epoch``, ``train_loss`` (the mean over the epoch's
         batches), ``test_loss``, ``train_accuracy``, ``test_accuracy``, ``lr``.
@@ -292,15 +320,19 @@ class Trainer:
         Time of the training itself, without evaluation and saving, over all finished epochs.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, save: Path | None = None) -> None:
-        self.config, self.dataset, self.save = config, dataset, save
+    def __init__(
+        self, config: Config, dataset: Dataset, save: Path | None = None, device: str = "cpu"
+    ) -> None:
+        self.config, self.dataset, self.save, self.device = config, dataset, save, device
         _random.manual_seed(config.seed)
         self.sizes = (dataset.features, *config.hidden, len(dataset.classes))
-        self.model = build_model(self.sizes, config.activation, config.dropout)
+        self.model = build_model(self.sizes, config.activation, config.dropout).to(device)
         self.loss_fn = nn.CrossEntropyLoss()
         self.optimizer = build_optimizer(config, self.model)
+        self._train_set = _device.moved(dataset.x_train, device), _device.moved(dataset.y_train, device)
+        self._test_set = _device.moved(dataset.x_test, device), _device.moved(dataset.y_test, device)
         self.loader = data.DataLoader(
-            dataset.x_train, dataset.y_train, batch_size=config.batch_size, shuffle=True, seed=config.seed
+            *self._train_set, batch_size=config.batch_size, shuffle=True, seed=config.seed
         )
         self.schedule = Schedule(config, self.optimizer, len(self.loader))
         self.step = compile(self.model, self.loss_fn, self.optimizer, batch_size=config.batch_size)
@@ -354,8 +386,8 @@ class Trainer:
             advice = f"try a smaller --lr than {self.config.lr:g}"
             raise ValueError(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
         speed = len(dataset.x_train) / max(self.train_seconds - before, 1e-9)
-        _, train_accuracy, _ = evaluate(self.model, dataset.x_train, dataset.y_train)
-        test_loss, test_accuracy, self.predictions = evaluate(self.model, dataset.x_test, dataset.y_test)
+        _, train_accuracy, _ = evaluate(self.model, *self._train_set)
+        test_loss, test_accuracy, self.predictions = evaluate(self.model, *self._test_set)
         row = (self.epoch + 1, train_loss, test_loss, train_accuracy, test_accuracy, lr)
         for key, value in zip(self.history, row, strict=True):
             self.history[key].append(value)
@@ -418,6 +450,7 @@ class Trainer:
             "train_seconds": self.train_seconds,
             "samples_per_second": samples / max(self.train_seconds, 1e-9),
             "world_size": 1,
+            "device": self.device,
             "batch_size": self.config.batch_size,
             "optimizer": self.config.optimizer,
             "lr": self.config.lr,
@@ -449,27 +482,26 @@ def _progress(
 
 
 def predict_logits(model: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs (n, classes) of ``model`` in evaluation mode."""
+    """Outputs (n, classes) of ``model`` in evaluation mode, where ``x`` and ``model`` are."""
     was_training = model.training
     model.eval()
     try:
         with no_grad():
-            parts = [
-                np.asarray(model(x[i : i + _EVALUATION_ROWS])) for i in range(0, len(x), _EVALUATION_ROWS)
-            ]
+            parts = [model(x[i : i + _EVALUATION_ROWS]) for i in range(0, len(x), _EVALUATION_ROWS)]
+            logits: NDArray[np.float32] = cat(parts).data
     finally:
         model.train(was_training)
-    return np.concatenate(parts)
+    return logits
 
 
 def evaluate(
     model: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]
 ) -> tuple[float, float, NDArray[np.int64]]:
-    """Mean cross-entropy, accuracy and the predicted classes."""
+    """Mean cross-entropy, accuracy and the predicted classes, these on the host."""
     logits = predict_logits(model, x)
-    predictions = logits.argmax(axis=1)
-    loss = float(np.asarray(nn.CrossEntropyLoss()(logits, y)))
-    return loss, float(np.mean(predictions == y)), predictions
+    classes = logits.argmax(axis=1)
+    loss = float(nn.CrossEntropyLoss()(logits, y).item())
+    return loss, float((classes == y).mean()), _device.on_host(classes)
 
 
 # -------------------------------------------------------------------------------------------- report

@@ -2,6 +2,7 @@
 
 The arrays of the states stand in the tensor section under readable names (``model.0.weight``,
 ``optimizer.state.0.exp_avg``); everything else is JSON in the metadata, where a number keeps all its bits.
+A file does not say on which device its arrays were: it is loaded to wherever those of the objects are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _random, _safetensors
+from fastopt._device import device_view
 
 __all__ = ["load", "load_object", "read", "save", "save_object"]
 
@@ -243,10 +245,16 @@ def _check_model(path: StrPath, current: Mapping[str, Any], saved: Any) -> None:
                 raise ValueError(f"load: model[{name!r}] has {what} {a}, {path} has {b}")
 
 
-def _as_array(value: Any) -> NDArray[Any] | None:
-    """The array in ``value``, if it is an array or a Tensor around one."""
-    data = value if isinstance(value, np.ndarray) else getattr(value, "data", None)
-    return data if isinstance(data, np.ndarray) else None
+def _as_array(value: Any) -> Any:
+    """The array in ``value``, on the host or a device, if it is an array or a Tensor around one; else None."""
+    if isinstance(value, np.ndarray):
+        return value
+    data = getattr(value, "data", None)
+    if isinstance(data, np.ndarray):
+        return data
+    if hasattr(value, "shape"):
+        return device_view(data if hasattr(data, "shape") else value, "array")
+    return None
 
 
 def _pack(value: Any, where: str, arrays: Arrays) -> Any:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core, _files, _threads, _train, checkpoint, info, plot
+from fastopt import _core, _device, _files, _threads, _train, checkpoint, info, plot
 
 _USAGE_ERROR = 2
 _INTERRUPTED = 130  # what a shell reports for a program stopped by Ctrl-C
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError, MemoryError) as err:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as err:
+        if isinstance(err, RuntimeError) and not _device.is_refusal(err):
+            raise
         print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
         return _USAGE_ERROR
 
@@ -126,6 +129,13 @@ def _add_train(p: argparse.ArgumentParser) -> None:
         "--threads", type=_count, metavar="N", help="threads of the kernels; results do not depend on it"
     )
     p.add_argument(
+        "--device",
+        type=_device_name,
+        default="cpu",
+        metavar="cpu|cuda|cuda:N",
+        help="where model and data are kept and computed with (default: cpu)",
+    )
+    p.add_argument(
         "--save", type=Path, metavar="F", help="write a checkpoint after each epoch (*.safetensors)"
     )
     p.add_argument("--resume", type=Path, metavar="F", help="go on with a saved run, and keep saving to it")
@@ -190,6 +200,12 @@ def _share(text: str) -> float:
     return float(_number(text, float, lambda v: 0 < v < 1, "a number in (0, 1)"))
 
 
+def _device_name(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def _column(text: str) -> int | str:
     try:
         return int(text)
@@ -221,6 +237,7 @@ def _run_train(args: argparse.Namespace) -> int:
             raise ValueError(f"{path}: a directory, expected a file")
     if args.plot is not None:
         plot.check_path(args.plot)
+    device = _train.open_device(args.device)
     config = _resumed_config(args) if args.resume else _fresh_config(args)
     stream = sys.stderr if args.json else sys.stdout
 
@@ -228,7 +245,7 @@ def _run_train(args: argparse.Namespace) -> int:
         print(line, file=stream, flush=True)
 
     dataset = _train.load_dataset(config, args.data)
-    trainer = _train.Trainer(config, dataset, args.save or args.resume)
+    trainer = _train.Trainer(config, dataset, args.save or args.resume, device)
     try:
         if args.resume:
             trainer.resume(args.resume)
@@ -312,7 +329,7 @@ def _headline(trainer: _train.Trainer) -> str:
         f"{config.dataset}: {len(dataset.x_train)} training and {len(dataset.x_test)} test rows; "
         f"{'-'.join(map(str, trainer.sizes))} {config.activation}, {trainer.parameters:,} parameters; "
         f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}; "
-        f"{_core.num_threads()} threads, {_core.isa()}"
+        + (trainer.device if trainer.device != "cpu" else f"{_core.num_threads()} threads, {_core.isa()}")
         + (f"; resumed after epoch {trainer.epoch}" if trainer.epoch else "")
     )
 
@@ -461,9 +478,22 @@ def _run_info(args: argparse.Namespace) -> int:
         "compiler": build["compiler"],
         "instruction set": isa,
         "threads": f"{build['threads']} (of {build['cpus']} CPUs)",
-        "gpu": ", ".join(gpu["devices"]) if gpu["available"] else f"not used: {gpu['reason']}",
+        "gpu": (", ".join(gpu["devices"]) or "usable") if gpu["available"] else f"not used: {gpu['reason']}",
+        "cuda": _cuda_parts(gpu),
         "optional": ", ".join(f"{name} {version or '-'}" for name, version in build["optional"].items()),
     }
     for name, value in rows.items():
         print(f"{name:<16}{value}")
     return 0
+
+
+def _cuda_parts(gpu: dict[str, Any]) -> str:
+    """What computing on a GPU takes, and which of it is here."""
+    install = "not found: pip install 'fastopt[cuda13]'"
+    parts = {
+        "kernels": gpu["architectures"] or "not in this build",
+        "driver": f"for CUDA {gpu['driver']}" if gpu["driver"] else "not found",
+        "CuPy": gpu["cupy"] or install,
+        "cuBLASLt": gpu["cublaslt"] or install,
+    }
+    return "; ".join(f"{name} {value}" for name, value in parts.items())

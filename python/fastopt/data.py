@@ -1,4 +1,7 @@
-"""Data sets and batches: IDX (MNIST), CSV, npz, and a seeded loader. Everything is a plain NumPy array."""
+"""Data sets and batches: IDX (MNIST), CSV, npz, and a seeded loader.
+
+What is read is plain NumPy arrays; a loader takes arrays on CUDA devices too.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastopt import _random
 from fastopt._arrays import as_view
+from fastopt._device import is_device_array, library
 from fastopt._files import StrPath, Table, read_csv, read_idx, read_npz
 from fastopt.tensor import Tensor, to_array, wrap
 
@@ -248,7 +252,8 @@ class DataLoader:
     ----------
     x
         An array (n, ...), or a tuple of arrays or a `TensorDataset` that are batched together. Tensors give
-        batches that are Tensors, everything else gives NumPy arrays.
+        batches that are Tensors, arrays on a CUDA device give arrays of their library that are gathered there, and
+        everything else gives NumPy arrays.
     y
         Labels or targets (n, ...); None: the batches are ``xb`` alone.
     batch_size
@@ -341,12 +346,10 @@ class DataLoader:
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         order = self.order(epoch)
+        orders = [_beside(a, order) for a in self.arrays]
         for i in range(first, len(self)):
             rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            if order is None:
-                batch = [a[rows] for a in self.arrays]
-            else:
-                batch = [a.take(order[rows], axis=0) for a in self.arrays]
+            batch = [_batch(a, its_order, rows) for a, its_order in zip(self.arrays, orders, strict=True)]
             parts = [wrap(b) if tensor else b for b, tensor in zip(batch, self._tensors, strict=True)]
             self._batch = i + 1
             yield parts[0] if self._single else tuple(parts)
@@ -386,9 +389,23 @@ class DataLoader:
         self.seed, self._batch, self._resume = seed, int(state["batch"]), True
 
 
-def as_rows(a: Any, name: str) -> NDArray[Any]:
+def _beside(a: Any, order: NDArray[np.int64] | None) -> Any:
+    """Return the order in the memory where `a` is."""
+    return library(a).from_host(order, a) if order is not None and is_device_array(a) else order
+
+
+def _batch(a: Any, order: Any, rows: slice) -> Any:
+    """Return one batch of an array, as its library knows it."""
+    if is_device_array(a):
+        lib = library(a)
+        return lib.unwrap(lib.rows(a, rows if order is None else lib.rows(order, rows)))
+    return a[rows] if order is None else a.take(order[rows], axis=0)
+
+
+def as_rows(a: Any, name: str) -> Any:
     """What a loader takes as an array."""
     if isinstance(a, (Tensor, list)):
         return to_array(a, name)
-    # Beside arrays: pandas and whatever else NumPy takes.
-    return as_view(a, name) if hasattr(a, "__dlpack__") else np.asarray(a)
+    if is_device_array(a) or hasattr(a, "__dlpack__") or hasattr(a, "__cuda_array_interface__"):
+        return as_view(a, name)
+    return np.asarray(a)  # pandas and whatever else NumPy takes
