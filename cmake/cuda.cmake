@@ -6,7 +6,8 @@ if(FASTOPT_SANITIZE)
 endif()
 set(FASTOPT_CUDA ${default} CACHE STRING "build the CUDA kernels: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(FASTOPT_CUDA_ARCHS 90a-real CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
+# Code for Hopper, and what a driver translates for any other GPU from Turing on.
+set(FASTOPT_CUDA_ARCHS "75-virtual;90a-real" CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
 set(FASTOPT_CUDA_SOURCES csrc/cuda/arrange.cu csrc/cuda/cross_entropy.cu csrc/cuda/elementwise.cu csrc/cuda/gemm.cu
     csrc/cuda/gemm_epilogue.cu csrc/cuda/losses.cu csrc/cuda/progress.cu csrc/cuda/queue.cu csrc/cuda/reduce.cu

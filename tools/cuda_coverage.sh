@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Which lines of csrc/cuda the host's tests run, for each file and in all: builds tests/host_cuda with gcc's counters in
-# build/coverage, runs its parts and reads what gcov makes of them. Lines that no part runs are listed.
+# build/coverage, runs its parts and reads what gcov makes of them. Lines that no part runs are listed. The module over host
+# memory is built too, for the Python tests.
 #
-#   tools/cuda_coverage.sh              # in a shell with cmake and ninja
+#   tools/cuda_coverage.sh              # in a shell with cmake, ninja, pybind11
 #   JOBS=4 tools/cuda_coverage.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 build=build/coverage
-cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTOPT_TESTS=ON -DFASTOPT_PYTHON=OFF -DFASTOPT_CUDA=OFF \
+cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTOPT_TESTS=ON -DFASTOPT_CUDA=OFF \
   -DFASTOPT_COVERAGE=ON >/dev/null
-cmake --build $build --target host_cuda_tests --parallel "${JOBS:-$(nproc)}"
+cmake --build $build --target host_cuda_tests _cuda_on_host --parallel "${JOBS:-$(nproc)}"
 find $build -name '*.gcda' -delete
 ctest --test-dir $build -R cuda --output-on-failure
 
