@@ -112,6 +112,7 @@ cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   if (const cudaError_t error = refuse_in_capture()) return error;
   *memory = nullptr;
+  if (bytes > host_cuda::most_memory) return host_cuda::leave(cudaErrorMemoryAllocation);
   if (bytes > 0 && posix_memalign(memory, 256, bytes) != 0) return leave(cudaErrorMemoryAllocation);
   if (bytes > 0) std::memset(*memory, 0xff, bytes);  // NaN
   return cudaSuccess;

@@ -60,6 +60,9 @@ inline float device_clock = 0;
 // Whether all streams are said to be captured; what is queued runs all the same.
 inline bool capturing = false;
 
+// More bytes than this at once cannot be had.
+inline std::size_t most_memory = std::size_t(-1);
+
 // How many operations graphs have run, so that a test can tell a replay.
 unsigned long replayed();
 

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } parts[] = {{"cuda_fibers", test_cuda_fibers},
+               {"cuda_runtime", test_cuda_runtime},
                {"cuda_step", test_cuda_step},
                {"cuda_elementwise", test_cuda_elementwise},
                {"cuda_gemm", test_cuda_gemm},
