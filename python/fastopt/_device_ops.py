@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt._device import Array, Library, device_view, library, native
-from fastopt._formulas import WEIGHTED_AVERAGE, Params, check_reduction, check_seed, checked
+from fastopt._formulas import WEIGHTED_AVERAGE, Params, check_reduction, check_seed, checked, class_axis
 
 View = Any  # of CuPy, or a TorchArray
 
@@ -246,21 +246,7 @@ def classes(
     check_reduction(name, reduction)
     call = Call(name, input, "input")
     x, t = call.first, call.view(target, "target")
-    if x.ndim == 0:
-        raise ValueError(f"{name}: input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
-    axis = 0 if x.ndim == 1 else 1
-    by_class = t.dtype.kind in "iu"
-    if not by_class and (name == "nll" or t.dtype != x.dtype):
-        kinds = "integers" if name == "nll" else f"integers, or {x.dtype} probabilities as the input"
-        raise TypeError(f"{name}: target is {t.dtype}, expected {kinds}")
-    expected = x.shape[:axis] + x.shape[axis + 1 :] if by_class else x.shape
-    if t.shape != expected:
-        raise ValueError(
-            f"{name}: target has shape {t.shape}, input has shape {x.shape}: expected "
-            f"{'classes' if by_class else 'probabilities'} of shape {expected}"
-        )
-    if not by_class and ignore_index >= 0:
-        raise ValueError(f"{name}: ignore_index is {ignore_index}, target has probabilities and not classes")
+    axis, by_class = class_axis(name, x, t, ignore_index)
     rows = call.library.dense(_axis_last(call, x, axis, "input"))
     t = t.astype(np.int64, copy=False) if by_class else _axis_last(call, t, axis, "target")
     value = call.empty(rows.shape[:-1] if reduction == "none" else (), x.dtype)

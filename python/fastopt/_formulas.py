@@ -77,3 +77,29 @@ def checked(name: str, params: Params) -> tuple[float, ...]:
     if name == "huber" and values[0] <= 0:
         raise ValueError(f"huber: delta must be above 0, got {values[0]}")
     return values
+
+
+def class_axis(call: str, x: Any, target: Any, ignore_index: int) -> tuple[int, bool]:
+    """Return the axis of the classes in a loss's input, and whether the target names classes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The target has another shape or dtype than either classes or probabilities would have.
+    """
+    if x.ndim == 0:
+        raise ValueError(f"{call}: input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
+    axis = 0 if x.ndim == 1 else 1
+    by_class = target.dtype.kind in "iu"
+    if not by_class and (call == "nll" or target.dtype != x.dtype):
+        kinds = "integers" if call == "nll" else f"integers, or {x.dtype} probabilities as the input"
+        raise TypeError(f"{call}: target is {target.dtype}, expected {kinds}")
+    expected = x.shape[:axis] + x.shape[axis + 1 :] if by_class else x.shape
+    if target.shape != expected:
+        raise ValueError(
+            f"{call}: target has shape {target.shape}, input has shape {x.shape}: expected "
+            f"{'classes' if by_class else 'probabilities'} of shape {expected}"
+        )
+    if not by_class and ignore_index >= 0:
+        raise ValueError(f"{call}: ignore_index is {ignore_index}, target has probabilities and not classes")
+    return axis, by_class

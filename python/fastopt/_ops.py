@@ -22,6 +22,7 @@ from fastopt._formulas import (
     check_reduction,
     check_seed,
     checked,
+    class_axis,
 )
 
 Array = npt.NDArray[Any]
@@ -372,21 +373,7 @@ def _classes(
     check_reduction(call, reduction)
     _check_array(input, call, "input")
     _check_array(target, call, "target")
-    if input.ndim == 0:
-        raise ValueError(f"{call}: input has shape (), expected (C,), (N, C) or (N, C, d1, ...)")
-    axis = 0 if input.ndim == 1 else 1
-    by_class = target.dtype.kind in "iu"
-    if not by_class and (call == "nll" or target.dtype != input.dtype):
-        kinds = "integers" if call == "nll" else f"integers, or {input.dtype} probabilities as the input"
-        raise TypeError(f"{call}: target is {target.dtype}, expected {kinds}")
-    expected = input.shape[:axis] + input.shape[axis + 1 :] if by_class else input.shape
-    if target.shape != expected:
-        raise ValueError(
-            f"{call}: target has shape {target.shape}, input has shape {input.shape}: expected "
-            f"{'classes' if by_class else 'probabilities'} of shape {expected}"
-        )
-    if not by_class and ignore_index >= 0:
-        raise ValueError(f"{call}: ignore_index is {ignore_index}, target has probabilities and not classes")
+    axis, by_class = class_axis(call, input, target, ignore_index)
     x = _dense(_axis_last(input, axis, call, "input"), call, "input")
     if by_class:
         t = _dense(target.astype(np.int64, copy=False), call, "target")
