@@ -42,7 +42,7 @@ def host_module() -> Path | None:
     """The extension over host memory: the one that was built last."""
     if path := os.environ.get("FASTOPT_HOST_CUDA"):
         return Path(path)
-    built = _BUILDS.glob("*/tests/host_cuda/_cuda.*.so")
+    built = _BUILDS.glob("*/tests/host_cuda/_cuda_on_host.*.so")
     plain = [path for path in built if "san" not in path.parts[-4]]
     return max(plain, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -51,8 +51,8 @@ def install() -> Any:
     """Put the extension over host memory in the place of `fastopt._cuda` and the stand-in in CuPy's; return that."""
     path = host_module()
     if path is None:
-        raise FileNotFoundError(f"no _cuda module under {_BUILDS}/*/tests/host_cuda")
-    spec = importlib.util.spec_from_file_location("fastopt._cuda", path)
+        raise FileNotFoundError(f"no _cuda_on_host module under {_BUILDS}/*/tests/host_cuda")
+    spec = importlib.util.spec_from_file_location("fastopt._cuda_on_host", path)
     assert spec is not None
     assert spec.loader is not None
     uninstall()

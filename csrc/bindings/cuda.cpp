@@ -5,7 +5,7 @@
 #include "bindings/device_arrays.hpp"
 #include "cuda/cublaslt.hpp"
 
-PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(FASTOPT_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
   using namespace fastopt;
   m.doc() = "The native layer of fastopt for NVIDIA GPUs.";
   py::register_exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError);
