@@ -22,8 +22,8 @@ set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/b
     csrc/bindings/device_arrays.cpp csrc/core/cut.cpp csrc/core/program_parts.cpp)
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
-# denormals are kept.
-set(FASTOPT_CUDA_FLAGS -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false)
+# denormals are kept. Code is packed as small as it gets: a wheel has a limit.
+set(FASTOPT_CUDA_FLAGS -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --compress-mode=size)
 
 if(FASTOPT_CUDA)
   include(CheckLanguage)
