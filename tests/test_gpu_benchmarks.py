@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import fastopt
 import host_gpu
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
+#: Where this process has fastopt from: an installed one, or the source tree.
+PACKAGES = str(Path(fastopt.__file__).parents[1])
+
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PACKAGES, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
