@@ -31,7 +31,7 @@ def as_float(a: Array) -> Array:
 def meet(a: Any, b: Any) -> tuple[Any, Any]:
     """Bring two operands, arrays or Python numbers, to one dtype by torch's rules."""
     if is_array(a) and is_array(b):
-        if is_device_array(a) != is_device_array(b):
+        if a.__class__ is not b.__class__ and is_device_array(a) != is_device_array(b):
             a, b = _together(a, b)
         if a.dtype is not b.dtype and a.dtype != b.dtype:
             dtype = promote(a, b)
