@@ -47,7 +47,7 @@ class CudaPlan {
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream,
             const py::object& max_norm, const py::object& norm, const py::object& scale) {
     DeviceCall call(stream);
-    const std::vector<const void*> pointers = arrays_.gradient_pointers(call, py::tuple(grads));
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     require_running(call, "step");
     DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
@@ -64,14 +64,14 @@ class CudaPlan {
 
   void check(const py::list& grads) const {
     DeviceCall call(0);
-    arrays_.gradient_pointers(call, py::tuple(grads));
+    gradient_pointers(call, grads);
   }
 
   // Leaves the norm of all gradients in `out`, one float64 on the device.
   void norm(const py::list& grads, double ord, const py::object& out, std::uintptr_t stream) {
     const Monoid monoid = norm_monoid(ord);
     DeviceCall call(stream);
-    const std::vector<const void*> pointers = arrays_.gradient_pointers(call, py::tuple(grads));
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
     double* const norm_at = number(call, out, {"norm", "out"});
     plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
   }
@@ -82,6 +82,13 @@ class CudaPlan {
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
            const py::object& emas)
       : arrays_(call, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
+
+  // The call is on the parameters' device, where the gradients must be.
+  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+    for (std::size_t i = 0; i < arrays_.params().size(); ++i)
+      call.begin_with(arrays_.params()[i], {"step", "params", Index(i)});
+    return arrays_.gradient_pointers(call, py::tuple(grads));
+  }
 
   // A step's numbers travel with its launches, so a graph would repeat the one that it has seen.
   static void require_running(const DeviceCall& call, const char* what) {

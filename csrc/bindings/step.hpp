@@ -83,6 +83,7 @@ class PlanArrays {
 
   int rule() const { return rule_; }
   const std::vector<PlanTensor>& tensors() const { return tensors_; }
+  const std::vector<typename Call::View>& params() const { return views_; }
   Index width() const { return kCommonCoefs + kRules[rule_].coefs.size; }
 
   // Null where the gradient is None. A gradient may be its own parameter's array, nothing else of the plan's.

@@ -238,6 +238,13 @@ int device_of(const void* pointer) {
   return 0;
 }
 
+// For Python tests of arrays on two devices.
+extern "C" __attribute__((visibility("default"))) void host_cuda_give_to_device(const void* begin,
+                                                                                std::size_t bytes,
+                                                                                int device) {
+  give_to_device(begin, bytes, device);
+}
+
 void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
   Runner::own().launch(grid, block, shared_bytes, kernel);
 }
