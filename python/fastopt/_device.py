@@ -129,10 +129,8 @@ class CupyLibrary:
         """Return a number on a device, or the limit where it is larger."""
         return self.cupy.minimum(a, limit)
 
-    def from_host(self, a: Any, like: Any = None) -> Any:
-        """Return a copy of an ndarray, on the device of `like` or the current one."""
-        if like is None:
-            return self.cupy.asarray(a)
+    def from_host(self, a: Any, like: Any) -> Any:
+        """Return a copy of an ndarray on the device of `like`."""
         with like.device:
             return self.cupy.asarray(a)
 
@@ -250,13 +248,12 @@ class TorchLibrary:
     def copy_into(self, target: Any, source: Any) -> None:
         target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)
 
-    def from_host(self, a: Any, like: Any = None) -> Any:
-        device = "cuda" if like is None else like.device
+    def from_host(self, a: Any, like: Any) -> Any:
         a = np.ascontiguousarray(a)
         if a.dtype.name == "bfloat16":  # of which torch and NumPy only share the bits
             bits = self.torch.from_numpy(a.view(np.int16))
-            return TorchArray(bits.to(device).view(self.torch.bfloat16))
-        return TorchArray(self.torch.from_numpy(a).to(device))
+            return TorchArray(bits.to(like.device).view(self.torch.bfloat16))
+        return TorchArray(self.torch.from_numpy(a).to(like.device))
 
     def to_host(self, x: Any) -> Any:
         tensor = x.tensor.detach().cpu()
@@ -317,7 +314,9 @@ def _default_library(name: str) -> Library:
         except ImportError:
             continue
         return found
-    raise ImportError(f"{name} is on a CUDA device, which needs CuPy or torch: pip install 'fastopt[cuda13]'")
+    raise RuntimeError(
+        f"{name} is on a CUDA device, which needs CuPy or torch: pip install 'fastopt[cuda13]'"
+    )
 
 
 def device_view(x: Any, name: str) -> Any:
