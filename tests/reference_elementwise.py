@@ -36,6 +36,24 @@ DEFAULTS: dict[str, Options] = {
         "no_prox": False,
         "decoupled_weight_decay": True,
     },
+    "Sophia": {
+        "lr": 1e-4,
+        "betas": (0.965, 0.99),
+        "rho": 0.04,
+        "weight_decay": 0.1,
+        "eps": 1e-15,
+        "decoupled_weight_decay": True,
+    },
+    "SGDScheduleFree": {"lr": 1.0, "momentum": 0.9, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0},
+    "AdamWScheduleFree": {
+        "lr": 2.5e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "warmup_steps": 0,
+        "r": 0.0,
+        "weight_lr_power": 2.0,
+        "decoupled_weight_decay": True,
+    },
 }
 
 
@@ -50,7 +68,8 @@ def decay(name: str, t: int, o: Options) -> float:
     """What step t multiplies the parameter by."""
     if name == "ASGD":
         return 1 - o["lambd"] * asgd_rate(t, o)
-    if not o["decoupled_weight_decay"] or (name == "ADOPT" and t == 1):
+    own = name == "AdamWScheduleFree" or (name == "ADOPT" and t == 1)
+    if not o["decoupled_weight_decay"] or own:
         return 1.0
     if name == "Adan" and not o["no_prox"]:
         return 1 / (1 + o["lr"] * o["weight_decay"])
@@ -121,10 +140,44 @@ def adan(g: Array, s: State, t: int, o: Options) -> Array:
     return u if o["no_prox"] else u * decay("Adan", t, o)
 
 
+def sophia(g: Array, s: State, t: int, o: Options) -> Array:
+    m = mean(s, "exp_avg", o["betas"][0], g)
+    h = s.setdefault("hessian", np.zeros_like(g))
+    return o["lr"] * np.clip(m / np.maximum(o["rho"] * h, g.dtype.type(o["eps"])), -1, 1)
+
+
+def schedule_free(g: Array, s: State, t: int, o: Options, mu: float) -> Array:
+    """The authors' step of y and z, which stores no x."""
+    y, lr = s["p"], o["lr"] * min(1.0, t / max(1, o["warmup_steps"]))
+    z = s.get("z", y)
+    s["lr_max"] = max(lr, s.get("lr_max", 0.0))
+    weight = t ** o["r"] * s["lr_max"] ** o["weight_lr_power"]
+    s["weight_sum"] = s.get("weight_sum", 0.0) + weight
+    c = weight / s["weight_sum"]
+    s["z"] = z - lr * g
+    return c * (y - z) + lr * (1 - mu * (1 - c)) * g
+
+
+def sgd_schedule_free(g: Array, s: State, t: int, o: Options) -> Array:
+    return schedule_free(g, s, t, o, o["momentum"])
+
+
+def adamw_schedule_free(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    v = mean(s, "exp_avg_sq", beta2, g * g) / (1 - beta2**t)
+    u = g / (np.sqrt(v) + o["eps"])
+    if o["decoupled_weight_decay"]:
+        u = u + o["weight_decay"] * s["p"]
+    return schedule_free(u, s, t, o, beta1)
+
+
 UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "ASGD": asgd,
     "Yogi": yogi,
     "ADOPT": adopt,
     "AdEMAMix": ademamix,
     "Adan": adan,
+    "Sophia": sophia,
+    "SGDScheduleFree": sgd_schedule_free,
+    "AdamWScheduleFree": adamw_schedule_free,
 }

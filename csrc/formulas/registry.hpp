@@ -19,7 +19,9 @@
 #include "formulas/rules/radam.hpp"
 #include "formulas/rules/rmsprop.hpp"
 #include "formulas/rules/rprop.hpp"
+#include "formulas/rules/schedule_free.hpp"
 #include "formulas/rules/sgd.hpp"
+#include "formulas/rules/sophia.hpp"
 #include "formulas/rules/yogi.hpp"
 
 namespace fastopt {
@@ -31,7 +33,7 @@ using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlD
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
-                       Asgd, Yogi, Adopt, Ademamix, Adan>;
+                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw>;
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -20,7 +20,9 @@ from fastopt.optim.nadam import NAdam
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
+from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
+from fastopt.optim.sophia import Sophia
 from fastopt.optim.yogi import Yogi
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Adan",
     "Lion",
@@ -42,6 +45,8 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SGDScheduleFree",
+    "Sophia",
     "WeightAverage",
     "Yogi",
     "clip_grad_norm_",
