@@ -81,7 +81,7 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
 
 
 #: Classes that torch does not have.
-TORCH_HAS_NO = ("Lion", "AdaBelief")
+TORCH_HAS_NO = ("Lion", "AdaBelief", "LARS", "LAMB", "NovoGrad")
 TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
 
 

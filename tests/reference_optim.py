@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import reference_layerwise
+
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
 State = dict[str, Any]
@@ -38,6 +40,7 @@ DEFAULTS: dict[str, Options] = {
     "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
+    **reference_layerwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -201,7 +204,7 @@ def run(
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
-    update = UPDATES[name]
+    whole = reference_layerwise.UPDATES.get(name)
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
@@ -223,13 +226,16 @@ def run(
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if o["decoupled_weight_decay"]:
+            if whole:
+                shrink = 1.0
+            elif o["decoupled_weight_decay"]:
                 shrink = 1 - o["lr"] * o["weight_decay"]
             else:
                 shrink = 1.0
                 g = g + o["weight_decay"] * p
             g = g + o["l1"] * np.sign(p)
-            u = update(g, states[i], counts[i], o)
+            state = states[i]
+            u = whole(g, p, state, counts[i], o) if whole else UPDATES[name](g, state, counts[i], o)
             p = p * shrink - u
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p

@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.hpp"
 #include "core/plan.hpp"
+#include "formulas/common.hpp"
 #include "formulas/registry.hpp"
 
 namespace fastopt {
@@ -107,6 +108,25 @@ class PlanArrays {
       pointers[i] = g.data;
     }
     return pointers;
+  }
+
+  // A float64 array of two dimensions, dense.
+  double* table(Call& call, py::handle array, const ArgName& name, std::size_t rows,
+                std::size_t columns) const {
+    const typename Call::View view = call.view(array, name);
+    require_dense(view, name, true);
+    if (view.dtype != DType::f64 || view.ndim != 2 || view.shape[0] != Index(rows) ||
+        view.shape[1] != Index(columns))
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                           ", expected float64 of shape (" + std::to_string(rows) + ", " +
+                           std::to_string(columns) + ")");
+    return static_cast<double*>(view.data);
+  }
+
+  // A step's factors, a row for each tensor; null for None.
+  const double* checked_factors(Call& call, const py::object& factors) const {
+    if (factors.is_none()) return nullptr;
+    return table(call, factors, {"step", "factors"}, views_.size(), Factors::kSize);
   }
 
   // Where `out` has a float64 for each tensor.

@@ -24,7 +24,21 @@ struct StorageKernels {
 struct StepKernels {
   StorageKernels at[kDTypes];  // [storage]
 };
-inline constexpr int kClipValue = 1, kL1 = 2,
+
+// The first pass of a step that depends on whole tensors: the sums of squares of a chunk's directions and of
+// its parameters. The rule's states are updated where it has such a pass of its own.
+struct Measured {
+  double update, param;
+};
+using MeasureKernel = Measured (*)(const StepChunk& chunk, const double* coefs);
+struct BoundedKernels {
+  MeasureKernel at[2];  // [clipped by value or with an L1 penalty]
+};
+struct MeasureKernels {
+  BoundedKernels at[kDTypes];  // [storage]
+};
+
+inline constexpr int kClipValue = 1, kL1 = 2, kL2 = 3, kLr = 4,
                      kCommonCoefs = 7;  // grad_scale clip_value l1 l2 lr decay ema_decay
 
 // One chunk of a reduction, in the monoid's 16 lanes; chunk results are merged in chunk order by the caller.
@@ -189,6 +203,7 @@ struct MathKernels {
 struct KernelTable {
   const char* isa;
   const StepKernels* step;                // [rule]
+  const MeasureKernels* measure;          // [rule]
   const ReduceKernels* reduce;            // [Monoid]
   const SumKernels* sums;                 // [compute type]
   const RowKernels* rows;                 // [compute type]

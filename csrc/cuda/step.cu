@@ -31,8 +31,8 @@ struct Update {
   S* ema;
 
   __device__ Update(const PlanTensor& tensor, Index begin, const void* grad, const double* coefs,
-                    double scale)
-      : common(coefs, scale),
+                    double scale, const Factors& factors)
+      : common(coefs, scale, factors),
         rule(coefs + kCommonCoefs),
         bounded(is_bounded(coefs)),
         p(static_cast<P*>(tensor.p) + begin),
@@ -78,9 +78,9 @@ struct Update {
 
 template <template <class> class Rule, class P>
 __device__ void update_chunk(const PlanTensor& tensor, const PlanChunk& chunk, const void* grad,
-                             const double* coefs, double scale) {
+                             const double* coefs, double scale, const Factors& factors) {
   using Updates = Update<Rule, P>;
-  const Updates update(tensor, chunk.begin, grad, coefs, scale);
+  const Updates update(tensor, chunk.begin, grad, coefs, scale, factors);
   for_each_pack<Updates::kPack>(update.fits(), 0, int(chunk.end - chunk.begin), int(threadIdx.x), kThreads,
                                 update);
 }
@@ -105,13 +105,18 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
   const double* coefs = step.coefs ? step.coefs : own_coefs.at;
   coefs += (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
   const double scale = step.grad_scale ? *step.grad_scale : 1.0;
+  Factors factors;
+  if (const double* own = step.factors) {
+    own += Factors::kSize * chunk.tensor;
+    factors = {own[0], own[1], own[2]};
+  }
   if constexpr (Wide) {
-    if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale);
+    if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale, factors);
   }
   if constexpr (Narrow) {
-    if (tensor.dtype == DType::f32) update_chunk<Rule, float>(tensor, chunk, grad, coefs, scale);
-    if (tensor.dtype == DType::bf16) update_chunk<Rule, Bf16>(tensor, chunk, grad, coefs, scale);
-    if (tensor.dtype == DType::f16) update_chunk<Rule, F16>(tensor, chunk, grad, coefs, scale);
+    if (tensor.dtype == DType::f32) update_chunk<Rule, float>(tensor, chunk, grad, coefs, scale, factors);
+    if (tensor.dtype == DType::bf16) update_chunk<Rule, Bf16>(tensor, chunk, grad, coefs, scale, factors);
+    if (tensor.dtype == DType::f16) update_chunk<Rule, F16>(tensor, chunk, grad, coefs, scale, factors);
   }
 }
 
@@ -187,7 +192,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);
   norm_chunks_ = upload(norm_chunks);
-  partials_ = upload(std::vector<double>(norm_chunks.size()));
+  partials_ = upload(std::vector<double>(2 * norm_chunks.size()));
 }
 
 void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
@@ -196,6 +201,13 @@ void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
 
 void DevicePlan::step_from_host(DeviceStep step, Index n_coefs, CudaStream stream) {
   Inline<double> coefs;
+  Inline<const void*> grads;
+  place(step, n_coefs, coefs, grads, stream);
+  launch_step(step, coefs, grads, stream);
+}
+
+void DevicePlan::place(DeviceStep& step, Index n_coefs, Inline<double>& coefs, Inline<const void*>& grads,
+                       CudaStream stream) {
   if (n_coefs <= Inline<double>::kSize) {
     std::copy_n(step.coefs, n_coefs, coefs.at);
     step.coefs = nullptr;
@@ -212,9 +224,7 @@ void DevicePlan::step_from_host(DeviceStep step, Index n_coefs, CudaStream strea
     }
     step.rows = rows_.get();
   }
-  Inline<const void*> grads;
   step.grads = place_grads(step.grads, grads, stream);
-  launch_step(step, coefs, grads, stream);
 }
 
 void DevicePlan::launch_step(const DeviceStep& step, const Inline<double>& coefs,

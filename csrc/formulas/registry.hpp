@@ -9,6 +9,7 @@
 #include "formulas/rules/adam.hpp"
 #include "formulas/rules/adamax.hpp"
 #include "formulas/rules/amsgrad.hpp"
+#include "formulas/rules/lamb.hpp"
 #include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
 #include "formulas/rules/nadam.hpp"
@@ -24,8 +25,14 @@ using Activations = Formulas<Relu, LeakyRelu, Sigmoid, Tanh, Gelu, GeluTanh, Sil
 
 using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlDivLog>;
 
-using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
-                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief>;
+using Rules =
+    Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
+             RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief, Lamb>;
+
+// Whether a rule has a first pass of its own for steps that depend on whole tensors.
+template <template <class> class Rule>
+inline constexpr bool measures =
+    requires(const Rule<double>& rule, double x, double* states) { rule.measure(x, x, states); };
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

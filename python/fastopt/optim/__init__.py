@@ -10,15 +10,20 @@ from fastopt.optim.adamw import AdamW
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
+from fastopt.optim.lamb import LAMB
+from fastopt.optim.lars import LARS
 from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.lion import Lion
 from fastopt.optim.nadam import NAdam
+from fastopt.optim.novograd import NovoGrad
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
 from fastopt.optim.sgd import SGD
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "LBFGS",
     "SGD",
     "AdaBelief",
@@ -29,6 +34,7 @@ __all__ = [
     "Adamax",
     "Lion",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RMSprop",
