@@ -129,6 +129,10 @@ class CupyLibrary:
         """Return a number on a device, or the limit where it is larger."""
         return self.cupy.minimum(a, limit)
 
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Return `a` where a condition holds and `b` elsewhere; the arrays are the library's own."""
+        return self.cupy.where(condition, a, b)
+
     def from_host(self, a: Any, like: Any) -> Any:
         """Return a copy of an ndarray on the device of `like`."""
         with like.device:
@@ -244,6 +248,9 @@ class TorchLibrary:
 
     def at_most(self, a: Any, limit: float) -> Any:
         return self.torch.clamp(a, max=limit)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self.torch.where(condition, a, b)
 
     def copy_into(self, target: Any, source: Any) -> None:
         target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)
