@@ -282,7 +282,7 @@ def test_lbfgs_comes_back_from_where_fun_is_not_finite():
 def test_a_wrong_gradient_is_told():
     r = fo.minimize(lambda x: (float(x @ x), -2 * x), np.ones(2), jac=True)
     assert (r.status, r.success) == (2, False)
-    assert "jac were not the gradient" in r.message
+    assert "jac is not the gradient" in r.message
     np.testing.assert_array_equal(r.x, 1.0)
 
 
@@ -315,6 +315,18 @@ def test_the_gradient_may_be_one_array_and_x_is_read_only(method):
     np.testing.assert_array_equal(r.x, other.x)
     assert len(places) <= (2 if method == "lbfgs" else 1)
     assert r.jac is not g
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_arrays_of_any_layout(method):
+    def fun(x):
+        value, g = bowl(x)
+        return value, np.asfortranarray(g)
+
+    options = {"maxiter": 9}
+    r = fo.minimize(fun, np.zeros((3, 2)).T, method=method, jac=True, options=options)
+    other = fo.minimize(bowl, np.zeros((2, 3)), method=method, jac=True, options=options)
+    np.testing.assert_array_equal(r.x, other.x)
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])

@@ -136,9 +136,9 @@ def _scalar(loss: Any) -> Any:
 
 
 def _gradient(g: Any, x: Any) -> Any:
-    """Return the gradient as an array like `x`; it is the caller's own where that fits."""
-    if type(g) is np.ndarray and type(x) is np.ndarray and g.dtype == x.dtype and g.shape == x.shape:
-        return g
+    """Return the gradient as a C-contiguous array like `x`; it is the caller's own where that fits."""
+    if type(g) is np.ndarray and g.dtype == x.dtype and g.shape == x.shape and not is_device_array(x):
+        return np.asarray(g, order="C")
     if is_tensor(g):
         g = g.data
     view = as_view(g if hasattr(g, "shape") and not np.isscalar(g) else np.asarray(g), "minimize: jac")
@@ -148,7 +148,8 @@ def _gradient(g: Any, x: Any) -> Any:
         raise ValueError(f"minimize: jac returned an array of shape {view.shape}, x0 has shape {x.shape}")
     if view.dtype.kind not in "fiub":
         raise TypeError(f"minimize: jac returned an array of {view.dtype}, x0 is {x.dtype}")
-    return (view if view.dtype == x.dtype else view.astype(x.dtype)).reshape(x.shape)
+    view = (view if view.dtype == x.dtype else view.astype(x.dtype)).reshape(x.shape)
+    return library(x).dense(view) if is_device_array(x) else np.asarray(view, order="C")
 
 
 class Box:

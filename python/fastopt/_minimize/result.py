@@ -54,7 +54,10 @@ SMALL_STEP = End(0, "converged: no element of x changes by more than xtol")
 PRECISION = End(0, "converged to the precision of fun: what is left to gain is less than its rounding")
 MAX_ITERATIONS = End(1, "stopped: maxiter iterations were not enough")
 MAX_EVALUATIONS = End(1, "stopped: maxfun evaluations were not enough")
-NO_DESCENT = End(2, "stopped: the line search found no lower value, as if jac were not the gradient of fun")
+NO_DESCENT = End(
+    2,
+    "stopped: the line search found no lower value; fun or jac is inexact, or jac is not the gradient of fun",
+)
 NOT_FINITE = End(3, "stopped: fun or its gradient is not finite")
 CALLBACK = End(99, "stopped: callback raised StopIteration")
 

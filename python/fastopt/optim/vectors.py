@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _ops
+from fastopt import _core, _ops
 from fastopt._arrays import assign
 from fastopt._device import device_view, is_device_array, library
 from fastopt.optim.params import is_tensor
@@ -72,6 +72,7 @@ def two_loop(
     Parameters
     ----------
     d : vector
+        C-contiguous, as the others.
     changes, steps : sequence of vectors
         Changes y of the gradient and s of the parameters, the oldest first.
     ro : sequence of float
@@ -87,11 +88,13 @@ def two_loop(
     ----------
     Nocedal, Updating Quasi-Newton Matrices with Limited Storage, Mathematics of Computation 35, 1980.
     """
+    on_host = type(d) is np.ndarray
+    dot, add = (_core.dot, _core.axpy) if on_host else (_ops.dot, add_scaled)
     al: list[Any] = [None] * len(ro)
     for i in reversed(range(len(ro))):
-        al[i] = _ops.dot(steps[i], d) * ro[i]
-        add_scaled(-al[i], changes[i], d)
+        al[i] = dot(steps[i], d) * ro[i]
+        add(-al[i], changes[i], d)
     d *= scale
     for i in range(len(ro)):
-        add_scaled(al[i] - _ops.dot(changes[i], d) * ro[i], steps[i], d)
+        add(al[i] - dot(changes[i], d) * ro[i], steps[i], d)
     return al
