@@ -102,7 +102,7 @@ FUNCTIONS = [
     Function("Styblinski-Tang 10", _styblinski_tang, np.full(10, -1.0), -391.6616570377142),
     _quadratic(50, 1e2),
     _quadratic(50, 1e4),
-    _quadratic(80, 1e6),
+    _quadratic(40, 1e5),
     _logistic(200, 20, 0.11360635679497576),
     _logistic(1000, 50, 0.10568898503555862),
 ]
