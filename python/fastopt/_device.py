@@ -213,7 +213,7 @@ class TorchArray:
         return TorchArray(self.tensor - other.tensor)
 
     def __mul__(self, factor: Any) -> TorchArray:
-        return TorchArray(self.tensor * factor)
+        return TorchArray(self.tensor * (factor.tensor if isinstance(factor, TorchArray) else factor))
 
     def __imul__(self, factor: Any) -> TorchArray:
         self.tensor *= factor

@@ -143,7 +143,10 @@ def _gradient(g: Any, x: Any) -> Any:
         g = g.data
     view = as_view(g if hasattr(g, "shape") and not np.isscalar(g) else np.asarray(g), "minimize: jac")
     if is_device_array(view) != is_device_array(x):
-        raise TypeError(f"minimize: jac returned {type(g).__name__}, x0 is {type(unwrapped(x)).__name__}")
+        places = ("the host", "a CUDA device")
+        raise TypeError(
+            f"minimize: jac returned an array on {places[is_device_array(view)]}, x0 is on {places[is_device_array(x)]}"
+        )
     if view.size != x.size:
         raise ValueError(f"minimize: jac returned an array of shape {view.shape}, x0 has shape {x.shape}")
     if view.dtype.kind not in "fiub":
