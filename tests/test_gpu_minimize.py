@@ -226,3 +226,46 @@ def test_lbfgs_of_torch_tensors(cp, kind, line_search_fn):
     np.testing.assert_allclose(on_host(there[1]), b, rtol=1e-9, atol=1e-9)
     assert "TorchArray" not in {type(v).__name__ for v in device.state[0].values()}
     assert device.state_dict()["state"][0]["d"].shape == (18,)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_wrappers_step_as_on_the_host(cp, adaptive):
+    w = np.random.default_rng(3).standard_normal((3, 5)).astype(np.float32)
+    b = np.ones(3, np.float32)
+    there = [cp.asarray(w), cp.asarray(b)]
+    for params in ([w, b], there):
+        opt = optim.Lookahead(optim.SAM(optim.Adam(params, lr=0.1), 0.3, adaptive), 2, 0.4)
+        for _ in range(5):
+            opt.step(lambda params=params: bowl(*params))
+    for ours, theirs in zip(there, (w, b), strict=True):
+        assert isinstance(ours, cp.ndarray)
+        np.testing.assert_allclose(on_host(ours), theirs, rtol=1e-5, atol=1e-6)
+    state = opt.state_dict()
+    assert isinstance(state["lookahead"]["slow"][0], cp.ndarray)
+    copies = [a.copy() for a in there]
+    heir = optim.Lookahead(optim.SAM(optim.Adam(copies, lr=1.0), 0.1))
+    heir.load_state_dict(state)
+    for o, params in ((opt, there), (heir, copies)):
+        for _ in range(2):
+            o.step(lambda params=params: bowl(*params))
+    np.testing.assert_array_equal(on_host(there[0]), on_host(copies[0]))
+
+
+def test_wrappers_wait_for_nothing(cp, waits):
+    x = cp.asarray(START)
+    opt = optim.Lookahead(optim.SAM(optim.SGD([x], lr=1e-3)), 1)
+    for _ in range(3):
+        opt.step(lambda: (lambda v, g: (v, [g]))(*rosenbrock(x)))
+    assert not waits
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_wrappers_of_torch_tensors(cp, kind, adaptive):
+    pytest.importorskip("torch")
+    x = START.copy()
+    there = host_gpu.torch_tensor(kind, x.copy())
+    for p in (x, there):
+        opt = optim.Lookahead(optim.SAM(optim.SGD([p], lr=1e-3), 0.3, adaptive), 2, 0.4)
+        for _ in range(5):
+            opt.step(lambda p=p: (lambda v, g: (v, [g]))(*rosenbrock(p)))
+    np.testing.assert_allclose(on_host(there), x, rtol=1e-9)

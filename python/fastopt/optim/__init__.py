@@ -17,9 +17,11 @@ from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
 from fastopt.optim.sgd import SGD
+from fastopt.optim.wrapper import SAM, Lookahead
 
 __all__ = [
     "LBFGS",
+    "SAM",
     "SGD",
     "AdaBelief",
     "Adadelta",
@@ -28,6 +30,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Lookahead",
     "NAdam",
     "Optimizer",
     "RAdam",
