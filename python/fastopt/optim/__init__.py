@@ -27,6 +27,7 @@ from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
 from fastopt.optim.sophia import Sophia
 from fastopt.optim.yogi import Yogi
+from fastopt.optim.wrapper import SAM, Lookahead
 
 __all__ = [
     "ADOPT",
@@ -34,6 +35,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LBFGS",
+    "SAM",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -45,6 +47,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Lookahead",
     "NAdam",
     "NovoGrad",
     "Optimizer",
