@@ -27,10 +27,33 @@ def steps(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], gra
     return data.in_turn(timed)
 
 
+def replays(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]) -> Timed:
+    """The same from CUDA graphs: the next step's numbers, and a replay."""
+    timed = []
+    for arrays in sets:
+        mine = [a.copy() for a in arrays]
+        opt = getattr(fo.optim, name)(mine, **options)
+        opt.prepare_capture()
+        with data.xp.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            opt.step(grads)
+            graph = stream.end_capture()
+
+        def call(opt: Any = opt, graph: Any = graph) -> None:
+            opt.advance()
+            graph.launch()
+
+        timed.append(Timed(call, lambda mine=mine: mine[0].ravel()[:1000]))
+    return data.in_turn(timed)
+
+
 def optimizer(
     name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]
 ) -> Calls:
-    return {"fastopt": steps(name, options, sets, grads)}
+    return {
+        "fastopt": steps(name, options, sets, grads),
+        "fastopt-graph": replays(name, options, sets, grads),
+    }
 
 
 def cross_entropy(logits: Sequence[Any], target: Any) -> Calls:

@@ -52,19 +52,40 @@ class CudaPlan {
     require_running(call, "step");
     DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
     step.rows = row_of;
-    double* const scale_at = number(call, scale, {"step", "scale"});
-    step.grad_scale = scale_at;
-    if (!max_norm.is_none()) {
-      double* const norm_at = number(call, norm, {"step", "norm"});
-      plan_.norm_from_host(Monoid::sum_squares, {pointers.data(), max_norm.cast<double>(), norm_at, scale_at},
-                           call.stream());
-    }
+    step.grad_scale = place_norm(call, pointers, max_norm, norm, scale);
     plan_.step_from_host(step, Index(coefs.size()), call.stream());
   }
 
   void check(const py::list& grads) const {
     DeviceCall call(0);
     gradient_pointers(call, grads);
+  }
+
+  // Makes room for steps that the caller captures, and loads their kernels.
+  void prepare_capture(std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    if (is_capturing(call.stream()))
+      throw std::runtime_error("prepare_capture: the stream is being captured, call it before");
+    plan_.prepare_capture(arrays_.width(), call.stream());
+  }
+
+  // `step` with the numbers of the last `advance` before each replay, on a stream that is being captured.
+  void capture(const py::list& grads, std::uintptr_t stream, const py::object& max_norm,
+               const py::object& norm, const py::object& scale) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    DeviceStep step = {};
+    step.grad_scale = place_norm(call, pointers, max_norm, norm, scale);
+    plan_.capture_step(pointers.data(), step, call.stream());
+  }
+
+  // The numbers of the next replay, queued on the stream.
+  void advance(const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    plan_.advance_captured(coefs.data(), coefs.shape(0), row_of, call.stream());
   }
 
   // Leaves the norm of all gradients in `out`, one float64 on the device.
@@ -83,20 +104,38 @@ class CudaPlan {
            const py::object& emas)
       : arrays_(call, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
 
-  // The call is on the parameters' device, where the gradients must be.
-  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+  // The call is on the parameters' device.
+  void begin(DeviceCall& call) const {
     for (std::size_t i = 0; i < arrays_.params().size(); ++i)
       call.begin_with(arrays_.params()[i], {"step", "params", Index(i)});
+  }
+
+  // The gradients must be there too.
+  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+    begin(call);
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
 
-  // A step's numbers travel with its launches, so a graph would repeat the one that it has seen.
+  // Queues the norm that a step is to limit; what the step multiplies gradients by, null for nothing.
+  const double* place_norm(DeviceCall& call, const std::vector<const void*>& pointers,
+                           const py::object& max_norm, const py::object& norm, const py::object& scale) {
+    double* const scale_at = number(call, scale, {"step", "scale"});
+    if (!max_norm.is_none()) {
+      double* const norm_at = number(call, norm, {"step", "norm"});
+      plan_.norm_from_host(Monoid::sum_squares, {pointers.data(), max_norm.cast<double>(), norm_at, scale_at},
+                           call.stream());
+    }
+    return scale_at;
+  }
+
+  // These numbers travel with the launch, so a graph would repeat those that it has seen.
   static void require_running(const DeviceCall& call, const char* what) {
     if (is_capturing(call.stream()))
       throw std::runtime_error(
           std::string(what) +
           ": the stream is being captured into a CUDA graph, which would repeat this step's "
-          "learning rate and bias corrections; capture the training step with fastopt.compile");
+          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
+          "advance() before each replay, or let fastopt.compile capture the training step");
   }
 
   Arrays arrays_;
@@ -116,6 +155,10 @@ void bind_cuda_step(py::module_& m) {
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
+      .def("prepare_capture", &CudaPlan::prepare_capture, py::arg("stream"))
+      .def("capture", &CudaPlan::capture, py::arg("grads"), py::arg("stream"),
+           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
+      .def("advance", &CudaPlan::advance, py::arg("coefs"), py::arg("sets"), py::arg("stream"))
       .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"));
 }
 

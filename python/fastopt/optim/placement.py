@@ -54,6 +54,10 @@ class Host:
         """Run one plan's step."""
         plan.step(grads, coefs, sets)
 
+    def capturing(self) -> bool:
+        """Whether what is queued now is recorded into a CUDA graph."""
+        return False
+
 
 class Device:
     """Arrays of one library on one CUDA device. A step is queued on the library's current stream."""
@@ -66,24 +70,37 @@ class Device:
     def plan(self, *arguments: Any) -> Any:
         return native().StepPlan(*arguments)
 
-    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
-        norm, scale = self._number(), self._number()
+    def limit(
+        self, plans: list[Any], grads: list[list[Any]], max_norm: float, room: list[Any] | None = None
+    ) -> Tail:
+        """Return how gradients are scaled; `room` is what `norm_room` has made."""
+        norm, scale, *norms = room or self.norm_room(len(plans))
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
-        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
         for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
-            plan.norm(gs, 2.0, norms[i : i + 1], self._stream())
-        native().join_norms(norms, max_norm, norm, scale, self._stream())
+            plan.norm(gs, 2.0, norms[0][i : i + 1], self.stream())
+        native().join_norms(norms[0], max_norm, norm, scale, self.stream())
         return Tail(1.0, norm, scale)
 
+    def norm_room(self, plans: int) -> list[Any]:
+        """Return new arrays for the norm, the scale and, of several plans, their norms."""
+        shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
+        return [self._library.unwrap(self._library.empty(self._first, s, np.float64)) for s in shapes]
+
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
-        plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
+        plan.step(grads, coefs, sets, self.stream(), tail.max_norm, tail.norm, tail.scale)
 
-    def _stream(self) -> int:
+    def capture(self, plan: Any, grads: list[Any], tail: Tail) -> None:
+        """Queue a step that a graph repeats with the numbers of the plan's last `advance`."""
+        plan.capture(grads, self.stream(), tail.max_norm, tail.norm, tail.scale)
+
+    def capturing(self) -> bool:
+        capturing: bool = native().is_capturing(self.stream())
+        return capturing
+
+    def stream(self) -> int:
+        """Return the address of the library's current stream."""
         return self._library.stream(self._first)
-
-    def _number(self) -> Any:
-        return self._library.unwrap(self._library.empty(self._first, (), np.float64))
 
 
 HOST = Host()

@@ -14,6 +14,7 @@ from fastopt import _core
 from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
 from fastopt._device import is_device_array, library
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL
 
@@ -96,7 +97,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Capturable, Optimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -248,6 +249,9 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -501,5 +505,5 @@ class RuleOptimizer(Optimizer):
         return library(new).unwrap(new) if is_device_array(new) else new
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         return {key: value for key, value in super().__getstate__().items() if key not in derived}
