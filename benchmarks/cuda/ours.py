@@ -103,7 +103,7 @@ def _network(net: Any) -> tuple[Any, Any, Any]:
         layer.weight.data[...], layer.bias.data[...] = w, b
         layers += [layer, fo.nn.ReLU()]
     model = fo.nn.Sequential(*layers[:-1]).to("cuda")
-    return model, fo.nn.CrossEntropyLoss(), fo.optim.Adam(model.parameters(), lr=net.lr)
+    return model, fo.nn.CrossEntropyLoss(), getattr(fo.optim, net.optimizer)(model.parameters(), lr=net.lr)
 
 
 def train(net: Any) -> Calls:
@@ -126,8 +126,14 @@ def train(net: Any) -> Calls:
     def many() -> Any:
         return run.run(x, y, batch_size=len(net.xs[0]), epochs=1, shuffle=False)
 
-    return {
+    calls: Calls = {
         "fastopt": Timed(lambda: float(step(*next(batches))), lambda: None),
         "fastopt-eager": Timed(eager, lambda: None),
         "fastopt-run": Many(many, len(net.xs)),
     }
+    if net.optimizer == "SGD":  # whose products update weights, unless they are told not to
+        apart = fo.compile(*_network(net), fuse_update=False)
+        calls["fastopt-apart-run"] = Many(
+            lambda: apart.run(x, y, batch_size=len(net.xs[0]), epochs=1, shuffle=False), len(net.xs)
+        )
+    return calls

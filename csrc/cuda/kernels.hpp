@@ -43,6 +43,9 @@ class DevicePlan {
   // The tensors' own pointers are to device memory; the vector is copied.
   DevicePlan(int rule, const std::vector<PlanTensor>& tensors);
   void step(const DeviceStep& step, CudaStream stream) const;
+  // Whether the update of a tensor is a sum of multiples of parameter and gradient, unless it is clipped or
+  // has an L1 penalty: a product may then do it (formulas/common.hpp: linear_update).
+  bool is_linear(Index tensor) const { return linear_[std::size_t(tensor)]; }
 
   // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max.
   void norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const;
@@ -76,6 +79,7 @@ class DevicePlan {
 
   int rule_;
   Index size_;
+  std::vector<bool> linear_;            // of each tensor
   bool narrow_ = false, wide_ = false;  // there are tensors that compute in float, in double
   Index chunks_size_ = 0, norm_chunks_size_ = 0;
   DeviceArray<PlanTensor> tensors_;

@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "core/parallel.hpp"
+#include "cuda/args.cuh"
 #include "cuda/packs.cuh"
 #include "cuda/store.cuh"
 #include "formulas/common.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -153,6 +153,8 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   Index elements = 0;
   for (const PlanTensor& tensor : tensors) {
     elements += tensor.n;
+    linear_.push_back(rule == index_in<Sgd>(Rules{}) && !tensor.ema &&
+                      (tensor.dtype == DType::f32 || tensor.dtype == DType::f64));
     (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
   }
   const std::vector<PlanChunk> chunks = cut(tensors, chunk_size(elements));

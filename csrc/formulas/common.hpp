@@ -10,6 +10,13 @@ inline namespace FASTOPT_ISA {
 // Whether a step with these coefficients clips by value or has an L1 penalty.
 FO_HD bool is_bounded(const double* c) { return is_finite(c[kClipValue]) || c[kL1] != 0.0; }
 
+// p becomes p * of_parameter + g * of_gradient.
+struct LinearUpdate {
+  double of_gradient, of_parameter;
+};
+// What a step of plain gradient descent with these coefficients is, where it is not bounded.
+FO_HD LinearUpdate linear_update(const double* c) { return {-c[4] * c[0], c[5] - c[4] * c[3]}; }
+
 template <class T>
 struct Common {
   T grad_scale, clip_value, l1, l2, lr, decay, ema_rest;
