@@ -12,6 +12,7 @@ import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
@@ -104,7 +105,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Capturable, Optimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -284,6 +285,9 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -528,6 +532,6 @@ class RuleOptimizer(Optimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
         return {**kept, "_shadows": None}
