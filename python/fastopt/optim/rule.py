@@ -13,12 +13,13 @@ import numpy as np
 from fastopt import _core
 from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
 from fastopt._device import is_device_array, library
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number, one_of
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL
 
 RULES = _core.rules()
 _COMMON_COEFS = 7
+_DECAY_MODES = ("l2", "decoupled", "decoupled_after", "fixed")
 _SMALL = 2**20  # bytes of a parameter whose state shares memory with others'; a larger one fills pages itself
 
 
@@ -39,6 +40,11 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    weight_decay_mode : {"l2", "decoupled", "decoupled_after", "fixed"}, optional
+        What ``weight_decay`` does: ``weight_decay * p`` is added to the gradient ("l2"), or `p` is multiplied by
+        ``1 - lr * weight_decay`` before the step ("decoupled") or after it ("decoupled_after"), or by
+        ``1 - weight_decay``, whatever the rate ("fixed"). None: one of the first two, as the optimizer's
+        ``decoupled_weight_decay`` says.
     foreach, fused : bool or None
         Accepted for torch's sake and ignored: every step is fused.
     """
@@ -48,6 +54,7 @@ class Common(TypedDict, total=False):
     max_norm: float | None
     clip_value: float | None
     ema_decay: float | None
+    weight_decay_mode: str | None
     foreach: bool | None
     fused: bool | None
 
@@ -136,6 +143,7 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        weight_decay_mode: str | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -144,8 +152,19 @@ class RuleOptimizer(Optimizer):
         self._swapped = False
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
-        common = {"maximize": maximize, "l1": l1, "clip_value": clip_value, "ema_decay": ema_decay}
+        common = {
+            "maximize": maximize,
+            "l1": l1,
+            "clip_value": clip_value,
+            "ema_decay": ema_decay,
+            "weight_decay_mode": weight_decay_mode,
+        }
         super().__init__(params, {**defaults, **common})
+
+    def _validate(self, group: dict[str, Any], where: str = "") -> None:
+        super()._validate(group, where)
+        if group["weight_decay_mode"] is not None:
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], _DECAY_MODES)
 
     def rule(self, group: dict[str, Any]) -> str:
         """Return the name of the native rule for the settings of `group`."""
@@ -287,14 +306,17 @@ class RuleOptimizer(Optimizer):
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         lr, *rest = self.coefficients(group, s)
         weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        decoupled = group["decoupled_weight_decay"]
+        mode = group["weight_decay_mode"] or ("decoupled" if group["decoupled_weight_decay"] else "l2")
+        decay = 1.0
+        if mode != "l2":
+            decay -= weight_decay * (1.0 if mode == "fixed" else group["lr"])
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if decoupled else weight_decay,
-            lr,
-            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            weight_decay if mode == "l2" else 0.0,
+            lr * decay if mode == "decoupled_after" else lr,
+            decay,
             group["ema_decay"] or 0.0,
             *rest,
         )
