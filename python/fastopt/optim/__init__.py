@@ -26,8 +26,8 @@ from fastopt.optim.rprop import Rprop
 from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
 from fastopt.optim.sophia import Sophia
-from fastopt.optim.yogi import Yogi
 from fastopt.optim.wrapper import SAM, Lookahead
+from fastopt.optim.yogi import Yogi
 
 __all__ = [
     "ADOPT",
