@@ -175,6 +175,13 @@ class RuleOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
+        """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
+        if not group["decoupled_weight_decay"]:
+            return 1.0
+        factor: float = 1.0 - group["lr"] * group["weight_decay"]
+        return factor
+
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
         return 0.0
@@ -311,16 +318,16 @@ class RuleOptimizer(Optimizer):
         return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        decoupled = group["decoupled_weight_decay"]
+        clip_value = group["clip_value"]
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if decoupled else weight_decay,
+            0.0 if group["decoupled_weight_decay"] else group["weight_decay"],
             lr,
-            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            decay,
             group["ema_decay"] or 0.0,
             s["step"],
             *rest,
