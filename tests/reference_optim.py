@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import reference_elementwise as elementwise
+import reference_layerwise
 
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
@@ -41,6 +42,7 @@ DEFAULTS: dict[str, Options] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
     **elementwise.DEFAULTS,
+    **reference_layerwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -205,7 +207,8 @@ def run(
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
-    update = UPDATES[name]
+    whole = reference_layerwise.UPDATES.get(name)
+    update = {**UPDATES, **elementwise.UPDATES}.get(name)
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
@@ -227,12 +230,13 @@ def run(
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if not o["decoupled_weight_decay"]:
+            if not whole and not o["decoupled_weight_decay"]:
                 g = g + o["weight_decay"] * p
             g = g + o["l1"] * np.sign(p)
-            states[i]["p"] = p
-            u = update(g, states[i], counts[i], o)
-            p = p * elementwise.decay(name, counts[i], o) - u
+            state = states[i]
+            state["p"] = p
+            u = whole(g, p, state, counts[i], o) if whole else update(g, state, counts[i], o)
+            p = p * (1.0 if whole else elementwise.decay(name, counts[i], o)) - u
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)

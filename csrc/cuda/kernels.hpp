@@ -16,6 +16,7 @@ struct DeviceStep {
   Index width;
   const std::int32_t* rows = nullptr;       // null, or the row of each tensor; without, all use the first
   const double* grad_scale = nullptr;       // null, or one more factor of all gradients
+  const double* factors = nullptr;          // null, or three for each tensor, as in Factors
   const std::int32_t* found_inf = nullptr;  // null, or a flag: the step changes nothing where it is set
 };
 
@@ -56,6 +57,8 @@ class DevicePlan {
   // call is back. They travel with the launch where they are few; many go to device memory first, in launches
   // of their own, addresses and rows only where they differ from the last call's.
   void step_from_host(DeviceStep step, Index n_coefs, CudaStream stream);
+  // StepPlan::measure in one launch, with its bits.
+  void measure_from_host(DeviceStep step, Index n_coefs, double* out, CudaStream stream);
   void norm_from_host(Monoid monoid, DeviceNorm norm, CudaStream stream);
 
  private:
@@ -65,16 +68,21 @@ class DevicePlan {
                    CudaStream stream) const;
   void launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own, double* out,
                     CudaStream stream) const;
+  // Puts what a step has in host memory into device memory, or into what travels with its launch.
+  void place(DeviceStep& step, Index n_coefs, Inline<double>& coefs, Inline<const void*>& grads,
+             CudaStream stream);
   // The addresses in device memory, or null where they are few enough to travel with a launch, in `own`.
   const void* const* place_grads(const void* const* grads, Inline<const void*>& own, CudaStream stream);
 
   int rule_;
   Index size_;
   bool narrow_ = false, wide_ = false;  // there are tensors that compute in float, in double
+  bool packed_ = false;                 // or that are packed
   Index chunks_size_ = 0, norm_chunks_size_ = 0;
   DeviceArray<PlanTensor> tensors_;
   DeviceArray<PlanChunk> chunks_, norm_chunks_;
-  DeviceArray<double> partials_;       // of a norm, one for each of its chunks
+  DeviceArray<std::uint32_t> noise_;
+  DeviceArray<double> partials_;       // of two norms, one for each of their chunks
   DeviceArray<unsigned> blocks_done_;  // of the running norm; of running norms one for each tensor
 
   // What the last call from the host has left in device memory.

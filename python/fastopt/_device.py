@@ -129,6 +129,10 @@ class CupyLibrary:
         """Return a number on a device, or the limit where it is larger."""
         return self.cupy.minimum(a, limit)
 
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Return `a` where a condition holds and `b` elsewhere; the arrays are the library's own."""
+        return self.cupy.where(condition, a, b)
+
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
         """Limit `x` in place, element by element."""
         self.cupy.clip(x, lower, upper, out=x)
@@ -265,6 +269,9 @@ class TorchLibrary:
 
     def at_most(self, a: Any, limit: float) -> Any:
         return self.torch.clamp(a, max=limit)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self.torch.where(condition, a, b)
 
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
         self.torch.clamp(x.tensor, lower.tensor, upper.tensor, out=x.tensor)

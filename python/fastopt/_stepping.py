@@ -57,7 +57,11 @@ class Stepping:
         self._read, self._loss, self._optimizer = read, loss, optimizer
         self._fuse, self._precision, self._batch_size = fuse, precision, batch_size
         self._on_device = read.device != "cpu"
-        self.rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+        self.rule = (
+            isinstance(optimizer, RuleOptimizer)
+            and type(optimizer).step is RuleOptimizer.step
+            and optimizer.by_element
+        )
         if self._on_device and not self.rule:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"

@@ -1,5 +1,6 @@
 // The CUDA step driver, every rule, storage type and option, against the CPU's plan: the same bits.
 #include "bits.hpp"
+#include "formulas/common.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
 
@@ -124,6 +125,25 @@ class Planned {
     cpu_.step(cpu_grads_.data(), coefs.data(), width_, with_rows ? rows_.data() : nullptr);
   }
 
+  // The first pass of a step in two, and the second with factors that belong to tensors.
+  void step_in_two(const double* scale) {
+    const Index n = Index(cpu_grads_.size());
+    const Guarded<double> got(2 * n, -1.0), want(2 * n, -2.0), factors(Factors::kSize * n);
+    for (Index i = 0; i < factors.size(); ++i) factors[i] = 1.0 / double(1 + i % 7);
+    std::vector<double> coefs = coefs_;
+    for (std::size_t i = 0; scale && i < coefs.size(); i += std::size_t(width_)) coefs[i] *= *scale;
+    DeviceStep step{cuda_grads_.data(), coefs_.data(), width_};
+    step.rows = rows_.data();
+    step.grad_scale = scale;
+    cuda_.measure_from_host(step, Index(coefs_.size()), got.data(), nullptr);
+    cpu_.measure(cpu_grads_.data(), coefs.data(), width_, rows_.data(), want.data());
+    for (Index i = 0; i < 2 * n; ++i)
+      CHECK(std::memcmp(&got[i], &want[i], sizeof(double)) == 0 || (is_nan(got[i]) && is_nan(want[i])));
+    step.factors = factors.data();
+    cuda_.step_from_host(step, Index(coefs_.size()), nullptr);
+    cpu_.step(cpu_grads_.data(), coefs.data(), width_, rows_.data(), factors.data());
+  }
+
   // A step that its flag calls off.
   void step_on_overflow() {
     const std::int32_t found_inf = 1;
@@ -163,6 +183,10 @@ void check_steps(Planned& plan, const std::string& what, const auto&... twins) {
   (twins.check(what + " from the host"), ...);
   plan.step(true, &scale, true);
   (twins.check(what + " in rows from the host"), ...);
+  plan.step_in_two(nullptr);
+  (twins.check(what + " in two passes"), ...);
+  plan.step_in_two(&scale);
+  (twins.check(what + " in two passes, scaled"), ...);
 }
 
 const std::vector<Index> kAllSizes(std::begin(kSizes), std::end(kSizes));
@@ -243,6 +267,12 @@ void test_cuda_step() {
   test_many_coefs(random);
   const DevicePlan empty(0, {{nullptr, {}, nullptr, 0, DType::f32}});
   empty.step({}, nullptr);
+  DevicePlan nothing(0, {{nullptr, {}, nullptr, 0, DType::f32}});
+  const void* const grad = nullptr;
+  const std::vector<double> coefs(std::size_t(kCommonCoefs), 0.0);
+  double norms[2] = {-1, -1};
+  nothing.measure_from_host({&grad, coefs.data(), kCommonCoefs}, kCommonCoefs, norms, nullptr);
+  CHECK(norms[0] == 0 && norms[1] == 0);
 }
 
 }  // namespace fastopt::test

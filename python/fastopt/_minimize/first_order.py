@@ -20,7 +20,6 @@ from fastopt._minimize.result import (
 )
 from fastopt.optim.vectors import numbers, unwrapped
 
-
 #: Classes that are no method: the base, the one with a driver of its own, and the one for gradients of some rows.
 _NO_METHODS = ("Optimizer", "LBFGS", "SparseAdam")
 

@@ -14,9 +14,12 @@ from fastopt.optim.asgd import ASGD
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
+from fastopt.optim.lamb import LAMB
+from fastopt.optim.lars import LARS
 from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.lion import Lion
 from fastopt.optim.nadam import NAdam
+from fastopt.optim.novograd import NovoGrad
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
@@ -29,6 +32,8 @@ from fastopt.optim.yogi import Yogi
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "LBFGS",
     "SAM",
     "SGD",
@@ -44,6 +49,7 @@ __all__ = [
     "Lion",
     "Lookahead",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RMSprop",

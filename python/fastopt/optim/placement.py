@@ -62,9 +62,40 @@ class Host:
         plan.param_norms(out)
         return out
 
-    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
-        """Run one plan's step."""
-        plan.step(grads, coefs, sets)
+    def measure(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail
+    ) -> tuple[Any, Tail]:
+        """Run the first pass of a step in two; return norms and what is left to do for the second.
+
+        Of the norms, float64, the first row is of directions and the second of parameters; 0 without a gradient.
+        """
+        out = np.empty((2, len(grads)))
+        plan.measure(grads, coefs, sets, out)
+        return out, tail
+
+    def numbers(self, values: Array) -> Any:
+        """Return numbers of tensors where the arrays are."""
+        return values
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Return `a` where a condition on numbers holds and `b` elsewhere."""
+        return np.where(condition, a, b)
+
+    def table(self, columns: tuple[Any, ...], n: int) -> Any:
+        """Return columns, each a number or n of them, side by side as float64."""
+        out = np.empty((n, len(columns)))
+        for i, column in enumerate(columns):
+            out[:, i] = column
+        return out
+
+    def step(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None
+    ) -> None:
+        """Run one plan's step; `factors` are three for each tensor, as `Factors` in csrc/formulas/common.hpp."""
+        if factors is None:
+            plan.step(grads, coefs, sets)
+        else:
+            plan.step(grads, coefs, sets, factors)
 
 
 class Device:
@@ -98,8 +129,29 @@ class Device:
         plan.param_norms(out, self._stream())
         return out
 
-    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
-        plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
+    def measure(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail
+    ) -> tuple[Any, Tail]:
+        out = self._numbers((2, len(grads)))
+        plan.measure(grads, coefs, sets, out, self._stream(), tail.max_norm, tail.norm, tail.scale)
+        return out, tail._replace(max_norm=None)
+
+    def numbers(self, values: Array) -> Any:
+        return self._library.unwrap(self._library.from_host(values, self._first))
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self._library.where(condition, a, b)
+
+    def table(self, columns: tuple[Any, ...], n: int) -> Any:
+        out = self._numbers((n, len(columns)))
+        for i, column in enumerate(columns):
+            out[:, i] = column
+        return out
+
+    def step(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None
+    ) -> None:
+        plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale, factors)
 
     def _stream(self) -> int:
         return self._library.stream(self._first)

@@ -13,7 +13,7 @@ import numpy as np
 from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.ema import swapped
-from fastopt.optim.placement import NO_TAIL
+from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 
 _COMMON_COEFS = 8
@@ -98,6 +98,7 @@ class _Plan:
         self.rows = rows.tolist()
         self.sets = None if len(self.rows) <= 1 else local.astype(np.int32)
         self.coefs = np.zeros((len(self.rows), self.width))
+        self.kept: dict[str, tuple[Array, Any]] = {}  # numbers of tensors that follow from the rows
 
     def select(self, grads: list[Any]) -> list[Any]:
         return grads if self.whole else [grads[i] for i in self.index]
@@ -130,6 +131,8 @@ class RuleOptimizer(Optimizer):
     scalars: ClassVar[dict[str, float]] = {"step": 0}
     #: Whether the numbers are part of the state dictionary.
     saves_scalars: ClassVar[bool] = True
+    #: Whether an element's update depends on its own numbers alone.
+    by_element: ClassVar[bool] = True
     #: Whether a parameter has state before its first step.
     eager_state: ClassVar[bool] = False
 
@@ -294,12 +297,16 @@ class RuleOptimizer(Optimizer):
         for dense in self._copied:
             dense.load()
         for plan, gs in zip(plans, chosen, strict=True):
-            self._placement.step(plan.native, gs, plan.coefs, plan.sets, tail)
+            self._run(plan, gs, tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
             row.scalars = s
         self.grad_norm = tail.norm
+
+    def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
+        """Run the native step of one plan."""
+        self._placement.step(plan.native, grads, plan.coefs, plan.sets, tail)
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
