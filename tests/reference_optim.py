@@ -212,15 +212,16 @@ def run(
     emas = [p.astype(compute) for p in ps]
     states: list[State] = [{} for _ in ps]
     counts = [0] * len(ps)
+    shared: State = {}
     for grads in steps:
         scale = 1.0
         if o["max_norm"] is not None:
             norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in grads if g is not None))
             scale = min(1.0, o["max_norm"] / (norm + 1e-6))
+        gs: list[Array | None] = [None] * len(ps)
         for i, given in enumerate(grads):
             if given is None:
                 continue
-            counts[i] += 1
             p, g = ps[i].astype(compute), given.astype(compute)
             g = scale * g
             if o["clip_value"] is not None:
@@ -229,10 +230,16 @@ def run(
                 g = -g
             if not o["decoupled_weight_decay"]:
                 g = g + o["weight_decay"] * p
-            g = g + o["l1"] * np.sign(p)
+            gs[i] = g + o["l1"] * np.sign(p)
             states[i]["p"] = p
-            u = update(g, states[i], counts[i], o)
-            p = p * elementwise.decay(name, counts[i], o) - u
+        if name in elementwise.PREPARE and not elementwise.PREPARE[name](gs, states, o, shared):
+            continue
+        for i, (g, s) in enumerate(zip(gs, states, strict=True)):
+            if g is None:
+                continue
+            counts[i] += 1
+            u = update(g, s, counts[i], o)
+            p = s["p"] * elementwise.decay(name, counts[i], o, s) - u
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)

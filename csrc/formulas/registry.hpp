@@ -16,6 +16,7 @@
 #include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
 #include "formulas/rules/nadam.hpp"
+#include "formulas/rules/prodigy.hpp"
 #include "formulas/rules/radam.hpp"
 #include "formulas/rules/rmsprop.hpp"
 #include "formulas/rules/rprop.hpp"
@@ -31,9 +32,10 @@ using Activations = Formulas<Relu, LeakyRelu, Sigmoid, Tanh, Gelu, GeluTanh, Sil
 
 using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlDivLog>;
 
-using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
-                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
-                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw>;
+using Rules =
+    Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
+             RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief, Asgd, Yogi,
+             Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Prodigy, ProdigyEstimate>;
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -13,10 +13,15 @@ import numpy as np
 from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.ema import swapped
-from fastopt.optim.placement import NO_TAIL
+from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 
 _COMMON_COEFS = 8
+
+
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
 
 
 class Common(TypedDict, total=False):
@@ -290,9 +295,11 @@ class RuleOptimizer(Optimizer):
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
+        if not self._prepare(plans, chosen, tail):
+            return
+        advanced = self._advance(plans, active, tail.factor)
         for plan, gs in zip(plans, chosen, strict=True):
             self._placement.step(plan.native, gs, plan.coefs, plan.sets, tail)
         for dense in self._copied:
@@ -300,6 +307,10 @@ class RuleOptimizer(Optimizer):
         for row, s in advanced:
             row.scalars = s
         self.grad_norm = tail.norm
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
