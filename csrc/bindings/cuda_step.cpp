@@ -77,6 +77,19 @@ class CudaPlan {
     plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
   }
 
+  // Leaves the norm of each gradient, of each parameter, in `out`: float64 on the device, one for each.
+  void norms(const py::list& grads, const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    plan_.norms_from_host(pointers.data(), arrays_.one_each(call, out, {"norms", "out"}), call.stream());
+  }
+
+  void param_norms(const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    plan_.param_norms(arrays_.one_each(call, out, {"param_norms", "out"}), call.stream());
+  }
+
   NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
  private:
@@ -84,10 +97,15 @@ class CudaPlan {
            const py::object& emas, const PackedArrays& packed)
       : arrays_(call, rule, params, states, emas, packed), plan_(arrays_.rule(), arrays_.tensors()) {}
 
-  // The call is on the parameters' device, where the gradients must be.
-  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+  // The call is on the parameters' device.
+  void begin(DeviceCall& call) const {
     for (std::size_t i = 0; i < arrays_.params().size(); ++i)
       call.begin_with(arrays_.params()[i], {"step", "params", Index(i)});
+  }
+
+  // The gradients must be there too.
+  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+    begin(call);
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
 
@@ -120,7 +138,9 @@ void bind_cuda_step(py::module_& m) {
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
-      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"));
+      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
+      .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
+      .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));
 }
 
 }  // namespace fastopt

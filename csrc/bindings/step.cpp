@@ -52,6 +52,20 @@ class Plan {
     return plan_.norm(pointers.data(), ord);
   }
 
+  void norms(const py::list& grads, const py::object& out) {
+    const py::tuple held(grads);
+    const std::vector<const void*> pointers = gradient_pointers(held);
+    double* const to = arrays_.one_each(kNumpy, out, {"norms", "out"});
+    const py::gil_scoped_release release;
+    plan_.norms(pointers.data(), to);
+  }
+
+  void param_norms(const py::object& out) {
+    double* const to = arrays_.one_each(kNumpy, out, {"param_norms", "out"});
+    const py::gil_scoped_release release;
+    plan_.param_norms(to);
+  }
+
  private:
   std::vector<const void*> gradient_pointers(const py::tuple& grads) const {
     return arrays_.gradient_pointers(kNumpy, grads);
@@ -135,7 +149,9 @@ void bind_step(py::module_& m) {
            py::arg("by_chance") = false, py::arg("shadows") = py::none())
       .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none())
       .def("check", &Plan::check, py::arg("grads"))
-      .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0);
+      .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)
+      .def("norms", &Plan::norms, py::arg("grads"), py::arg("out"))
+      .def("param_norms", &Plan::param_norms, py::arg("out"));
 }
 
 }  // namespace fastopt

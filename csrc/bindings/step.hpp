@@ -124,6 +124,16 @@ class PlanArrays {
     return pointers;
   }
 
+  // Where `out` has a float64 for each tensor.
+  double* one_each(Call& call, py::handle out, const ArgName& name) const {
+    const typename Call::View view = call.view(out, name);
+    require_dense(view, name, true);
+    if (view.dtype != DType::f64 || view.ndim != 1 || view.size != Index(views_.size()))
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                           ", expected float64 of shape (" + std::to_string(views_.size()) + ",)");
+    return static_cast<double*>(view.data);
+  }
+
   using Coefs = py::array_t<double, py::array::c_style>;
   using Rows = py::array_t<std::int32_t, py::array::c_style>;
 

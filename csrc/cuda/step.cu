@@ -182,7 +182,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   const std::vector<PlanChunk> norm_chunks = cut(tensors, kChunk);
   chunks_size_ = Index(chunks.size());
   norm_chunks_size_ = Index(norm_chunks.size());
-  blocks_done_ = upload(std::vector<unsigned>{0});
+  blocks_done_ = upload(std::vector<unsigned>(std::max<std::size_t>(tensors.size(), 1)));
   if (chunks.empty()) return;
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);

@@ -50,6 +50,18 @@ class Host:
         norm = _core.joint_norm([plan.norm(gs) for plan, gs in zip(plans, grads, strict=True)])
         return Tail(_core.clip_factor(norm, max_norm), norm)
 
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        """Return the L2 norm of each gradient of a plan, float64; 0 for None."""
+        out = np.empty(len(grads))
+        plan.norms(grads, out)
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        """Return the L2 norms of a plan's n parameters, float64."""
+        out = np.empty(n)
+        plan.param_norms(out)
+        return out
+
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         """Run one plan's step."""
         plan.step(grads, coefs, sets)
@@ -67,14 +79,24 @@ class Device:
         return native().StepPlan(*arguments, **packed)
 
     def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
-        norm, scale = self._number(), self._number()
+        norm, scale = self._numbers(()), self._numbers(())
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
-        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
+        norms = self._numbers((len(plans),))
         for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
             plan.norm(gs, 2.0, norms[i : i + 1], self._stream())
         native().join_norms(norms, max_norm, norm, scale, self._stream())
         return Tail(1.0, norm, scale)
+
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        out = self._numbers((len(grads),))
+        plan.norms(grads, out, self._stream())
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        out = self._numbers((n,))
+        plan.param_norms(out, self._stream())
+        return out
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
@@ -82,8 +104,9 @@ class Device:
     def _stream(self) -> int:
         return self._library.stream(self._first)
 
-    def _number(self) -> Any:
-        return self._library.unwrap(self._library.empty(self._first, (), np.float64))
+    def _numbers(self, shape: tuple[int, ...]) -> Any:
+        """Return room for float64 on the device."""
+        return self._library.unwrap(self._library.empty(self._first, shape, np.float64))
 
 
 HOST = Host()
