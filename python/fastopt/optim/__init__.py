@@ -20,12 +20,14 @@ from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.lion import Lion
 from fastopt.optim.nadam import NAdam
 from fastopt.optim.novograd import NovoGrad
+from fastopt.optim.prodigy import Prodigy
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
 from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
 from fastopt.optim.sophia import Sophia
+from fastopt.optim.sparse_adam import SparseAdam
 from fastopt.optim.wrapper import SAM, Lookahead
 from fastopt.optim.yogi import Yogi
 
@@ -51,11 +53,13 @@ __all__ = [
     "NAdam",
     "NovoGrad",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SGDScheduleFree",
     "Sophia",
+    "SparseAdam",
     "WeightAverage",
     "Yogi",
     "clip_grad_norm_",

@@ -20,6 +20,11 @@ from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 _COMMON_COEFS = 8
 
 
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
+
+
 class Common(TypedDict, total=False):
     """The keyword arguments that all of these optimizers take.
 
@@ -315,9 +320,11 @@ class RuleOptimizer(Capturable, Optimizer):
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
+        if not self._prepare(plans, chosen, tail):
+            return
+        advanced = self._advance(plans, active, tail.factor)
         for plan, gs in zip(plans, chosen, strict=True):
             self._run(plan, gs, tail)
         for dense in self._copied:
@@ -329,6 +336,10 @@ class RuleOptimizer(Capturable, Optimizer):
     def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
         """Run the native step of one plan."""
         self._placement.step(plan.native, grads, plan.coefs, plan.sets, tail)
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
