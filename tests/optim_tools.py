@@ -11,10 +11,11 @@ import pytest
 from cases import OPTIMIZERS
 from conftest import SIZES
 from fastopt import _core, optim
+from fastopt.optim.rule import RuleOptimizer
 from reference_optim import Run, run
 
 STEPS = 50
-RULES = [name for name in OPTIMIZERS if name != "LBFGS"]
+RULES = [name for name in OPTIMIZERS if issubclass(getattr(optim, name), RuleOptimizer)]
 ROWS = [(name, row) for name in RULES for row in range(len(OPTIMIZERS[name]["options"]))]
 
 

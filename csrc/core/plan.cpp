@@ -11,12 +11,6 @@
 namespace fastopt {
 namespace {
 
-template <class T>
-T* at(T* base, Index element, DType dtype) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return base ? static_cast<Byte*>(base) + element * item_bytes(dtype) : nullptr;
-}
-
 // A row of coefficients times a tensor's factors, in `own`; the products are those of Common.
 const double* scaled(const double* row, Index width, const double* factors, double* own) {
   std::copy_n(row, width, own);
@@ -50,14 +44,15 @@ void StepPlan::step(const void* const* grads, const double* coefs, Index width, 
     const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
     double own[kCommonCoefs + Names::kMax];
     if (factors) row = scaled(row, width, factors + Factors::kSize * chunk.tensor, own);
-    update_piece(chunk.tensor, chunk.begin, chunk.end, at(grads[chunk.tensor], chunk.begin, tensor.dtype),
-                 row);
+    update_piece(chunk.tensor, chunk.begin, chunk.end,
+                 element_at(grads[chunk.tensor], chunk.begin, tensor.dtype), row);
   });
 }
 
 void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* grad,
                             const double* row) const {
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
+  if (tensor.packing.any()) return update_packed(tensor_, begin, end, grad, row);
   kernels().step[rule_].at[int(tensor.dtype)].at[tensor.ema != nullptr][is_bounded(row)](
       piece(tensor_, begin, end, grad), row);
 }
@@ -66,10 +61,10 @@ StepChunk StepPlan::piece(Index tensor_, Index begin, Index end, const void* gra
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
   const DType dtype = tensor.dtype;
   StepChunk piece;
-  piece.p = at(tensor.p, begin, dtype);
+  piece.p = element_at(tensor.p, begin, dtype);
   piece.g = grad;
-  for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], begin, state_dtype(dtype));
-  piece.ema = at(tensor.ema, begin, state_dtype(dtype));
+  for (int s = 0; s < 4; ++s) piece.states[s] = element_at(tensor.states[s], begin, state_dtype(dtype));
+  piece.ema = element_at(tensor.ema, begin, state_dtype(dtype));
   piece.n = end - begin;
   return piece;
 }
@@ -81,7 +76,7 @@ void StepPlan::measure(const void* const* grads, const double* coefs, Index widt
   param_partials_.assign(chunks_.size(), 0.0);
   for_each_chunk(grads, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
     const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
-    const void* grad = at(grads[chunk.tensor], chunk.begin, tensor.dtype);
+    const void* grad = element_at(grads[chunk.tensor], chunk.begin, tensor.dtype);
     const Measured part = kernels().measure[rule_].at[int(tensor.dtype)].at[is_bounded(row)](
         piece(chunk.tensor, chunk.begin, chunk.end, grad), row);
     partials_[std::size_t(i)] = part.update;
@@ -97,7 +92,7 @@ void StepPlan::reduce_chunks(Monoid monoid, const void* const* arrays) {
   std::fill(partials_.begin(), partials_.end(), 0.0);
   for_each_chunk(arrays, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
     partials_[std::size_t(i)] = kernel.at[int(tensor.dtype)](
-        at(arrays[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
+        element_at(arrays[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
   });
 }
 

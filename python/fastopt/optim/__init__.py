@@ -3,6 +3,7 @@
 from fastopt.optim import lr_scheduler
 from fastopt.optim.adabelief import AdaBelief
 from fastopt.optim.adadelta import Adadelta
+from fastopt.optim.adafactor import Adafactor
 from fastopt.optim.adagrad import Adagrad
 from fastopt.optim.adam import Adam
 from fastopt.optim.adamax import Adamax
@@ -14,25 +15,30 @@ from fastopt.optim.lamb import LAMB
 from fastopt.optim.lars import LARS
 from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.lion import Lion
+from fastopt.optim.muon import Muon
 from fastopt.optim.nadam import NAdam
 from fastopt.optim.novograd import NovoGrad
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
 from fastopt.optim.sgd import SGD
+from fastopt.optim.soap import SOAP
 
 __all__ = [
     "LAMB",
     "LARS",
     "LBFGS",
     "SGD",
+    "SOAP",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Lion",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Optimizer",

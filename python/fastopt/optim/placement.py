@@ -41,9 +41,9 @@ class Host:
     #: Types of gradients that native calls take as they are.
     types: frozenset[type] = frozenset({np.ndarray})
 
-    def plan(self, *arguments: Any) -> Any:
-        """Return a native plan of a rule, parameters, states and averages."""
-        return _core.StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        """Return a native plan of a rule, parameters, states, averages, and what is stored in fewer bytes."""
+        return _core.StepPlan(*arguments, **packed)
 
     def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
         """Return how gradients of several plans are scaled so that their norm is at most `max_norm`."""
@@ -106,8 +106,8 @@ class Device:
         self._library = library(first.source)
         self.types = frozenset({type(first.array)})
 
-    def plan(self, *arguments: Any) -> Any:
-        return native().StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        return native().StepPlan(*arguments, **packed)
 
     def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
         norm, scale = self._numbers(()), self._numbers(())
