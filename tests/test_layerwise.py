@@ -198,8 +198,8 @@ def test_trains_a_compiled_model_as_an_eager_one(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_device_has_the_bits_of_the_cpu(name: str, cp: Any) -> None:
     """Groups of two settings, a limit of the norm, and gradients that are missing now and then."""
-    values = arrays(6, np.float32)
-    steps = [arrays(60 + t, np.float32) for t in range(4)]
+    values = arrays(6, np.float32, SHAPES[:5])
+    steps = [arrays(60 + t, np.float32, SHAPES[:5]) for t in range(4)]
 
     def stepped(place: Any) -> tuple[list[Any], Any]:
         params = [place(v) for v in values]

@@ -187,7 +187,7 @@ def matrix_of(a: Any) -> Any:
 
 def norm(x: Any) -> Any:
     """Return the L2 norm of all elements: a float, or of an array on a device one of no dimensions and its dtype."""
-    squares = _ops.sum_squares(x)
+    squares = _ops.sum_squares(x if is_device_array(x) else np.asarray(x))
     return np.sqrt(squares).reshape(()).astype(x.dtype) if is_device_array(x) else math.sqrt(squares)
 
 

@@ -169,6 +169,14 @@ class Muon(MatrixOptimizer):
             gather(nested, spec, grads)
         return [grads[i] for i in order]
 
+    def _as_given(self, in_order: list[Any]) -> list[Any]:
+        if self._given is None:
+            return in_order
+        given: list[Any] = [None] * len(in_order)
+        for i, g in zip(self._given[1], in_order, strict=True):
+            given[i] = g
+        return given
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; with ``"use_muon": False`` they are AdamW's and so are its settings.
 
