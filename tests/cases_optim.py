@@ -6,6 +6,7 @@ instruction sets), "errors" are settings that are refused, with the message.
 
 from __future__ import annotations
 
+import cases_elementwise
 from cases_layerwise import layerwise, matrices
 
 COUPLED = {"maximize": True, "weight_decay": 0.05173}
@@ -219,3 +220,4 @@ OPTIMIZERS = {
         ],
     },
 }
+OPTIMIZERS |= cases_elementwise.rows(COUPLED, REGULARISED, AVERAGED, COMMON_ERRORS, BETAS_ERRORS)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import reference_elementwise as elementwise
 import reference_layerwise
 
 Array = npt.NDArray[Any]
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Options] = {
     "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
+    **elementwise.DEFAULTS,
     **reference_layerwise.DEFAULTS,
 }
 COMMON: Options = {
@@ -179,6 +181,7 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Rprop": rprop,
     "Lion": lion,
     "AdaBelief": adabelief,
+    **elementwise.UPDATES,
 }
 
 
@@ -205,6 +208,7 @@ def run(
     """
     o = {**COMMON, **DEFAULTS[name], **options}
     whole = reference_layerwise.UPDATES.get(name)
+    update = {**UPDATES, **elementwise.UPDATES}.get(name)
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
@@ -226,17 +230,13 @@ def run(
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if whole:
-                shrink = 1.0
-            elif o["decoupled_weight_decay"]:
-                shrink = 1 - o["lr"] * o["weight_decay"]
-            else:
-                shrink = 1.0
+            if not whole and not o["decoupled_weight_decay"]:
                 g = g + o["weight_decay"] * p
             g = g + o["l1"] * np.sign(p)
             state = states[i]
-            u = whole(g, p, state, counts[i], o) if whole else UPDATES[name](g, state, counts[i], o)
-            p = p * shrink - u
+            state["p"] = p
+            u = whole(g, p, state, counts[i], o) if whole else update(g, state, counts[i], o)
+            p = p * (1.0 if whole else elementwise.decay(name, counts[i], o)) - u
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)

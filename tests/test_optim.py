@@ -100,7 +100,7 @@ def test_minimises_parabola_and_rosenbrock(name):
         name, 0.05 if name != "SGD" else 0.2
     )
     x = np.array([-1.0, 10.0])
-    opt = make(name, [x], {"lr": lr})
+    opt = make(name, [x], OPTIMIZERS[name].get("parabola", {"lr": lr}))
     target = np.array([3.0, -2.0])
     for _ in range(3000):
         opt.step([2 * (x - target)])
@@ -119,7 +119,8 @@ def test_minimises_parabola_and_rosenbrock(name):
         "NovoGrad": ({"lr": 5e-3}, 5e-3),
         "RAdam": ({"lr": 1e-3}, 5e-3),  # begins with plain momentum
     }
-    options, bound = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    usual = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    options, bound = OPTIMIZERS[name].get("rosenbrock", usual)
     opt = make(name, [x], options)
     for _ in range(8000):
         a, b = x

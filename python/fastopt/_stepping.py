@@ -194,7 +194,8 @@ class Stepping:
         updates = [(plan.native, len(plan.rows), plan.sets) for plan in plans]
         native: _core.Program | DeviceProgram
         if self._on_device:
-            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates)
+            fuse = self._fuse is not False
+            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates, fuse)
         else:
             native = _core.Program(self._read.dtype.name, self._precision == "bf16", layers, numbers, updates)
         if self._batch_size is not None:

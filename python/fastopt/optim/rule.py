@@ -12,6 +12,7 @@ import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
@@ -104,7 +105,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Capturable, Optimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -177,6 +178,13 @@ class RuleOptimizer(Optimizer):
         `s` holds the parameter's numbers (`scalars`); ``s["step"]`` counts this step already.
         """
         raise NotImplementedError
+
+    def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
+        """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
+        if not group["decoupled_weight_decay"]:
+            return 1.0
+        factor: float = 1.0 - group["lr"] * group["weight_decay"]
+        return factor
 
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
@@ -277,6 +285,9 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -318,16 +329,16 @@ class RuleOptimizer(Optimizer):
         return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        decoupled = group["decoupled_weight_decay"]
+        clip_value = group["clip_value"]
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if decoupled else weight_decay,
+            0.0 if group["decoupled_weight_decay"] else group["weight_decay"],
             lr,
-            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            decay,
             group["ema_decay"] or 0.0,
             s["step"],
             *rest,
@@ -521,6 +532,6 @@ class RuleOptimizer(Optimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
         return {**kept, "_shadows": None}
