@@ -6,6 +6,7 @@ instruction sets), "errors" are settings that are refused, with the message.
 
 from __future__ import annotations
 
+import cases_compat
 import cases_elementwise
 from cases_layerwise import layerwise, matrices
 
@@ -221,3 +222,4 @@ OPTIMIZERS = {
     },
 }
 OPTIMIZERS |= cases_elementwise.rows(COUPLED, REGULARISED, AVERAGED, COMMON_ERRORS, BETAS_ERRORS)
+cases_compat.extend(OPTIMIZERS)

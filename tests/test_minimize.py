@@ -14,13 +14,14 @@ from fastopt._minimize import result as results
 
 scipy = pytest.importorskip("scipy.optimize")
 
-RULES = [
-    name.lower()
-    for name in optim.__all__
-    if isinstance(getattr(optim, name), type)
-    and issubclass(getattr(optim, name), optim.Optimizer)
-    and name not in ("Optimizer", "LBFGS")
-]
+CLASSES = {
+    name.lower(): cls
+    for name, cls in vars(optim).items()
+    if isinstance(cls, type)
+    and issubclass(cls, optim.Optimizer)
+    and name not in ("Optimizer", "LBFGS", "SparseAdam")
+}
+RULES = sorted(CLASSES)
 TARGET = np.arange(6.0).reshape(2, 3) - 2.5
 START = np.array([-1.2, 1.0])
 
@@ -53,21 +54,23 @@ def test_every_method_descends_in_the_dtype_of_x0(method, dtype):
     assert r.success == (np.abs(r.jac).max() <= 1e-5) == (r.status == 0)
     assert r.nfev == r.njev
     if method != "lbfgs":
-        assert r.nfev == r.nit + 1
+        assert r.nfev == r.nit + 1 + hasattr(CLASSES[method], "eval")
 
 
 @pytest.mark.parametrize("method", RULES)
 def test_an_optimizer_steps_as_by_hand(method):
     x = np.zeros((2, 3))
-    cls = {name.lower(): getattr(optim, name) for name in optim.__all__}[method]
-    opt = cls([x], **settings(method))
+    opt = CLASSES[method]([x], **settings(method))
     for _ in range(7):
         opt.step([bowl(x)[1]])
+    averages = hasattr(opt, "eval")
+    if averages:
+        opt.eval()
     r = fo.minimize(
         bowl, np.zeros((2, 3)), method=method, jac=True, options={"maxiter": 7, **settings(method)}
     )
     np.testing.assert_array_equal(r.x, x)
-    assert (r.nit, r.nfev, r.status, r.success) == (7, 8, 1, False)
+    assert (r.nit, r.nfev, r.status, r.success) == (7, 8 + averages, 1, False)
     assert "maxiter" in r.message
 
 

@@ -10,6 +10,7 @@ from fastopt import _ops, optim
 from fastopt._minimize.objective import Box, Objective
 from fastopt._minimize.result import (
     CALLBACK,
+    LARGE_AVERAGE,
     MAX_ITERATIONS,
     NOT_FINITE,
     SMALL_DECREASE,
@@ -19,16 +20,17 @@ from fastopt._minimize.result import (
 )
 from fastopt.optim.vectors import numbers, unwrapped
 
+#: Classes that are no method: the base, the one with a driver of its own, and the one for gradients of some rows.
+_NO_METHODS = ("Optimizer", "LBFGS", "SparseAdam")
+
 
 def optimizers() -> dict[str, type[optim.Optimizer]]:
     """Return the optimizers that step by a gradient, by their names in lower case."""
-    found = {name.lower(): getattr(optim, name) for name in optim.__all__}
+    found = {name: getattr(optim, name) for name in optim.__all__ if name not in _NO_METHODS}
     return {
-        name: cls
+        name.lower(): cls
         for name, cls in found.items()
-        if isinstance(cls, type)
-        and issubclass(cls, optim.Optimizer)
-        and cls not in (optim.Optimizer, optim.LBFGS)
+        if isinstance(cls, type) and issubclass(cls, optim.Optimizer)
     }
 
 
@@ -46,6 +48,8 @@ def descend(
     **settings: Any,
 ) -> tuple[Any, float, Any, int, End]:
     """Step by an optimizer until the gradient is small.
+
+    Where the optimizer averages (schedule-free ones), the result is the average.
 
     Parameters
     ----------
@@ -110,7 +114,9 @@ def descend(
         nit += 1
     if averages:
         opt.eval()
-        loss, g, _ = evaluate()
+        loss, g, largest = evaluate()
+        if end is SMALL_GRADIENT and not largest <= gtol:
+            end = LARGE_AVERAGE
     return x, loss, g, nit, end
 
 

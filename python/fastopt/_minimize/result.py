@@ -53,6 +53,7 @@ SMALL_DECREASE = End(0, "converged: fun changes by no more than ftol, relative t
 SMALL_STEP = End(0, "converged: no element of x changes by more than xtol")
 PRECISION = End(0, "converged to the precision of fun: what is left to gain is less than its rounding")
 MAX_ITERATIONS = End(1, "stopped: maxiter iterations were not enough")
+LARGE_AVERAGE = End(1, "stopped: the gradient is small where the last step was taken, not yet at the average")
 MAX_EVALUATIONS = End(1, "stopped: maxfun evaluations were not enough")
 NO_DESCENT = End(
     2,

@@ -41,6 +41,12 @@ UNIT = Interval(0.0, 1.0, "[0, 1]")
 BETAS = ("beta1", "beta2", "beta3")
 
 
+def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}")
+
+
 def number(owner: str, name: str, value: Any, where: str = "") -> float:
     """Return `value` as a float, or raise TypeError."""
     try:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number, one_of
 from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL, Tail
@@ -37,6 +37,11 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    weight_decay_mode : {"l2", "decoupled", "decoupled_after", "fixed"}, optional
+        What ``weight_decay`` does: ``weight_decay * p`` is added to the gradient ("l2"), or `p` is multiplied by
+        ``1 - lr * weight_decay`` before the step ("decoupled") or after it ("decoupled_after"), or by
+        ``1 - weight_decay``, whatever the rate ("fixed"). None: one of the first two, as the optimizer's
+        ``decoupled_weight_decay`` says.
     state_dtype : {"float32", "bfloat16", "int8"}
         How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
         element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
@@ -53,6 +58,7 @@ class Common(TypedDict, total=False):
     max_norm: float | None
     clip_value: float | None
     ema_decay: float | None
+    weight_decay_mode: str | None
     state_dtype: str
     rounding: str
     foreach: bool | None
@@ -130,6 +136,8 @@ class RuleOptimizer(Capturable, Optimizer):
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
+    #: The values of ``weight_decay_mode``; none where a rule decays in a way of its own.
+    decay_modes: ClassVar[tuple[str, ...]] = ("l2", "decoupled", "decoupled_after", "fixed")
     #: Whether the numbers are part of the state dictionary.
     saves_scalars: ClassVar[bool] = True
     #: Whether an element's update depends on its own numbers alone.
@@ -147,6 +155,7 @@ class RuleOptimizer(Capturable, Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        weight_decay_mode: str | None = None,
         state_dtype: str = "float32",
         rounding: str = "nearest",
         foreach: bool | None = None,
@@ -163,6 +172,7 @@ class RuleOptimizer(Capturable, Optimizer):
             "l1": l1,
             "clip_value": clip_value,
             "ema_decay": ema_decay,
+            "weight_decay_mode": weight_decay_mode,
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
@@ -181,10 +191,16 @@ class RuleOptimizer(Capturable, Optimizer):
 
     def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
         """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
-        if not group["decoupled_weight_decay"]:
-            return 1.0
-        factor: float = 1.0 - group["lr"] * group["weight_decay"]
+        mode = self._decay_mode(group)
+        factor: float = 1.0
+        if mode != "l2":
+            factor -= group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
         return factor
+
+    @staticmethod
+    def _decay_mode(group: dict[str, Any]) -> str:
+        mode: str | None = group["weight_decay_mode"]
+        return mode or ("decoupled" if group["decoupled_weight_decay"] else "l2")
 
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
@@ -198,6 +214,8 @@ class RuleOptimizer(Capturable, Optimizer):
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
         super()._validate(group, where)
         self._storage(group).check(type(self).__name__, where)
+        if group["weight_decay_mode"] is not None:
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
     @property
     def max_norm(self) -> float | None:
@@ -331,13 +349,13 @@ class RuleOptimizer(Capturable, Optimizer):
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        clip_value = group["clip_value"]
+        clip_value, mode = group["clip_value"], self._decay_mode(group)
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if group["decoupled_weight_decay"] else group["weight_decay"],
-            lr,
+            group["weight_decay"] if mode == "l2" else 0.0,
+            lr * decay if mode == "decoupled_after" else lr,
             decay,
             group["ema_decay"] or 0.0,
             s["step"],

@@ -26,6 +26,7 @@ _STILL = (0.0, math.inf, 0.0, 0.0, 1.0, 1.0, 1.0)
 class _ScheduleFree(RuleOptimizer):
     """Base class: the sequences y, z and x, and which of y and x the parameters hold."""
 
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     scalars: ClassVar[dict[str, float]] = {"step": 0, "weight_sum": 0.0, "lr_max": 0.0}
     #: Coefficients of the rule, behind those of the move, with which a gradient of 0 changes no state.
     _rest: ClassVar[tuple[float, ...]] = ()
