@@ -288,7 +288,7 @@ class Stepping:
 
         def closure() -> tuple[float, list[Array | None]]:
             losses, _ = self._run(native, block, rates, np.empty(0), None)
-            return float(losses[0]), self._grads
+            return float(losses[0]), self._optimizer._as_given(self._grads)
 
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(closure))
