@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import reference_elementwise as elementwise
+
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
 State = dict[str, Any]
@@ -38,6 +40,7 @@ DEFAULTS: dict[str, Options] = {
     "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
+    **elementwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -176,6 +179,7 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Rprop": rprop,
     "Lion": lion,
     "AdaBelief": adabelief,
+    **elementwise.UPDATES,
 }
 
 
@@ -223,14 +227,12 @@ def run(
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if o["decoupled_weight_decay"]:
-                shrink = 1 - o["lr"] * o["weight_decay"]
-            else:
-                shrink = 1.0
+            if not o["decoupled_weight_decay"]:
                 g = g + o["weight_decay"] * p
             g = g + o["l1"] * np.sign(p)
+            states[i]["p"] = p
             u = update(g, states[i], counts[i], o)
-            p = p * shrink - u
+            p = p * elementwise.decay(name, counts[i], o) - u
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)

@@ -38,8 +38,9 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
 
 class CudaPlan {
  public:
-  CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas)
-      : CudaPlan(DeviceCall(0), rule, params, states, emas) {}
+  CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
+           const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows)
+      : CudaPlan(DeviceCall(0), rule, params, states, emas, {exponents, remainders, shadows, by_chance}) {}
 
   // max_norm: None, or what to scale the gradients to first; then `norm` receives their norm and `scale` the
   // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
@@ -97,12 +98,25 @@ class CudaPlan {
     plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
   }
 
+  // Leaves the norm of each gradient, of each parameter, in `out`: float64 on the device, one for each.
+  void norms(const py::list& grads, const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    plan_.norms_from_host(pointers.data(), arrays_.one_each(call, out, {"norms", "out"}), call.stream());
+  }
+
+  void param_norms(const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    plan_.param_norms(arrays_.one_each(call, out, {"param_norms", "out"}), call.stream());
+  }
+
   NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
-           const py::object& emas)
-      : arrays_(call, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
+           const py::object& emas, const PackedArrays& packed)
+      : arrays_(call, rule, params, states, emas, packed), plan_(arrays_.rule(), arrays_.tensors()) {}
 
   // The call is on the parameters' device.
   void begin(DeviceCall& call) const {
@@ -150,8 +164,11 @@ void bind_cuda_step(py::module_& m) {
   m.def("join_norms", &join_norms, py::arg("norms"), py::arg("max_norm"), py::arg("norm"), py::arg("scale"),
         py::arg("stream"));
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
-      .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
-           py::arg("states"), py::arg("emas") = py::none())
+      .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
+                    py::object>(),
+           py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
+           py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
+           py::arg("by_chance") = false, py::arg("shadows") = py::none())
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
@@ -159,7 +176,9 @@ void bind_cuda_step(py::module_& m) {
       .def("capture", &CudaPlan::capture, py::arg("grads"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("advance", &CudaPlan::advance, py::arg("coefs"), py::arg("sets"), py::arg("stream"))
-      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"));
+      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
+      .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
+      .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));
 }
 
 }  // namespace fastopt

@@ -50,6 +50,11 @@ class DevicePlan {
   // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max.
   void norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const;
 
+  // The L2 norm of each tensor's gradient, of each parameter, in one launch, with StepPlan's bits. `grads` is
+  // in host memory, as below.
+  void norms_from_host(const void* const* grads, double* out, CudaStream stream);
+  void param_norms(double* out, CudaStream stream) const;
+
   // The same with `grads`, `rows` and `coefs` (n_coefs of them) in host memory, which may change once the
   // call is back. They travel with the launch where they are few; many go to device memory first, in launches
   // of their own, addresses and rows only where they differ from the last call's.
@@ -71,6 +76,8 @@ class DevicePlan {
                    CudaStream stream) const;
   void launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline<const void*>& grads,
                    CudaStream stream) const;
+  void launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own, double* out,
+                    CudaStream stream) const;
   // The addresses in device memory, or null where they are few enough to travel with a launch, in `own`.
   const void* const* place_grads(const void* const* grads, Inline<const void*>& own, CudaStream stream);
   const void* const* place_captured_grads(const void* const* grads, CudaStream stream);
@@ -85,7 +92,7 @@ class DevicePlan {
   DeviceArray<PlanTensor> tensors_;
   DeviceArray<PlanChunk> chunks_, norm_chunks_;
   DeviceArray<double> partials_;       // of a norm, one for each of its chunks
-  DeviceArray<unsigned> blocks_done_;  // of the running norm
+  DeviceArray<unsigned> blocks_done_;  // of the running norm; of running norms one for each tensor
 
   // What the last call from the host has left in device memory.
   std::vector<const void*> known_grads_;

@@ -88,7 +88,7 @@ __device__ void update_chunk(const PlanTensor& tensor, const PlanChunk& chunk, c
 
 // Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
 template <template <class> class Rule, bool Wide>
-constexpr int kBlocks = Wide || Rule<float>::states.size == 3 ? 2 : 3;
+constexpr int kBlocks = Wide || Rule<float>::states.size >= 3 ? 2 : 3;
 
 // Narrow and Wide: the plan has tensors that compute in float, in double. The registers of double would
 // cost float its occupancy, so only a plan with both pays for both. What is null in `step` travels with the
@@ -153,7 +153,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   Index elements = 0;
   for (const PlanTensor& tensor : tensors) {
     elements += tensor.n;
-    linear_.push_back(rule == index_in<Sgd>(Rules{}) && !tensor.ema &&
+    linear_.push_back(rule == index_in<Sgd>(Rules{}) && !tensor.ema && !tensor.packing.any() &&
                       (tensor.dtype == DType::f32 || tensor.dtype == DType::f64));
     (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
   }
@@ -161,7 +161,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   const std::vector<PlanChunk> norm_chunks = cut(tensors, kChunk);
   chunks_size_ = Index(chunks.size());
   norm_chunks_size_ = Index(norm_chunks.size());
-  blocks_done_ = upload(std::vector<unsigned>{0});
+  blocks_done_ = upload(std::vector<unsigned>(std::max<std::size_t>(tensors.size(), 1)));
   if (chunks.empty()) return;
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);

@@ -9,7 +9,7 @@ from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 
 class AdamFamily(RuleOptimizer):
-    """Base class of the rules with two moments, an eps and either form of weight decay."""
+    """Base class of the rules with betas, an eps and either form of weight decay; `more` are a rule's own settings."""
 
     ranges: ClassVar[dict[str, Interval]] = {
         **COMMON_RANGES,
@@ -22,10 +22,11 @@ class AdamFamily(RuleOptimizer):
         self,
         params: Any,
         lr: float,
-        betas: tuple[float, float],
+        betas: tuple[float, ...],
         eps: float,
         weight_decay: float,
         decoupled_weight_decay: bool,
+        more: dict[str, Any] | None = None,
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -34,5 +35,6 @@ class AdamFamily(RuleOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
+            **(more or {}),
         }
         super().__init__(params, settings, **common)

@@ -85,7 +85,7 @@ class CapturedStep:
 
     def _require_same(self, optimizer: RuleOptimizer, call: str) -> None:
         """Refuse where the kernels would have to update other arrays, or by another rule."""
-        kinds = [(optimizer.rule(group), group["ema_decay"] is not None) for group in optimizer.param_groups]
+        kinds = [optimizer._storage(group) for group in optimizer.param_groups]
         if optimizer._plans is not self._plans or kinds != optimizer._kinds:
             raise RuntimeError(
                 f"{call}: parameters, state or rule are not what they were at prepare_capture(); call it again, "

@@ -41,14 +41,26 @@ class Host:
     #: Types of gradients that native calls take as they are.
     types: frozenset[type] = frozenset({np.ndarray})
 
-    def plan(self, *arguments: Any) -> Any:
-        """Return a native plan of a rule, parameters, states and averages."""
-        return _core.StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        """Return a native plan of a rule, parameters, states, averages, and what is stored in fewer bytes."""
+        return _core.StepPlan(*arguments, **packed)
 
     def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
         """Return how gradients of several plans are scaled so that their norm is at most `max_norm`."""
         norm = _core.joint_norm([plan.norm(gs) for plan, gs in zip(plans, grads, strict=True)])
         return Tail(_core.clip_factor(norm, max_norm), norm)
+
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        """Return the L2 norm of each gradient of a plan, float64; 0 for None."""
+        out = np.empty(len(grads))
+        plan.norms(grads, out)
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        """Return the L2 norms of a plan's n parameters, float64."""
+        out = np.empty(n)
+        plan.param_norms(out)
+        return out
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         """Run one plan's step."""
@@ -67,8 +79,8 @@ class Device:
         self._library = library(first.source)
         self.types = frozenset({type(first.array)})
 
-    def plan(self, *arguments: Any) -> Any:
-        return native().StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        return native().StepPlan(*arguments, **packed)
 
     def limit(
         self, plans: list[Any], grads: list[list[Any]], max_norm: float, room: list[Any] | None = None
@@ -83,9 +95,19 @@ class Device:
         return Tail(1.0, norm, scale)
 
     def norm_room(self, plans: int) -> list[Any]:
-        """Return new arrays for the norm, the scale and, of several plans, their norms."""
+        """Return room for the norm, the scale and, of several plans, their norms."""
         shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
-        return [self._library.unwrap(self._library.empty(self._first, s, np.float64)) for s in shapes]
+        return list(map(self._numbers, shapes))
+
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        out = self._numbers((len(grads),))
+        plan.norms(grads, out, self.stream())
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        out = self._numbers((n,))
+        plan.param_norms(out, self.stream())
+        return out
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         plan.step(grads, coefs, sets, self.stream(), tail.max_norm, tail.norm, tail.scale)
@@ -101,6 +123,10 @@ class Device:
     def stream(self) -> int:
         """Return the address of the library's current stream."""
         return self._library.stream(self._first)
+
+    def _numbers(self, shape: tuple[int, ...]) -> Any:
+        """Return room for float64 on the device."""
+        return self._library.unwrap(self._library.empty(self._first, shape, np.float64))
 
 
 HOST = Host()

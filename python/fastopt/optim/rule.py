@@ -10,17 +10,14 @@ from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
-from fastopt import _core
-from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
-from fastopt._device import is_device_array, library
+from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
 from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL
+from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 
-RULES = _core.rules()
-_COMMON_COEFS = 7
-_SMALL = 2**20  # bytes of a parameter whose state shares memory with others'; a larger one fills pages itself
+_COMMON_COEFS = 8
 
 
 class Common(TypedDict, total=False):
@@ -40,6 +37,13 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    state_dtype : {"float32", "bfloat16", "int8"}
+        How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
+        element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
+        depend on the step's number alone. Of float64 parameters they stay float64.
+    rounding : {"nearest", "stochastic", "exact"}
+        How bfloat16 parameters are rounded after a step: to the nearest, by chance, or not at all: ``"exact"``
+        keeps the 16 bits that they lack of float32 as state.
     foreach, fused : bool or None
         Accepted for torch's sake and ignored: every step is fused.
     """
@@ -49,6 +53,8 @@ class Common(TypedDict, total=False):
     max_norm: float | None
     clip_value: float | None
     ema_decay: float | None
+    state_dtype: str
+    rounding: str
     foreach: bool | None
     fused: bool | None
 
@@ -76,11 +82,12 @@ class _Row:
 class _Plan:
     """The parameters that one native call updates."""
 
-    def __init__(self, rule: str, native: Any, index: list[int], whole: bool) -> None:
+    def __init__(self, rule: str, native: Any, index: list[int], whole: bool, packed: bool) -> None:
         self.native = native
+        self.packed = packed
         self.index = index
         self.whole = whole
-        self.counts = bool(RULES[rule]["states"])
+        self.counts = packed or bool(RULES[rule]["states"])
         self.width = _COMMON_COEFS + len(RULES[rule]["coefs"])
         self.rows: list[int] = []
         self.sets: Array | None = None
@@ -137,15 +144,25 @@ class RuleOptimizer(Capturable, Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        state_dtype: str = "float32",
+        rounding: str = "nearest",
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         self.max_norm = max_norm
         self.grad_norm: Any = None
         self._swapped = False
+        self._shadows: list[Any] | None = None
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
-        common = {"maximize": maximize, "l1": l1, "clip_value": clip_value, "ema_decay": ema_decay}
+        common = {
+            "maximize": maximize,
+            "l1": l1,
+            "clip_value": clip_value,
+            "ema_decay": ema_decay,
+            "state_dtype": state_dtype,
+            "rounding": rounding,
+        }
         super().__init__(params, {**defaults, **common})
 
     def rule(self, group: dict[str, Any]) -> str:
@@ -159,9 +176,25 @@ class RuleOptimizer(Capturable, Optimizer):
         """
         raise NotImplementedError
 
+    def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
+        """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
+        if not group["decoupled_weight_decay"]:
+            return 1.0
+        factor: float = 1.0 - group["lr"] * group["weight_decay"]
+        return factor
+
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
         return 0.0
+
+    def _storage(self, group: dict[str, Any]) -> Storage:
+        """Return how what belongs to a group's parameters is stored."""
+        average = group["ema_decay"] is not None
+        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"])
+
+    def _validate(self, group: dict[str, Any], where: str = "") -> None:
+        super()._validate(group, where)
+        self._storage(group).check(type(self).__name__, where)
 
     @property
     def max_norm(self) -> float | None:
@@ -195,7 +228,7 @@ class RuleOptimizer(Capturable, Optimizer):
     def _index_parameters(self) -> None:
         super()._index_parameters()
         self._plans: list[_Plan] | None = None
-        self._kinds: list[tuple[str, bool]] = []
+        self._kinds: list[Storage] = []
         self._seen: list[dict[str, Any]] = []
 
     def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
@@ -289,17 +322,18 @@ class RuleOptimizer(Capturable, Optimizer):
         return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        decoupled = group["decoupled_weight_decay"]
+        clip_value = group["clip_value"]
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if decoupled else weight_decay,
+            0.0 if group["decoupled_weight_decay"] else group["weight_decay"],
             lr,
-            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            decay,
             group["ema_decay"] or 0.0,
+            s["step"],
             *rest,
         )
 
@@ -338,7 +372,7 @@ class RuleOptimizer(Capturable, Optimizer):
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
             if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
                 raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
-        kinds = [(self.rule(group), group["ema_decay"] is not None) for group in self.param_groups]
+        kinds = [self._storage(group) for group in self.param_groups]
         plans = self._plans
         if plans is None or kinds != self._kinds:
             plans = self._build(kinds)
@@ -347,62 +381,69 @@ class RuleOptimizer(Capturable, Optimizer):
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _build(self, kinds: list[tuple[str, bool]]) -> list[_Plan]:
-        """Make one native plan for each rule in use, with state arrays for its parameters."""
+    def _build(self, kinds: list[Storage]) -> list[_Plan]:
+        """Make one native plan for each rule and storage in use, with state arrays for its parameters."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
-        for kind in dict.fromkeys(kinds):
-            rule, average = kind
-            index = [i for i, g in enumerate(groups) if kinds[g] == kind]
+        for storage in dict.fromkeys(kinds):
+            index = [i for i, g in enumerate(groups) if kinds[g] == storage]
             if not index:
                 continue
-            names = list(RULES[rule]["states"])
-            self._allocate(index, [*names, "ema"] if average else names)
-            states = [[self._state_array(i, name) for i in index] for name in names]
-            emas = [self._state_array(i, "ema") for i in index] if average else None
-            native = self._placement.plan(rule, [self._dense[i].array for i in index], states, emas)
-            plan = _Plan(rule, native, index, len(index) == len(groups))
+            dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
+            self._allocate(storage, index)
+            names = RULES[storage.rule]["states"]
+            states = [[in_layout(d, s, name) for d, s in zip(dense, state, strict=True)] for name in names]
+            emas = None
+            if storage.average:
+                emas = [in_layout(d, s, "ema") for d, s in zip(dense, state, strict=True)]
+            packed = storage.arguments(state)
+            if self._shadows is not None:
+                packed["shadows"] = [self._shadows[i] for i in index]
+            native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
+            whole = len(index) == len(groups)
+            plan = _Plan(storage.rule, native, index, whole, storage.packed or self._shadows is not None)
             plan.assign(self._row_of)
             plans.append(plan)
         return plans
 
-    def _allocate(self, index: list[int], names: list[str]) -> None:
-        """Make the state arrays that parameters lack, those of small C-contiguous parameters in one piece."""
-        lacking = [(i, name) for name in names for i in index if name not in self._state[i]]
-        together = [(i, name) for i, name in lacking if self._is_small(i)]
-        arrays = zeros_together(
-            [self._dense[i].source.shape for i, _ in together], [self._state_dtype(i) for i, _ in together]
-        )
-        made = dict(zip(together, arrays, strict=True))
-        for i, name in lacking:
-            new = made[i, name] if (i, name) in made else zeros_for(self._dense[i], self._state_dtype(i))
-            if name == "ema":
-                assign(new, self._dense[i].source)
-            elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group], name):
-                new.fill(start)
-            self._state[i][name] = library(new).unwrap(new) if is_device_array(new) else new
+    def _allocate(self, storage: Storage, index: list[int]) -> None:
+        """Make the arrays that these parameters lack."""
+        by_group: dict[int, list[int]] = {}
+        for i in index:
+            by_group.setdefault(self._rows[self._row_of[i]].group, []).append(i)
+        for g, members in by_group.items():
+            group = self.param_groups[g]
+            starts = {name: self.initial(group, name) for name in RULES[storage.rule]["states"]}
+            dense, state = [self._dense[i] for i in members], [self._state[i] for i in members]
+            allocate(storage, dense, state, starts)
 
-    def _is_small(self, i: int) -> bool:
-        """Whether the state of parameter i shares memory with others'."""
-        dense = self._dense[i]
-        return isinstance(dense, Dense) and dense.plain and dense.source.nbytes < _SMALL
+    def keep_shadow(self, arrays: Any) -> None:
+        """Have every step write the updated float32 parameters, rounded to the nearest, into other arrays too.
 
-    def _state_array(self, i: int, name: str) -> Array:
-        """Return state array `name` of parameter i in the kernels' layout, laid out anew where it has another."""
-        dense, array = self._dense[i], self._state[i][name]
-        if not isinstance(dense, Dense):
-            on_device: Array = array
-            return on_device
-        arranged: Array = dense.arrange(array)
-        if np.may_share_memory(arranged, array) or not array.size:
-            return arranged
-        new = zeros_for(dense, self._state_dtype(i))
-        new[...] = array
-        self._state[i][name] = new
-        return dense.arrange(new)
+        Parameters
+        ----------
+        arrays : list, dict, tree, or None
+            bfloat16 or float16 arrays in the structure of the parameters, None in place of those that are not
+            wanted; they receive the parameters as they are now. None alone ends it.
 
-    def _state_dtype(self, i: int) -> np.dtype[Any]:
-        return np.dtype(np.float64 if self._dense[i].source.dtype == np.float64 else np.float32)
+        Raises
+        ------
+        TypeError, ValueError
+            An array is not C-contiguous, of another shape or dtype, or its parameter is not float32; nothing
+            has changed then.
+        """
+        before = self._shadows
+        shadows = None if arrays is None else self._gather(arrays)
+        views = [None if a is None else as_view(a, "keep_shadow: arrays") for a in shadows or []]
+        self._shadows, self._plans = shadows and list(shadows), None
+        try:
+            self._refresh()
+        except (TypeError, ValueError):
+            self._shadows, self._plans = before, None
+            raise
+        for dense, view in zip(self._dense, views, strict=False):
+            if view is not None:
+                assign(view, dense.source.astype(view.dtype))
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
@@ -435,22 +476,25 @@ class RuleOptimizer(Capturable, Optimizer):
     def _entry(self, i: int) -> dict[str, Any]:
         row = self._rows[self._row_of[i]]
         scalars = row.scalars
+        storage = self._storage(self.param_groups[row.group])
         if self.eager_state:
-            self._allocate([i], list(RULES[self.rule(self.param_groups[row.group])]["states"]))
+            self._allocate(storage._replace(average=False), [i])
         started = self.eager_state or scalars["step"] > 0
         entry: dict[str, Any] = {}
-        if started and self.saves_scalars:
+        if started and (self.saves_scalars or storage.packed):
             for name, value in scalars.items():
                 exact = float(np.float32(value)) == value
                 entry[name] = np.asarray(value, np.float32 if exact else np.float64)
         return entry | {name: a for name, a in self._state[i].items() if started or name == "ema"}
 
     def _load(self, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        loaded: list[tuple[dict[str, Array], int]] = []
+        taken: list[tuple[dict[str, Array], int]] = []
         rows: dict[tuple[Any, ...], int] = {}
         for i, entry in enumerate(entries):
             g = int(np.searchsorted(self._starts, i, side="right")) - 1
-            arrays = self._load_arrays(i, entry)
+            storage = self._storage(groups[g])
+            own = {name: a for name, a in entry.items() if name not in self.scalars}
+            arrays = load_entry(storage, self._dense[i], own, self._label(i), f"state[{i}]")
             scalars = {}
             for name, initial in self.scalars.items():
                 where = f"state[{i}][{name!r}]"
@@ -459,51 +503,28 @@ class RuleOptimizer(Capturable, Optimizer):
                     raise ValueError(
                         f"load_state_dict: {where} must be in {NONNEGATIVE.text}, got {scalars[name]}"
                     )
-            if not self.saves_scalars:
+            if not self.saves_scalars and "step" not in entry:
                 scalars["step"] = float(bool(arrays.keys() - {"ema"}))
-            lacking = [name for name in RULES[self.rule(groups[g])]["states"] if name not in arrays]
+            lacking = [name for name in RULES[storage.rule]["states"] if name not in arrays]
             if lacking and scalars["step"] > 0:
                 raise ValueError(
                     f"load_state_dict: state[{i}] has no {lacking[0]!r}, it has {sorted(map(str, entry))}"
                 )
-            loaded.append((arrays, rows.setdefault((g, *scalars.values()), len(rows))))
+            taken.append((arrays, rows.setdefault((g, *scalars.values()), len(rows))))
 
-        for state, (arrays, _) in zip(self._state, loaded, strict=True):
+        for state, (arrays, _) in zip(self._state, taken, strict=True):
             for name in state.keys() - arrays.keys():
                 del state[name]
             for name, value in arrays.items():
-                if name in state:
-                    assign(as_view(state[name], name), as_view(value, name))
+                if name in state and (old := as_view(state[name], name)).dtype == value.dtype:
+                    assign(old, as_view(value, name))
                 else:
                     state[name] = value
         self._rows = [_Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
-        self._row_of = np.array([r for _, r in loaded], np.int32)
+        self._row_of = np.array([r for _, r in taken], np.int32)
         self._plans = None
-
-    def _load_arrays(self, i: int, entry: dict[str, Any]) -> dict[str, Array]:
-        """Return copies of the arrays of one entry, in their own dtype and the parameter's shape."""
-        arrays = {}
-        shape = self._dense[i].source.shape
-        for name, value in entry.items():
-            if name in self.scalars or value is None:
-                continue
-            where = f"load_state_dict: state[{i}][{name!r}]"
-            view = np.asarray(value) if isinstance(value, float | int | list) else as_view(value, where)
-            if view.dtype.kind in "cOSUMm":
-                raise TypeError(f"{where} is {view.dtype}, expected real numbers")
-            if view.shape != shape:
-                raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
-            arrays[name] = self._own_copy(i, view)
-        return arrays
-
-    def _own_copy(self, i: int, view: Any) -> Array:
-        """Return a copy of a state array, in its own dtype and where parameter i is."""
-        if isinstance(self._dense[i], Dense) and not is_device_array(view):
-            return np.array(view, self._state_dtype(i))
-        new = zeros_for(self._dense[i], self._state_dtype(i))
-        assign(new, view)
-        return library(new).unwrap(new) if is_device_array(new) else new
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_plans", "_kinds", "_seen", "_captured")
-        return {key: value for key, value in super().__getstate__().items() if key not in derived}
+        kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
+        return {**kept, "_shadows": None}
