@@ -55,3 +55,72 @@ def layerwise(common: list[Any], betas: list[Any]) -> dict[str, dict[str, Any]]:
             "errors": [*common, *betas],
         },
     }
+
+
+def matrices() -> dict[str, dict[str, Any]]:
+    """Rows of the optimizers that compute with whole arrays."""
+    lr = [
+        ({"lr": -0.1}, r"lr must be in \[0, inf\), got -0.1"),
+        ({"lr": float("nan")}, r"lr must be in \[0, inf\), got nan"),
+        ({"lr": "fast"}, r"lr must be a number, got 'fast'"),
+        ({"weight_decay": -1e-3}, r"weight_decay must be in \[0, inf\), got -0.001"),
+    ]
+    return {
+        "Muon": {
+            "options": [
+                {"lr": 0.02},
+                {"lr": 0.02, "nesterov": False, "momentum": 0.8, "weight_decay": 0.3},
+                {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "eps": 1.0},
+                {"lr": 0.02, "adjust_lr_fn": "original", "ns_coefficients": (1.875, -1.25, 0.375)},
+            ],
+            "errors": [
+                *lr,
+                ({"momentum": -0.1}, r"momentum must be in \[0, inf\), got -0.1"),
+                ({"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+                ({"ns_steps": 100}, r"ns_steps must be in \[0, 99\], got 100"),
+                ({"ns_coefficients": (1.0, 2.0)}, r"ns_coefficients must be three numbers, got \(1.0, 2.0\)"),
+                (
+                    {"ns_coefficients": (1.0, 2.0, float("nan"))},
+                    r"ns_coefficients\[2\] must be in .*, got nan",
+                ),
+                ({"adjust_lr_fn": "spectral"}, r"adjust_lr_fn must be one of .*, got 'spectral'"),
+            ],
+        },
+        "Adafactor": {
+            "options": [
+                {},
+                {"lr": 0.3, "beta2_decay": -0.5, "eps": (1e-3, 0.1), "d": 1.5, "weight_decay": 0.2},
+                {"lr": 0.1, "eps": (0.5, 1e-3), "maximize": True, "foreach": False},
+            ],
+            "errors": [
+                *lr,
+                ({"beta2_decay": 0.8}, r"beta2_decay must be in \(-inf, 0\], got 0.8"),
+                ({"eps": 1e-3}, r"eps must be a pair of numbers, got 0.001"),
+                ({"eps": (-1.0, 1e-3)}, r"eps\[0\] must be in \[0, inf\), got -1.0"),
+                ({"eps": (None, None)}, r"eps\[1\] must be a number, got None"),
+                ({"d": 0.5}, r"d must be in \[1, inf\), got 0.5"),
+            ],
+        },
+        "SOAP": {
+            "options": [
+                {},
+                {
+                    "lr": 0.02,
+                    "betas": (0.8, 0.9),
+                    "shampoo_beta": 0.7,
+                    "eps": 1e-3,
+                    "precondition_frequency": 2,
+                },
+                {"lr": 0.02, "max_precond_dim": 8, "weight_decay": 0.2, "correct_bias": False},
+                {"lr": 0.02, "precondition_1d": True, "normalize_grads": True, "precondition_frequency": 3},
+            ],
+            "errors": [
+                *lr,
+                ({"betas": (1.2, 0.9)}, r"beta1 must be in \[0, 1\), got 1.2"),
+                ({"shampoo_beta": 1.0}, r"shampoo_beta must be in \(-inf, 1\), got 1.0"),
+                ({"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
+                ({"precondition_frequency": 0}, r"precondition_frequency must be in \[1, inf\), got 0"),
+                ({"max_precond_dim": -1}, r"max_precond_dim must be in \[0, inf\), got -1"),
+            ],
+        },
+    }

@@ -12,10 +12,14 @@ import cases_elementwise
 from cases import OPTIMIZERS
 from conftest import SIZES
 from fastopt import _core, optim
+from fastopt.optim.rule import RuleOptimizer
 from reference_optim import Run, run
 
 STEPS = 50
-RULES = [name for name in OPTIMIZERS if name != "LBFGS"]
+#: Not SparseAdam, whose gradients are rows.
+RULES = [
+    name for name in OPTIMIZERS if issubclass(getattr(optim, name), RuleOptimizer) and name != "SparseAdam"
+]
 ROWS = [(name, row) for name in RULES for row in range(len(OPTIMIZERS[name]["options"]))]
 
 
@@ -99,11 +103,20 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
 #: Classes that torch does not have.
 TORCH_HAS_NO = ("Lion", "AdaBelief", "LARS", "LAMB", "NovoGrad", *cases_elementwise.TORCH_HAS_NO)
 TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
+#: Variants of other libraries.
+NOT_TORCH_S = (
+    "eps_mode",
+    "amsgrad_max",
+    "momentum_form",
+    "weight_decay_mode",
+    "initial_square_avg",
+    "threshold",
+)
 
 
 def torch_options(name, options):
     """The row as torch's arguments, or None where torch cannot do it."""
-    if options.get("momentum_form", "torch") != "torch":
+    if any(key in options for key in NOT_TORCH_S) or options.get("momentum_decay", 0.0) is None:
         return None
     if name in TORCH_HAS_NO or (
         options.get("decoupled_weight_decay") and name not in ("Adam", "NAdam", "RAdam")

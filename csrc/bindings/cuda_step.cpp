@@ -74,6 +74,33 @@ class CudaPlan {
     gradient_pointers(call, grads);
   }
 
+  // Makes room for steps that the caller captures, and loads their kernels.
+  void prepare_capture(std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    if (is_capturing(call.stream()))
+      throw std::runtime_error("prepare_capture: the stream is being captured, call it before");
+    plan_.prepare_capture(arrays_.width(), call.stream());
+  }
+
+  // `step` with the numbers of the last `advance` before each replay, on a stream that is being captured.
+  void capture(const py::list& grads, std::uintptr_t stream, const py::object& max_norm,
+               const py::object& norm, const py::object& scale) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    DeviceStep step = {};
+    step.grad_scale = limited(call, "step", pointers, max_norm, norm, scale);
+    plan_.capture_step(pointers.data(), step, call.stream());
+  }
+
+  // The numbers of the next replay, queued on the stream.
+  void advance(const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    plan_.advance_captured(coefs.data(), coefs.shape(0), row_of, call.stream());
+  }
+
   // Leaves the norm of all gradients in `out`, one float64 on the device.
   void norm(const py::list& grads, double ord, const py::object& out, std::uintptr_t stream) {
     const Monoid monoid = norm_monoid(ord);
@@ -136,13 +163,14 @@ class CudaPlan {
     return scale_at;
   }
 
-  // A step's numbers travel with its launches, so a graph would repeat the one that it has seen.
+  // These numbers travel with the launch, so a graph would repeat those that it has seen.
   static void require_running(const DeviceCall& call, const char* what) {
     if (is_capturing(call.stream()))
       throw std::runtime_error(
           std::string(what) +
           ": the stream is being captured into a CUDA graph, which would repeat this step's "
-          "learning rate and bias corrections; capture the training step with fastopt.compile");
+          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
+          "advance() before each replay, or let fastopt.compile capture the training step");
   }
 
   Arrays arrays_;
@@ -169,6 +197,10 @@ void bind_cuda_step(py::module_& m) {
            py::arg("stream"), py::arg("max_norm") = py::none(), py::arg("norm") = py::none(),
            py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
+      .def("prepare_capture", &CudaPlan::prepare_capture, py::arg("stream"))
+      .def("capture", &CudaPlan::capture, py::arg("grads"), py::arg("stream"),
+           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
+      .def("advance", &CudaPlan::advance, py::arg("coefs"), py::arg("sets"), py::arg("stream"))
       .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
       .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
       .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));

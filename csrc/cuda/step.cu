@@ -2,7 +2,9 @@
 #include <algorithm>
 
 #include "core/parallel.hpp"
+#include "cuda/args.cuh"
 #include "cuda/step.cuh"
+#include "cuda/store.cuh"
 #include "formulas/packed.hpp"
 
 namespace fastopt {
@@ -136,30 +138,6 @@ DeviceArray<T> upload(const std::vector<T>& from) {
   return copy;
 }
 
-// Values that travel with a launch into device memory: unlike a copy from pageable memory it waits for
-// nothing.
-template <class T>
-__global__ void store_kernel(T* to, const __grid_constant__ Inline<T> values, Index n) {
-  for (Index i = threadIdx.x; i < n; i += blockDim.x) to[i] = values.at[i];
-}
-
-template <class T>
-void store(T* to, const T* from, Index n, CudaStream stream) {
-  for (Index at = 0; at < n; at += Inline<T>::kSize) {
-    const Index part = std::min(n - at, Inline<T>::kSize);
-    Inline<T> values;
-    std::copy_n(from + at, part, values.at);
-    launch(store_kernel<T>, 1, 32, 0, stream, to + at, values, part);
-  }
-}
-
-// Room for n values, kept where it has been made before.
-template <class T>
-T* room(DeviceArray<T>& memory, Index n) {
-  if (!memory) memory.reset(static_cast<T*>(device_memory(n * Index(sizeof(T))).release()));
-  return memory.get();
-}
-
 }  // namespace
 }  // namespace FASTOPT_ISA
 
@@ -168,6 +146,8 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   Index elements = 0;
   for (const PlanTensor& tensor : tensors) {
     elements += tensor.n;
+    linear_.push_back(rule == index_in<Sgd>(Rules{}) && !tensor.ema && !tensor.packing.any() &&
+                      (tensor.dtype == DType::f32 || tensor.dtype == DType::f64));
     (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
     packed_ = packed_ || tensor.packing.any();
   }
@@ -229,7 +209,9 @@ void DevicePlan::launch_step(const DeviceStep& step, const Inline<double>& coefs
                        stream);
     if (!wide_) return;
   }
-  const DeviceStepKernel* kernels = packed_ ? Kernels::wide : wide_ ? (narrow_ ? Kernels::both : Kernels::wide) : Kernels::narrow;
+  const DeviceStepKernel* kernels = packed_ ? Kernels::wide
+                                    : wide_ ? (narrow_ ? Kernels::both : Kernels::wide)
+                                            : Kernels::narrow;
   launch(kernels[rule_], chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), step, coefs,
          grads);
 }
@@ -240,6 +222,7 @@ const void* const* DevicePlan::place_grads(const void* const* grads, Inline<cons
     std::copy_n(grads, size_, own.at);
     return nullptr;
   }
+  if (is_capturing(stream)) return place_captured_grads(grads, stream);
   if (known_grads_.empty() || !std::equal(known_grads_.begin(), known_grads_.end(), grads)) {
     store(room(grads_, size_), grads, size_, stream);
     known_grads_.assign(grads, grads + size_);

@@ -80,8 +80,9 @@ __device__ __forceinline__ void decode(const void* codes, std::uint8_t exponent,
 
 // Returns the exponent of the group that the warp encodes together.
 template <bool Signed>
-__device__ __forceinline__ std::uint8_t encode(const float (&from)[kEach], const std::uint32_t (&noise)[kEach],
-                                               void* codes, Index first, int n) {
+__device__ __forceinline__ std::uint8_t encode(const float (&from)[kEach],
+                                               const std::uint32_t (&noise)[kEach], void* codes, Index first,
+                                               int n) {
   using Code = ByteCode<Signed>;
   std::uint16_t words[kEach];
   unsigned largest = 0;
@@ -217,8 +218,8 @@ struct PackedUpdate {
       float state[kStates > 0 ? kStates : 1];
 #pragma unroll
       for (int s = 0; s < kStates; ++s) state[s] = states[s][k];
-      const float direction = bounded ? common.template gradient<true>(g[k], p[k])
-                                      : common.template gradient<false>(g[k], p[k]);
+      const float direction =
+          bounded ? common.template gradient<true>(g[k], p[k]) : common.template gradient<false>(g[k], p[k]);
       p[k] = common.parameter(p[k], rule(direction, p[k], state));
 #pragma unroll
       for (int s = 0; s < kStates; ++s) states[s][k] = state[s];

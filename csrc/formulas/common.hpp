@@ -17,6 +17,13 @@ struct Factors {
   double gradient = 1.0, l2 = 1.0, lr = 1.0;
 };
 
+// p becomes p * of_parameter + g * of_gradient.
+struct LinearUpdate {
+  double of_gradient, of_parameter;
+};
+// What a step of plain gradient descent with these coefficients is, where it is not bounded.
+FO_HD LinearUpdate linear_update(const double* c) { return {-c[4] * c[0], c[5] - c[4] * c[3]}; }
+
 template <class T>
 struct Common {
   T grad_scale, clip_value, l1, l2, lr, decay, ema_rest;

@@ -194,7 +194,8 @@ class Stepping:
         updates = [(plan.native, len(plan.rows), plan.sets) for plan in plans]
         native: _core.Program | DeviceProgram
         if self._on_device:
-            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates)
+            fuse = self._fuse is not False
+            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates, fuse)
         else:
             native = _core.Program(self._read.dtype.name, self._precision == "bf16", layers, numbers, updates)
         if self._batch_size is not None:
@@ -287,7 +288,7 @@ class Stepping:
 
         def closure() -> tuple[float, list[Array | None]]:
             losses, _ = self._run(native, block, rates, np.empty(0), None)
-            return float(losses[0]), self._grads
+            return float(losses[0]), self._optimizer._as_given(self._grads)
 
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(closure))

@@ -1,5 +1,6 @@
 // The CUDA step driver, every rule, storage type and option, against the CPU's plan: the same bits.
 #include "bits.hpp"
+#include "cuda/queue.hpp"
 #include "formulas/common.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
@@ -254,10 +255,83 @@ void test_many_coefs(Random& random) {
   }
 }
 
+// Replays of one captured step, each with coefficients and rows of its own, beside steps that are not
+// captured: of `count` tensors, of which one has no gradient.
+void test_captured(Random& random, Index count) {
+  const int rule = index_of<Adam>(Rules{});
+  const Index width = kCommonCoefs + Index(Adam<double>::coefs.size);
+  Side cuda, cpu;
+  const Twins<float> twins(random, std::vector<Index>(std::size_t(count), 33), Adam<double>::states.size,
+                           &cuda, &cpu);
+  cuda.grads[1] = cpu.grads[1] = nullptr;
+  DevicePlan device(rule, cuda.tensors);
+  StepPlan host(rule, cpu.tensors);
+  const OwnStream stream;
+  CHECK(!device.is_prepared());
+  device.prepare_capture(width, stream.get());
+  CHECK(device.is_prepared());
+  twins.check("prepared");
+  double norm = 0.0, scale = 0.0;
+  std::vector<const void*> grads = cuda.grads;
+  const Graph graph(stream.get(), [&] {
+    device.norm_from_host(Monoid::sum_squares, {grads.data(), kInfinity, &norm}, stream.get());
+    DeviceStep step = {};
+    step.grad_scale = &scale;
+    device.capture_step(grads.data(), step, stream.get());
+  });
+  grads.assign(grads.size(), nullptr);  // the graph has its own
+  twins.check("captured");
+  std::vector<std::int32_t> rows;
+  for (Index t = 0; t < count; ++t) rows.push_back(std::int32_t(t % 2));
+  for (const Index turn : {0, 1, 2, 3}) {
+    std::vector<double> coefs;
+    for (const Index row : {0, 1}) {
+      const std::vector<double> one = coefficients<Adam>(turn == 2);
+      coefs.insert(coefs.end(), one.begin(), one.end());
+      coefs[coefs.size() - one.size() + 4] *= double(1 + row + turn);
+    }
+    const std::int32_t* const row_of = turn == 1 ? nullptr : rows.data();
+    std::vector<double> scaled = coefs;
+    if (turn == 3) {  // as it was before there was a graph
+      DeviceStep step{cuda.grads.data(), coefs.data(), width};
+      step.rows = row_of;
+      device.step_from_host(step, Index(coefs.size()), stream.get());
+    } else {
+      scale = 1.0 / double(turn + 3);
+      device.advance_captured(coefs.data(), 2, row_of, stream.get());
+      graph.launch(stream.get());
+      const double want = host.norm(cpu.grads.data(), 2.0);
+      CHECK(norm == want || (norm != norm && want != want));
+      for (const Index row : {0, 1}) scaled[std::size_t(row * width)] *= scale;
+    }
+    host.step(cpu.grads.data(), scaled.data(), width, row_of);
+    twins.check("replayed");
+  }
+}
+
+// Room for many addresses has to be there before a capture.
+void test_unprepared(Random& random) {
+  Side cuda, cpu;
+  const Twins<float> twins(random, std::vector<Index>(200, 3), 0, &cuda, &cpu);
+  DevicePlan plan(index_of<Sgd>(Rules{}), cuda.tensors);
+  const OwnStream stream;
+  std::string text;
+  try {
+    Graph(stream.get(), [&] { plan.capture_step(cuda.grads.data(), {}, stream.get()); });
+  } catch (const std::runtime_error& error) {
+    text = error.what();
+  }
+  CHECK(text == "a plan of 200 tensors needs prepare_capture before a stream is captured");
+  twins.check("unprepared");
+}
+
 }  // namespace
 
 void test_cuda_step() {
   Random random(11);
+  test_captured(random, 5);
+  test_captured(random, 2 * Inline<void*>::kSize + 7);
+  test_unprepared(random);
   check_rules(Rules{}, random);
   check_storage<Adam, float>(index_of<Adam>(Rules{}), random, kLargeSizes);
   check_storage<Sgd, Bf16>(index_of<Sgd>(Rules{}), random, kLargeSizes);

@@ -41,6 +41,12 @@ UNIT = Interval(0.0, 1.0, "[0, 1]")
 BETAS = ("beta1", "beta2", "beta3")
 
 
+def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}")
+
+
 def number(owner: str, name: str, value: Any, where: str = "") -> float:
     """Return `value` as a float, or raise TypeError."""
     try:
@@ -248,6 +254,10 @@ class Optimizer:
                 ]
             gather(grads, self._specs, flat)
         return flat
+
+    def _as_given(self, in_order: list[Any]) -> list[Any]:
+        """Return one gradient for each parameter as the flat list that `step` takes."""
+        return in_order
 
     def _usable(self, flat: list[Any]) -> list[Any]:
         """Return the gradients as dense ndarrays laid out like their parameters, or raise."""

@@ -25,6 +25,7 @@ class LayerwiseOptimizer(RuleOptimizer):
     """
 
     by_element = False
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     #: Numbers of each parameter that follow from norms, as they are called in its state; they begin as 0.
     numbers: ClassVar[tuple[str, ...]] = ()
     #: Whether the direction is measured with the L2 penalty in it.

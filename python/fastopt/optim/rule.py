@@ -11,12 +11,18 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number, one_of
+from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
 from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 
 _COMMON_COEFS = 8
+
+
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
 
 
 class Common(TypedDict, total=False):
@@ -36,6 +42,11 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    weight_decay_mode : {"l2", "decoupled", "decoupled_after", "fixed"}, optional
+        What ``weight_decay`` does: ``weight_decay * p`` is added to the gradient ("l2"), or `p` is multiplied by
+        ``1 - lr * weight_decay`` before the step ("decoupled") or after it ("decoupled_after"), or by
+        ``1 - weight_decay``, whatever the rate ("fixed"). None: one of the first two, as the optimizer's
+        ``decoupled_weight_decay`` says.
     state_dtype : {"float32", "bfloat16", "int8"}
         How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
         element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
@@ -52,6 +63,7 @@ class Common(TypedDict, total=False):
     max_norm: float | None
     clip_value: float | None
     ema_decay: float | None
+    weight_decay_mode: str | None
     state_dtype: str
     rounding: str
     foreach: bool | None
@@ -104,7 +116,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Capturable, Optimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -129,6 +141,8 @@ class RuleOptimizer(Optimizer):
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
+    #: The values of ``weight_decay_mode``; none where a rule decays in a way of its own.
+    decay_modes: ClassVar[tuple[str, ...]] = ("l2", "decoupled", "decoupled_after", "fixed")
     #: Whether the numbers are part of the state dictionary.
     saves_scalars: ClassVar[bool] = True
     #: Whether an element's update depends on its own numbers alone.
@@ -146,6 +160,7 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        weight_decay_mode: str | None = None,
         state_dtype: str = "float32",
         rounding: str = "nearest",
         foreach: bool | None = None,
@@ -162,6 +177,7 @@ class RuleOptimizer(Optimizer):
             "l1": l1,
             "clip_value": clip_value,
             "ema_decay": ema_decay,
+            "weight_decay_mode": weight_decay_mode,
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
@@ -180,10 +196,16 @@ class RuleOptimizer(Optimizer):
 
     def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
         """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
-        if not group["decoupled_weight_decay"]:
-            return 1.0
-        factor: float = 1.0 - group["lr"] * group["weight_decay"]
+        mode = self._decay_mode(group)
+        factor: float = 1.0
+        if mode != "l2":
+            factor -= group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
         return factor
+
+    @staticmethod
+    def _decay_mode(group: dict[str, Any]) -> str:
+        mode: str | None = group["weight_decay_mode"]
+        return mode or ("decoupled" if group["decoupled_weight_decay"] else "l2")
 
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
@@ -197,6 +219,8 @@ class RuleOptimizer(Optimizer):
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
         super()._validate(group, where)
         self._storage(group).check(type(self).__name__, where)
+        if group["weight_decay_mode"] is not None:
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
     @property
     def max_norm(self) -> float | None:
@@ -284,6 +308,9 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -293,9 +320,11 @@ class RuleOptimizer(Optimizer):
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
+        if not self._prepare(plans, chosen, tail):
+            return
+        advanced = self._advance(plans, active, tail.factor)
         for plan, gs in zip(plans, chosen, strict=True):
             self._run(plan, gs, tail)
         for dense in self._copied:
@@ -307,6 +336,10 @@ class RuleOptimizer(Optimizer):
     def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
         """Run the native step of one plan."""
         self._placement.step(plan.native, grads, plan.coefs, plan.sets, tail)
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -327,13 +360,13 @@ class RuleOptimizer(Optimizer):
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        clip_value = group["clip_value"]
+        clip_value, mode = group["clip_value"], self._decay_mode(group)
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if group["decoupled_weight_decay"] else group["weight_decay"],
-            lr,
+            group["weight_decay"] if mode == "l2" else 0.0,
+            lr * decay if mode == "decoupled_after" else lr,
             decay,
             group["ema_decay"] or 0.0,
             s["step"],
@@ -528,6 +561,6 @@ class RuleOptimizer(Optimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
         return {**kept, "_shadows": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Unpack
 
-from fastopt.optim.base import FINITE, NONNEGATIVE, Interval
+from fastopt.optim.base import FINITE, NONNEGATIVE, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 MomentumForm = Literal["torch", "velocity", "ewma"]
@@ -84,10 +84,7 @@ class SGD(RuleOptimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         owner = type(self).__name__
-        if group["momentum_form"] not in _FORMS:
-            raise ValueError(
-                f"{owner}: momentum_form must be one of {_FORMS}, got {group['momentum_form']!r}"
-            )
+        one_of(owner, "momentum_form", group["momentum_form"], _FORMS)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"{owner}: nesterov needs momentum and no dampening, "
