@@ -26,7 +26,8 @@ for _name in RULES:
     for _options in OPTIMIZERS[_name]["options"]:
         _opt = make(_name, [np.ones(1, np.float32)], _options)
         _rule = _opt.rule(_opt.param_groups[0])
-        if _core.rules()[_rule]["packable"] and _options.get("ema_decay") is None:
+        _alone = "rules" not in OPTIMIZERS[_name]  # the state of its rule is all that a class has
+        if _alone and _core.rules()[_rule]["packable"] and _options.get("ema_decay") is None:
             PACKED.setdefault(_rule, (_name, {**_options, "max_norm": None}))
 
 
