@@ -70,6 +70,24 @@ def test_matches_torch(row, dtype):
         np.testing.assert_allclose(a, b, rtol=100 * rtol, atol=100 * rtol)
 
 
+@pytest.mark.peers
+def test_torch_s_embedding_with_sparse_gradients():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(1)
+    ours = torch.nn.Embedding(9, 4, sparse=True)
+    twin = torch.nn.Embedding(9, 4, sparse=True, _weight=ours.weight.detach().clone())
+    opts = [optim.SparseAdam(ours.parameters(), lr=0.1), torch.optim.SparseAdam(twin.parameters(), lr=0.1)]
+    for words in ([1, 5, 1], [8], [0, 1]):
+        for table, opt in zip((ours, twin), opts, strict=True):
+            opt.zero_grad()
+            (table(torch.tensor(words)) ** 2).sum().backward()
+            opt.step()
+    np.testing.assert_allclose(ours.weight.detach(), twin.weight.detach(), rtol=1e-6, atol=1e-7)
+    ours.weight.grad = torch.ones(9, 4)
+    with pytest.raises(TypeError, match=r"grads\[0\] is Tensor, expected a pair"):
+        opts[0].step()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_all_rows_are_a_dense_step(dtype):
     """Of rectified RAdam's formula, whose bias corrections are the same."""
@@ -146,7 +164,7 @@ def test_gradients_that_are_refused(grad, message):
 
 def test_what_else_is_refused():
     opt = optim.SparseAdam([np.ones((3, 2))])
-    refuse(opt, opt.step, r"step: grads is None, SparseAdam needs a pair")
+    refuse(opt, opt.step, r"params\[0\] is a plain array, so step needs grads")
     refuse(opt, lambda: opt.step([]), r"grads has 0 entries, params has 1")
     refuse(opt, lambda: opt.add_param_group({"params": [np.array(1.0)]}), r"params\[0\] is a scalar")
     with pytest.raises(TypeError, match="weight_decay"):

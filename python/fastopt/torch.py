@@ -176,7 +176,7 @@ def _method(name: str, original: Any) -> Any:
 
 
 #: Methods of some optimizers that programs call on the optimizer itself.
-_PASSED_ON = ("swap_ema", "train", "eval")
+_PASSED_ON = ("swap_ema", "train", "eval", "update_hessian")
 
 
 def _adapted(optimizer_class: type[optim.Optimizer]) -> type[TorchOptimizer]:

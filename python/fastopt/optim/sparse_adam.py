@@ -100,7 +100,7 @@ class SparseAdam(AdamFamily):
             In the place of each parameter a pair ``(indices, rows)``: `indices`, an integer array of shape (n,), are
             those of the parameter's first axis, and `rows`, of shape (n, ...) and the parameter's dtype, the gradients
             there. The gradients of an index that stands several times are summed. None skips the parameter; with n = 0
-            the step only counts. A callable is taken as `closure`.
+            the step only counts. Without it torch's sparse ``.grad`` is taken. A callable is taken as `closure`.
         closure : callable, optional
             Evaluates the model and returns ``(loss, grads)``.
 
@@ -118,15 +118,15 @@ class SparseAdam(AdamFamily):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
-        if grads is None:
-            raise TypeError("step: grads is None, SparseAdam needs a pair (indices, rows) for each parameter")
-        flat = self._gather(_paired(grads))
+        flat = self._gather(None if grads is None else _paired(grads))
         self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
         return loss
 
     def _touched(self, i: int, pair: Any) -> _Touched:
         """Return a gradient with the rows of equal indices summed, or raise."""
         name, p = self._label(i, "grads"), self._dense[i].source
+        if getattr(pair, "is_sparse", False) and pair.sparse_dim() == 1:
+            pair = _Pair(pair._indices()[0], pair._values())
         if not isinstance(pair, _Pair):
             raise TypeError(f"step: {name} is {type(pair).__name__}, expected a pair (indices, rows)")
         indices, rows = np.asarray(pair.indices), as_view(pair.rows, f"step: {name}[1]")
