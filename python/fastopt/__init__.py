@@ -94,6 +94,7 @@ from fastopt.operations import (
     var,
     where,
 )
+from fastopt.optim import GradScaler
 from fastopt.program import compile
 from fastopt.tensor import Tensor
 
@@ -102,6 +103,7 @@ float, double, half = float32, float64, float16
 int, long = int32, int64
 
 __all__ = [
+    "GradScaler",
     "Tensor",
     "__version__",
     "abs",

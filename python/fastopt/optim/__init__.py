@@ -1,4 +1,4 @@
-"""Optimizers, learning rate schedules, gradient clipping and averages of weights."""
+"""Optimizers, learning rate schedules, gradient clipping and scaling, averages of weights."""
 
 from fastopt.optim import lr_scheduler
 from fastopt.optim.adabelief import AdaBelief
@@ -16,6 +16,7 @@ from fastopt.optim.nadam import NAdam
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
+from fastopt.optim.scaler import GradScaler
 from fastopt.optim.sgd import SGD
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "GradScaler",
     "Lion",
     "NAdam",
     "Optimizer",

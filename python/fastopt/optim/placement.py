@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, Dense, DeviceDense
 from fastopt._device import TorchArray, is_device_array, library, native
-
-
-class Tail(NamedTuple):
-    """What comes of limiting the norm of all gradients.
-
-    Attributes
-    ----------
-    factor : float
-        What the coefficients of this step are to scale gradients by.
-    norm : float, array of one float64, or None
-        Of all gradients.
-    scale : array of one float64, or None
-        What the kernel multiplies gradients by, besides.
-    max_norm : float or None
-        The kernel is to compute `norm` and `scale` first.
-    """
-
-    factor: float = 1.0
-    norm: Any = None
-    scale: Any = None
-    max_norm: float | None = None
-
-
-NO_TAIL = Tail()
+from fastopt.optim.tail import Tail, known_tail
 
 
 class Host:
@@ -45,17 +23,28 @@ class Host:
         """Return a native plan of a rule, parameters, states and averages."""
         return _core.StepPlan(*arguments)
 
-    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
-        """Return how gradients of several plans are scaled so that their norm is at most `max_norm`."""
-        norm = _core.joint_norm([plan.norm(gs) for plan, gs in zip(plans, grads, strict=True)])
-        return Tail(_core.clip_factor(norm, max_norm), norm)
+    def tail(
+        self, plans: list[Any], grads: list[list[Any]], max_norm: float | None, inverse: float | None
+    ) -> Tail | None:
+        """Return how the gradients of several plans are scaled; None where the step is to be skipped.
+
+        Times `inverse` their norm is to be at most `max_norm`. With an `inverse` they must be finite.
+        """
+        # The largest magnitude shows whether all are finite where no sum of squares is needed.
+        order = math.inf if max_norm is None else 2.0
+        norms = self._norms(plans, grads, order)
+        norm = _core.joint_norm(norms) if max_norm is not None else _largest(norms)
+        return known_tail(norm, max_norm, inverse)
+
+    def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
+        return [plan.norm(gs, order) for plan, gs in zip(plans, grads, strict=True)]
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         """Run one plan's step."""
         plan.step(grads, coefs, sets)
 
 
-class Device:
+class Device(Host):
     """Arrays of one library on one CUDA device. A step is queued on the library's current stream."""
 
     def __init__(self, first: DeviceDense) -> None:
@@ -66,15 +55,28 @@ class Device:
     def plan(self, *arguments: Any) -> Any:
         return native().StepPlan(*arguments)
 
-    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
+    def tail(
+        self, plans: list[Any], grads: list[list[Any]], max_norm: float | None, inverse: float | None
+    ) -> Tail | None:
+        """Return the same; with an `inverse` this waits for the norm, without it nothing does."""
+        if inverse is not None or max_norm is None:
+            return super().tail(plans, grads, max_norm, inverse)
         norm, scale = self._number(), self._number()
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
-        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
-        for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
-            plan.norm(gs, 2.0, norms[i : i + 1], self._stream())
+        norms = self._queue_norms(plans, grads, 2.0)
         native().join_norms(norms, max_norm, norm, scale, self._stream())
         return Tail(1.0, norm, scale)
+
+    def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
+        norms: list[float] = self._queue_norms(plans, grads, order).tolist()
+        return norms
+
+    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> Any:
+        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
+        for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
+            plan.norm(gs, order, norms[i : i + 1], self._stream())
+        return norms
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
@@ -84,6 +86,10 @@ class Device:
 
     def _number(self) -> Any:
         return self._library.unwrap(self._library.empty(self._first, (), np.float64))
+
+
+def _largest(norms: list[float]) -> float:
+    return math.nan if any(map(math.isnan, norms)) else max(norms, default=0.0)
 
 
 HOST = Host()

@@ -6,60 +6,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_not
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
 from fastopt._device import is_device_array, library
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.base import NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
-from fastopt.optim.placement import NO_TAIL
+from fastopt.optim.tail import NO_TAIL
+
+__all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer"]
 
 RULES = _core.rules()
 _COMMON_COEFS = 7
 _SMALL = 2**20  # bytes of a parameter whose state shares memory with others'; a larger one fills pages itself
-
-
-class Common(TypedDict, total=False):
-    """The keyword arguments that all of these optimizers take.
-
-    Attributes
-    ----------
-    maximize : bool
-        Ascend instead of descend.
-    l1 : float
-        Strength of the L1 penalty: ``l1 * sign(p)`` is added to the gradient.
-    max_norm : float or None
-        Scale all gradients together by ``min(1, max_norm / (norm + 1e-6))``, `norm` being their L2 norm over
-        all groups.
-    clip_value : float or None
-        Limit every gradient element to ``[-clip_value, clip_value]``, after `max_norm`.
-    ema_decay : float or None
-        Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
-        see `RuleOptimizer.swap_ema`.
-    foreach, fused : bool or None
-        Accepted for torch's sake and ignored: every step is fused.
-    """
-
-    maximize: bool
-    l1: float
-    max_norm: float | None
-    clip_value: float | None
-    ema_decay: float | None
-    foreach: bool | None
-    fused: bool | None
-
-
-#: Ranges of the settings that all of these optimizers have.
-COMMON_RANGES = {
-    "lr": NONNEGATIVE,
-    "weight_decay": NONNEGATIVE,
-    "l1": NONNEGATIVE,
-    "clip_value": POSITIVE,
-    "ema_decay": FRACTION,
-}
 
 
 class _Row:
@@ -225,35 +188,56 @@ class RuleOptimizer(Optimizer):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
+        self._take(grads, None)
+        return loss
+
+    def step_scaled(self, grads: Any, inverse: float) -> bool:
+        """Step with gradients times `inverse`; False, and nothing has changed, where they are not all finite.
+
+        What `fastopt.optim.GradScaler` calls. The product costs no pass over the gradients. With `max_norm` it is what
+        is limited, and what `grad_norm` is the norm of: a float, also on a GPU, where the step waits for it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `step`.
+        """
+        self._require_weights()
+        return self._take(grads, inverse)
+
+    def _take(self, grads: Any, inverse: float | None) -> bool:
+        """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
         flat = self._gather(grads)
         types = set(map(type, flat))
         if types != self._placement.types or not self._plain:
-            self._update(self._usable(flat), type(None) in types)
-            return loss
+            return self._update(self._usable(flat), type(None) in types, inverse)
         try:
-            self._update(flat, False)
+            return self._update(flat, False, inverse)
         except (TypeError, ValueError):
             # The native check refused before any change. A layout can be rearranged; the rest
             # is raised by name.
             usable = self._usable(flat)
             if not any(map(is_not, flat, usable)):
                 raise
-            self._update(usable, False)
-        return loss
+            return self._update(usable, False, inverse)
 
     def _require_weights(self) -> None:
         """Refuse a step while the averages are swapped in."""
         if self._swapped:
             raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
 
-    def _update(self, grads: list[Any], missing: bool) -> None:
+    def _update(self, grads: list[Any], missing: bool, inverse: float | None) -> bool:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
         tail = NO_TAIL
-        if self._max_norm is not None:
-            tail = self._placement.limit([plan.native for plan in plans], chosen, self._max_norm)
+        if self._max_norm is not None or inverse is not None:
+            natives = [plan.native for plan in plans]
+            found = self._placement.tail(natives, chosen, self._max_norm, inverse)
+            if found is None:
+                return False
+            tail = found
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
@@ -267,6 +251,7 @@ class RuleOptimizer(Optimizer):
         for row, s in advanced:
             row.scalars = s
         self.grad_norm = tail.norm
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
