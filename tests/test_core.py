@@ -256,6 +256,51 @@ def test_norm_is_global_and_keeps_nan(isa: str) -> None:
         plan.norm(arrays, 3)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", ml_dtypes.bfloat16])
+def test_norms_of_each_tensor_do_not_depend_on_threads(dtype: str, isa: str) -> None:
+    rng = np.random.default_rng(4)
+    shapes = [(5,), (17, 12_001), (0, 3), (8192,), (), (8193,)]
+    params, grads = ([rng.standard_normal(s).astype(dtype) for s in shapes] for _ in range(2))
+    plan = _core.StepPlan("sgd", params, [])
+    given = [*grads[:3], None, *grads[4:]]
+    out = np.full(6, np.nan)
+    plan.norms(given, out)
+    expected = [0.0 if g is None else np.sqrt((g.astype(np.float64) ** 2).sum()) for g in given]
+    np.testing.assert_allclose(out, expected, rtol=1e-13)
+    of_params = np.empty(6)
+    plan.param_norms(of_params)
+    np.testing.assert_allclose(
+        of_params, [np.sqrt((p.astype(np.float64) ** 2).sum()) for p in params], rtol=1e-13
+    )
+    before = fo.get_num_threads()
+    try:
+        for threads in (1, 3):
+            fo.set_num_threads(threads)
+            again = np.empty(6)
+            plan.norms(given, again)
+            np.testing.assert_array_equal(again, out)
+            plan.param_norms(again)
+            np.testing.assert_array_equal(again, of_params)
+    finally:
+        fo.set_num_threads(before)
+    given[1][3, 7] = np.nan
+    plan.norms(given, out)
+    assert np.isnan(out).tolist() == [False, True, False, False, False, False]
+
+
+def test_norms_refuse_another_array_to_write_to() -> None:
+    plan = _core.StepPlan("sgd", [np.zeros(3), np.zeros(2)], [])
+    for wrong, message in [
+        (np.zeros(3), r"out is float64 of shape \(3,\), expected float64 of shape \(2,\)"),
+        (np.zeros(2, np.float32), r"out is float32"),
+        (np.zeros((2, 1)), r"out is float64 of shape \(2, 1\)"),
+    ]:
+        with pytest.raises(TypeError, match="param_norms: " + message):
+            plan.param_norms(wrong)
+        with pytest.raises(TypeError, match="norms: " + message):
+            plan.norms([None, None], wrong)
+
+
 def test_the_plan_keeps_its_arrays_alive() -> None:
     def lists() -> tuple[list, list, list]:
         return [np.zeros(3)], [[np.zeros(3)]], [np.zeros(3)]

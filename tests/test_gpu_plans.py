@@ -56,3 +56,21 @@ def test_rules_under_one_norm_have_the_bits_of_the_cpu(cp: Any) -> None:
     assert float(norm) == expected > 0.5
     for a, b in zip(ours, theirs, strict=True):
         assert_same_bits(a, b)
+
+
+@pytest.mark.usefixtures("fused")
+def test_norms_of_each_tensor_have_the_bits_of_the_cpu(cp: Any) -> None:
+    values = [drawn(n, np.float32, n) for n in (3, 20_000, 0, 8192)]
+    grads = [drawn(n, np.float32, n + 1) for n in (3, 20_000, 0, 8192)]
+
+    def norms(place: Any) -> tuple[Any, Any]:
+        optimizer = fo.optim.SGD([place(v) for v in values], lr=0.1)
+        given = [place(g) for g in grads]
+        optimizer.step(given)
+        plan = optimizer._refresh()[0].native
+        where = optimizer._placement
+        return where.norms(plan, [None, *given[1:]]), where.param_norms(plan, 4)
+
+    for ours, theirs in zip(norms(cp.asarray), norms(np.array), strict=True):
+        assert ours.dtype == np.float64
+        np.testing.assert_array_equal(ours.get(), theirs)

@@ -38,12 +38,13 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
 
 class CudaPlan {
  public:
-  CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas)
-      : CudaPlan(DeviceCall(0), rule, params, states, emas) {}
+  CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
+           const py::object& parts)
+      : CudaPlan(DeviceCall(0), rule, params, states, emas, parts) {}
 
   // max_norm: None, or what to scale the gradients to first; then `norm` receives their norm and `scale` the
   // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
-  // gradients.
+  // gradients, or where it is a vector one for each tensor.
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream,
             const py::object& max_norm, const py::object& norm, const py::object& scale) {
     DeviceCall call(stream);
@@ -52,7 +53,10 @@ class CudaPlan {
     require_running(call, "step");
     DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
     step.rows = row_of;
-    double* const scale_at = number(call, scale, {"step", "scale"});
+    const ArgName scale_name{"step", "scale"};
+    step.scale_each = !scale.is_none() && call.view(scale, scale_name).ndim == 1;
+    double* const scale_at =
+        step.scale_each ? arrays_.one_each(call, scale, scale_name) : number(call, scale, scale_name);
     step.grad_scale = scale_at;
     if (!max_norm.is_none()) {
       double* const norm_at = number(call, norm, {"step", "norm"});
@@ -76,17 +80,35 @@ class CudaPlan {
     plan_.norm_from_host(monoid, {pointers.data(), INFINITY, norm_at}, call.stream());
   }
 
+  // Leaves the norm of each gradient, of each parameter, in `out`: float64 on the device, one for each.
+  void norms(const py::list& grads, const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    plan_.norms_from_host(pointers.data(), arrays_.one_each(call, out, {"norms", "out"}), call.stream());
+  }
+
+  void param_norms(const py::object& out, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    plan_.param_norms(arrays_.one_each(call, out, {"param_norms", "out"}), call.stream());
+  }
+
   NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
-           const py::object& emas)
-      : arrays_(call, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
+           const py::object& emas, const py::object& parts)
+      : arrays_(call, rule, params, states, emas, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
 
-  // The call is on the parameters' device, where the gradients must be.
-  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+  // The call is on the parameters' device.
+  void begin(DeviceCall& call) const {
     for (std::size_t i = 0; i < arrays_.params().size(); ++i)
       call.begin_with(arrays_.params()[i], {"step", "params", Index(i)});
+  }
+
+  // The gradients must be there too.
+  std::vector<const void*> gradient_pointers(DeviceCall& call, const py::list& grads) const {
+    begin(call);
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
 
@@ -111,12 +133,14 @@ void bind_cuda_step(py::module_& m) {
   m.def("join_norms", &join_norms, py::arg("norms"), py::arg("max_norm"), py::arg("norm"), py::arg("scale"),
         py::arg("stream"));
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
-      .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
-           py::arg("states"), py::arg("emas") = py::none())
+      .def(py::init<const std::string&, py::list, py::list, py::object, py::object>(), py::arg("rule"),
+           py::arg("params"), py::arg("states"), py::arg("emas") = py::none(), py::arg("parts") = py::none())
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
-      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"));
+      .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
+      .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
+      .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));
 }
 
 }  // namespace fastopt

@@ -23,8 +23,9 @@ using Arrays = PlanArrays<const NumpyCall>;
 
 class Plan {
  public:
-  Plan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas)
-      : arrays_(kNumpy, rule, params, states, emas), plan_(arrays_.rule(), arrays_.tensors()) {}
+  Plan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
+       const py::object& parts)
+      : arrays_(kNumpy, rule, params, states, emas, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
 
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows) {
     const py::tuple held(grads);  // keeps the arrays alive while the GIL is released
@@ -47,6 +48,20 @@ class Plan {
     const std::vector<const void*> pointers = gradient_pointers(held);
     const py::gil_scoped_release release;
     return plan_.norm(pointers.data(), ord);
+  }
+
+  void norms(const py::list& grads, const py::object& out) {
+    const py::tuple held(grads);
+    const std::vector<const void*> pointers = gradient_pointers(held);
+    double* const to = arrays_.one_each(kNumpy, out, {"norms", "out"});
+    const py::gil_scoped_release release;
+    plan_.norms(pointers.data(), to);
+  }
+
+  void param_norms(const py::object& out) {
+    double* const to = arrays_.one_each(kNumpy, out, {"param_norms", "out"});
+    const py::gil_scoped_release release;
+    plan_.param_norms(to);
   }
 
  private:
@@ -86,11 +101,13 @@ void bind_step(py::module_& m) {
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("max_norm"),
         "What scales gradients of this norm so that it is at most max_norm, as in torch.");
   py::class_<Plan>(m, "StepPlan", "Parameters, state arrays and averages of one rule, cut into chunks once.")
-      .def(py::init<const std::string&, py::list, py::list, py::object>(), py::arg("rule"), py::arg("params"),
-           py::arg("states"), py::arg("emas") = py::none())
+      .def(py::init<const std::string&, py::list, py::list, py::object, py::object>(), py::arg("rule"),
+           py::arg("params"), py::arg("states"), py::arg("emas") = py::none(), py::arg("parts") = py::none())
       .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none())
       .def("check", &Plan::check, py::arg("grads"))
-      .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0);
+      .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)
+      .def("norms", &Plan::norms, py::arg("grads"), py::arg("out"))
+      .def("param_norms", &Plan::param_norms, py::arg("out"));
 }
 
 }  // namespace fastopt

@@ -44,12 +44,13 @@ inline Monoid norm_monoid(double ord) {
 }
 
 // The arrays of a plan, kept alive with it. Call: how an argument is looked at; its `view` returns a
-// Call::View, which is an ArrayView.
+// Call::View, which is an ArrayView. An array is one tensor of the plan, or where `parts` says how many, so
+// many of equal length.
 template <class Call>
 class PlanArrays {
  public:
   PlanArrays(Call& call, const std::string& rule, const py::list& params, const py::list& states,
-             const py::object& emas)
+             const py::object& emas, const py::object& parts)
       : rule_(find_rule(rule)),
         held_(py::make_tuple(py::tuple(params), copy(states), emas.is_none() ? emas : py::tuple(emas))) {
     const RuleInfo& info = kRules[rule_];
@@ -79,6 +80,8 @@ class PlanArrays {
         tensors_[i].ema = companion(call, list[i], {"StepPlan", "emas", Index(i)}, i, extents);
     }
     extents_ = Extents(std::move(extents), "StepPlan");
+    parts_.assign(views_.size(), 1);
+    if (!parts.is_none()) divide(parts.cast<std::vector<Index>>());
   }
 
   int rule() const { return rule_; }
@@ -86,14 +89,18 @@ class PlanArrays {
   const std::vector<typename Call::View>& params() const { return views_; }
   Index width() const { return kCommonCoefs + kRules[rule_].coefs.size; }
 
-  // Null where the gradient is None. A gradient may be its own parameter's array, nothing else of the plan's.
+  // One for each tensor, null where the gradient is None. A gradient may be its own parameter's array,
+  // nothing else of the plan's.
   std::vector<const void*> gradient_pointers(Call& call, const py::tuple& grads) const {
     if (grads.size() != views_.size())
       throw py::value_error("step: grads has " + std::to_string(grads.size()) + " entries, params has " +
                             std::to_string(views_.size()));
-    std::vector<const void*> pointers(views_.size(), nullptr);
+    std::vector<const void*> pointers(tensors_.size(), nullptr);
+    auto next = pointers.begin();
     for (std::size_t i = 0; i < views_.size(); ++i) {
       const py::handle object = PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i));
+      const auto first = next;
+      next += parts_[i];
       if (object.is_none()) continue;
       const ArgName name{"step", "grads", Index(i)}, owner{"step", "params", Index(i)};
       const typename Call::View g = call.view(object, name);
@@ -104,9 +111,20 @@ class PlanArrays {
       if (begin != views_[i].data)
         if (const Extent* hit = extents_.overlapping(begin, begin + g.size * item_bytes(g.dtype)))
           throw py::value_error(name.prefix() + " overlaps " + hit->name.text() + " in memory; pass a copy");
-      pointers[i] = g.data;
+      const Index bytes = g.size / parts_[i] * item_bytes(g.dtype);
+      for (Index part = 0; part < parts_[i]; ++part) first[part] = begin + part * bytes;
     }
     return pointers;
+  }
+
+  // Where `out` has a float64 for each tensor.
+  double* one_each(Call& call, py::handle out, const ArgName& name) const {
+    const typename Call::View view = call.view(out, name);
+    require_dense(view, name, true);
+    if (view.dtype != DType::f64 || view.ndim != 1 || view.size != Index(tensors_.size()))
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                           ", expected float64 of shape (" + std::to_string(tensors_.size()) + ",)");
+    return static_cast<double*>(view.data);
   }
 
   using Coefs = py::array_t<double, py::array::c_style>;
@@ -120,11 +138,11 @@ class PlanArrays {
     const std::int32_t* row_of = nullptr;
     if (!rows.is_none()) {
       const Rows array = rows.cast<Rows>();
-      require_length("sets", std::size_t(array.size()), "params", views_.size());
+      require_length("sets", std::size_t(array.size()), "params", tensors_.size());
       row_of = array.data();
       rows = array;
     }
-    for (std::size_t i = 0; i < views_.size(); ++i) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const Index row = row_of ? row_of[i] : 0;
       if (row < 0 || row >= coefs.shape(0))
         throw py::value_error("step: sets[" + std::to_string(i) + "] is " + std::to_string(row) +
@@ -147,6 +165,31 @@ class PlanArrays {
                             of + " has " + std::to_string(expected));
   }
 
+  // Cuts each array into so many tensors.
+  void divide(const std::vector<Index>& parts) {
+    require_length("parts", parts.size(), "params", views_.size());
+    std::vector<PlanTensor> cut;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      PlanTensor tensor = tensors_[i];
+      if (parts[i] < 1 || tensor.n % parts[i] != 0)
+        throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
+                              ", params[" + std::to_string(i) + "] has " + std::to_string(tensor.n) +
+                              " elements");
+      tensor.n /= parts[i];
+      const auto move_on = [&](void*& array, DType dtype) {
+        if (array) array = static_cast<char*>(array) + tensor.n * item_bytes(dtype);
+      };
+      for (Index part = 0; part < parts[i]; ++part) {
+        cut.push_back(tensor);
+        move_on(tensor.p, tensor.dtype);
+        for (void*& state : tensor.states) move_on(state, state_dtype(tensor.dtype));
+        move_on(tensor.ema, state_dtype(tensor.dtype));
+      }
+    }
+    tensors_ = std::move(cut);
+    parts_ = parts;
+  }
+
   // State or average of params[i].
   void* companion(Call& call, py::handle object, const ArgName& name, std::size_t i,
                   std::vector<Extent>& extents) const {
@@ -164,6 +207,7 @@ class PlanArrays {
   int rule_;
   py::tuple held_;  // params, states and averages stay alive as long as the plan
   std::vector<PlanTensor> tensors_;
+  std::vector<Index> parts_;  // of each array
   std::vector<typename Call::View> views_;
   std::vector<std::vector<Index>> shapes_;  // views_' own: assigning to an array's shape frees NumPy's
   Extents extents_;

@@ -55,15 +55,20 @@ void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* g
   kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
 }
 
+// Leaves each chunk's part of a reduction in partials_; 0 where a tensor has no array.
+void StepPlan::reduce_chunks(Monoid monoid, const void* const* arrays) {
+  const ReduceKernels& kernel = kernels().reduce[int(monoid)];
+  std::fill(partials_.begin(), partials_.end(), 0.0);
+  for_each_chunk(arrays, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
+    partials_[std::size_t(i)] = kernel.at[int(tensor.dtype)](
+        at(arrays[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
+  });
+}
+
 double StepPlan::norm(const void* const* grads, double ord) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const Monoid monoid = ord == 2.0 ? Monoid::sum_squares : ord == 1.0 ? Monoid::abs_sum : Monoid::abs_max;
-  const ReduceKernels& kernel = kernels().reduce[int(monoid)];
-  std::fill(partials_.begin(), partials_.end(), 0.0);
-  for_each_chunk(grads, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
-    partials_[std::size_t(i)] = kernel.at[int(tensor.dtype)](
-        at(grads[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
-  });
+  reduce_chunks(monoid, grads);
   double total = 0.0;
   for (const double part : partials_) {
     // A NaN partial stays: it fails every comparison.
@@ -71,6 +76,20 @@ double StepPlan::norm(const void* const* grads, double ord) {
     if (std::isnan(total)) break;
   }
   return monoid == Monoid::sum_squares ? std::sqrt(total) : total;
+}
+
+void StepPlan::norms(const void* const* grads, double* out) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  reduce_chunks(Monoid::sum_squares, grads);
+  std::fill_n(out, tensors_.size(), 0.0);
+  for (std::size_t i = 0; i < chunks_.size(); ++i) out[chunks_[i].tensor] += partials_[i];
+  for (std::size_t t = 0; t < tensors_.size(); ++t) out[t] = std::sqrt(out[t]);
+}
+
+void StepPlan::param_norms(double* out) {
+  std::vector<const void*> params;
+  for (const PlanTensor& tensor : tensors_) params.push_back(tensor.p);
+  norms(params.data(), out);
 }
 
 }  // namespace fastopt

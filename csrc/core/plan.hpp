@@ -57,6 +57,10 @@ class StepPlan {
   // result does not depend on the number of threads.
   double norm(const void* const* grads, double ord);
 
+  // The L2 norm of each tensor's gradient, of each parameter; 0 where there is none. As fixed as `norm`.
+  void norms(const void* const* grads, double* out);
+  void param_norms(double* out);
+
   // The part of a step that updates elements [begin, end) of one tensor, on the calling thread: for callers
   // that cut the work themselves and hold the lock meanwhile. grad: of element `begin`; row: the tensor's
   // coefficients.
@@ -66,11 +70,12 @@ class StepPlan {
  private:
   template <class F>
   void for_each_chunk(const void* const* grads, F&& f);
+  void reduce_chunks(Monoid monoid, const void* const* arrays);
 
   int rule_;
   std::vector<PlanTensor> tensors_;
   std::vector<PlanChunk> chunks_;
-  std::vector<double> partials_;  // of norm, one per chunk
+  std::vector<double> partials_;  // of a norm, one per chunk
   Index elements_ = 0;
   std::mutex mutex_;  // two Python threads may step the same optimizer; the second waits
 };

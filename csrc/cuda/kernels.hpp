@@ -16,6 +16,7 @@ struct DeviceStep {
   Index width;
   const std::int32_t* rows = nullptr;       // null, or the row of each tensor; without, all use the first
   const double* grad_scale = nullptr;       // null, or one more factor of all gradients
+  bool scale_each = false;                  // grad_scale has a factor for each tensor
   const std::int32_t* found_inf = nullptr;  // null, or a flag: the step changes nothing where it is set
 };
 
@@ -47,6 +48,11 @@ class DevicePlan {
   // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max.
   void norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const;
 
+  // The L2 norm of each tensor's gradient, of each parameter, in one launch, with StepPlan's bits. `grads` is
+  // in host memory, as below.
+  void norms_from_host(const void* const* grads, double* out, CudaStream stream);
+  void param_norms(double* out, CudaStream stream) const;
+
   // The same with `grads`, `rows` and `coefs` (n_coefs of them) in host memory, which may change once the
   // call is back. They travel with the launch where they are few; many go to device memory first, in launches
   // of their own, addresses and rows only where they differ from the last call's.
@@ -58,6 +64,8 @@ class DevicePlan {
                    CudaStream stream) const;
   void launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline<const void*>& grads,
                    CudaStream stream) const;
+  void launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own, double* out,
+                    CudaStream stream) const;
   // The addresses in device memory, or null where they are few enough to travel with a launch, in `own`.
   const void* const* place_grads(const void* const* grads, Inline<const void*>& own, CudaStream stream);
 
@@ -68,7 +76,7 @@ class DevicePlan {
   DeviceArray<PlanTensor> tensors_;
   DeviceArray<PlanChunk> chunks_, norm_chunks_;
   DeviceArray<double> partials_;       // of a norm, one for each of its chunks
-  DeviceArray<unsigned> blocks_done_;  // of the running norm
+  DeviceArray<unsigned> blocks_done_;  // of the running norm; of running norms one for each tensor
 
   // What the last call from the host has left in device memory.
   std::vector<const void*> known_grads_;

@@ -63,6 +63,33 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) leave(Root ? sqrt(total) : total, norm);
 }
 
+// Chunks of a tensor are neighbours, and its last block to finish joins them. OfParams: of the parameters,
+// whatever `grads` is.
+template <bool OfParams>
+__global__ void __launch_bounds__(kThreads)
+    norms_kernel(const PlanTensor* tensors, Index n, const PlanChunk* chunks, double* partials,
+                 unsigned* blocks_done, const void* const* grads,
+                 const __grid_constant__ Inline<const void*> own_grads, double* out) {
+  using M = SumSquares<double>;
+  if (blockIdx.x == 0)  // of tensors without a chunk
+    for (Index t = threadIdx.x; t < n; t += kThreads)
+      if (tensors[t].n == 0) out[t] = 0.0;
+  const PlanChunk chunk = chunks[blockIdx.x];
+  const PlanTensor& tensor = tensors[chunk.tensor];
+  const void* x = OfParams ? tensor.p : (grads ? grads : own_grads.at)[chunk.tensor];
+  double part = M::identity;
+  if (x) part = merge_lanes<M>(lane_value<M>(tensor.dtype, x, chunk));
+  if (threadIdx.x == 0) partials[blockIdx.x] = part;
+  const Index size = chunk_blocks(tensor.n);
+  if (!is_last(blocks_done + chunk.tensor, unsigned(size))) return;
+  const double total = merge_partials<M>(partials + blockIdx.x - chunk.begin / kChunk, size);
+  if (threadIdx.x == 0) out[chunk.tensor] = sqrt(total);
+}
+
+__global__ void zero_kernel(double* out, Index n) {
+  for (Index t = threadIdx.x; t < n; t += kThreads) out[t] = 0.0;
+}
+
 // The norm of no gradients.
 __global__ void empty_norm_kernel(DeviceNorm norm) { leave(0.0, norm); }
 
@@ -170,6 +197,23 @@ void DevicePlan::launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline
                                                     : norm_kernel<AbsMax<double>, false>;
   launch(kernel, norm_chunks_size_, kThreads, 0, stream, tensors_.get(), norm_chunks_.get(), partials_.get(),
          blocks_done_.get(), norm, grads);
+}
+
+void DevicePlan::norms_from_host(const void* const* grads, double* out, CudaStream stream) {
+  Inline<const void*> own;
+  grads = place_grads(grads, own, stream);
+  launch_norms(false, grads, own, out, stream);
+}
+
+void DevicePlan::param_norms(double* out, CudaStream stream) const {
+  launch_norms(true, nullptr, Inline<const void*>(), out, stream);
+}
+
+void DevicePlan::launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own,
+                              double* out, CudaStream stream) const {
+  if (norm_chunks_size_ == 0) return launch(zero_kernel, 1, kThreads, 0, stream, out, size_);
+  launch(of_params ? norms_kernel<true> : norms_kernel<false>, norm_chunks_size_, kThreads, 0, stream,
+         tensors_.get(), size_, norm_chunks_.get(), partials_.get(), blocks_done_.get(), grads, own, out);
 }
 
 Index sum_scratch_bytes(Index n) {

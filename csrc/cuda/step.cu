@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
   if (!grad) return;
   const double* coefs = step.coefs ? step.coefs : own_coefs.at;
   coefs += (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
-  const double scale = step.grad_scale ? *step.grad_scale : 1.0;
+  const double scale = step.grad_scale ? step.grad_scale[step.scale_each ? chunk.tensor : 0] : 1.0;
   if constexpr (Wide) {
     if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale);
   }
@@ -182,7 +182,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   const std::vector<PlanChunk> norm_chunks = cut(tensors, kChunk);
   chunks_size_ = Index(chunks.size());
   norm_chunks_size_ = Index(norm_chunks.size());
-  blocks_done_ = upload(std::vector<unsigned>{0});
+  blocks_done_ = upload(std::vector<unsigned>(std::max<std::size_t>(tensors.size(), 1)));
   if (chunks.empty()) return;
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);

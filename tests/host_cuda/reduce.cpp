@@ -17,12 +17,28 @@ class Gradients {
  public:
   template <class S>
   void add(const Guarded<S>& g) {
-    tensors.push_back({nullptr, {}, nullptr, g.size(), kDType<S>});
+    tensors.push_back({g.data(), {}, nullptr, g.size(), kDType<S>});
     grads.push_back(tensors.size() % 5 == 2 ? nullptr : g.data());
   }
   std::vector<PlanTensor> tensors;
   std::vector<const void*> grads;
 };
+
+void check_norms_of_each(const Gradients& gradients, DevicePlan& cuda, StepPlan& cpu) {
+  const Index n = Index(gradients.tensors.size());
+  for (const bool of_params : {false, true, false}) {
+    const Guarded<double> got(n, -1.0), want(n, -2.0);
+    if (of_params) {
+      cuda.param_norms(got.data(), nullptr);
+      cpu.param_norms(want.data());
+    } else {
+      const std::vector<const void*> grads = gradients.grads;  // gone when the kernel might read it
+      cuda.norms_from_host(grads.data(), got.data(), nullptr);
+      cpu.norms(grads.data(), want.data());
+    }
+    for (Index t = 0; t < n; ++t) CHECK(same(got[t], want[t]));
+  }
+}
 
 void check_norms(const Gradients& gradients) {
   constexpr struct {
@@ -50,6 +66,7 @@ void check_norms(const Gradients& gradients) {
     CHECK(same(norm, want));
   }
   cuda.norm(Monoid::abs_max, {gradients.grads.data(), 1.0}, nullptr);  // nothing is wanted
+  check_norms_of_each(gradients, cuda, cpu);
 }
 
 template <class S>

@@ -98,11 +98,16 @@ class Planned {
 
   void check_norms() {
     double sum = 0, squares = 0, largest = 0;
-    for (std::size_t t = 0; t < tensors_.size(); ++t)
+    std::vector<double> each(tensors_.size());
+    plan_->norms(grads_.data(), each.data());
+    for (std::size_t t = 0; t < tensors_.size(); ++t) {
+      const double before = squares;
       for (Index i = 0; grads_[t] && i < tensors_[t].g.size(); ++i) {
         const double g = std::abs(double(load(tensors_[t].g[i])));
         sum += g, squares += g * g, largest = std::fmax(largest, g);
       }
+      check_near<double>("norms", Index(t), each[t], std::sqrt(squares - before), 1000);
+    }
     check_near<double>("norm 1", 0, plan_->norm(grads_.data(), 1.0), sum, 1000);
     check_near<double>("norm 2", 0, plan_->norm(grads_.data(), 2.0), std::sqrt(squares), 1000);
     check_near<double>("norm inf", 0, plan_->norm(grads_.data(), kInfinity), largest, 0);

@@ -39,6 +39,18 @@ class Host:
     def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
         return [plan.norm(gs, order) for plan, gs in zip(plans, grads, strict=True)]
 
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        """Return the L2 norm of each gradient of a plan, float64; 0 for None."""
+        out = np.empty(len(grads))
+        plan.norms(grads, out)
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        """Return the L2 norms of a plan's n parameters, float64."""
+        out = np.empty(n)
+        plan.param_norms(out)
+        return out
+
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         """Run one plan's step."""
         plan.step(grads, coefs, sets)
@@ -61,7 +73,7 @@ class Device(Host):
         """Return the same; with an `inverse` this waits for the norm, without it nothing does."""
         if inverse is not None or max_norm is None:
             return super().tail(plans, grads, max_norm, inverse)
-        norm, scale = self._number(), self._number()
+        norm, scale = self._numbers(()), self._numbers(())
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
         norms = self._queue_norms(plans, grads, 2.0)
@@ -73,10 +85,20 @@ class Device(Host):
         return norms
 
     def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> Any:
-        norms = self._library.unwrap(self._library.empty(self._first, (len(plans),), np.float64))
+        norms = self._numbers((len(plans),))
         for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
             plan.norm(gs, order, norms[i : i + 1], self._stream())
         return norms
+
+    def norms(self, plan: Any, grads: list[Any]) -> Any:
+        out = self._numbers((len(grads),))
+        plan.norms(grads, out, self._stream())
+        return out
+
+    def param_norms(self, plan: Any, n: int) -> Any:
+        out = self._numbers((n,))
+        plan.param_norms(out, self._stream())
+        return out
 
     def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
         plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
@@ -84,8 +106,9 @@ class Device(Host):
     def _stream(self) -> int:
         return self._library.stream(self._first)
 
-    def _number(self) -> Any:
-        return self._library.unwrap(self._library.empty(self._first, (), np.float64))
+    def _numbers(self, shape: tuple[int, ...]) -> Any:
+        """Return room for float64 on the device."""
+        return self._library.unwrap(self._library.empty(self._first, shape, np.float64))
 
 
 def _largest(norms: list[float]) -> float:
