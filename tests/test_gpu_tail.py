@@ -84,3 +84,31 @@ def test_scaled_steps_of_torch_tensors(kind: str, cp: Any) -> None:
     g[5] = np.nan
     assert not scaler.step(optimizer, [g])
     np.testing.assert_array_equal(w.cpu().numpy(), 0.5)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_accumulated_steps(cp: Any, dtype: str) -> None:
+    def run(place: Any) -> tuple[Any, list[Any]]:
+        optimizer = fo.optim.SGD(groups(place, dtype), lr=0.1, max_norm=0.5, accumulate=3)
+        norms = []
+        for t in range(8):
+            optimizer.step(gradients(place, t, dtype))
+            norms.append(None if optimizer.grad_norm is None else float(optimizer.grad_norm))
+        waiting = optimizer.state_dict()
+        assert waiting["accumulated"]["count"] == 2
+        optimizer.load_state_dict(waiting)
+        optimizer.step([[None], gradients(place, 8, dtype)[1]])
+        return optimizer, norms
+
+    assert_like_the_cpu(cp, run)
+
+
+@pytest.mark.usefixtures("cp")
+def test_what_a_compiled_step_leaves_to_the_optimizer_is_refused() -> None:
+    model = fo.nn.Linear(3, 2).to("cuda")
+    optimizer = fo.optim.SGD(model.parameters(), accumulate=2)
+    with pytest.raises(
+        ValueError, match="compile: accumulate is for compiled steps on the CPU and for eager ones"
+    ):
+        fo.compile(model, fo.nn.MSELoss(), optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE
 
@@ -24,6 +24,11 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    accumulate : int
+        How many calls of `step` make one update, with the mean of their gradients; the others only add theirs. A
+        parameter that had none in a call counts it as zeros, and is skipped where it had none in all of them.
+    accumulate_reduction : {"mean", "sum"}
+        The sum is for losses that were divided by `accumulate` already, as torch's recipes do.
     foreach, fused : bool or None
         Accepted for torch's sake and ignored: every step is fused.
     """
@@ -33,6 +38,8 @@ class Common(TypedDict, total=False):
     max_norm: float | None
     clip_value: float | None
     ema_decay: float | None
+    accumulate: int
+    accumulate_reduction: Literal["mean", "sum"]
     foreach: bool | None
     fused: bool | None
 

@@ -13,9 +13,10 @@ import numpy as np
 from fastopt import _core
 from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
 from fastopt._device import is_device_array, library
-from fastopt.optim.base import NONNEGATIVE, POSITIVE, Optimizer, number
+from fastopt.optim.base import NONNEGATIVE, number
 from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
+from fastopt.optim.gradients import GradientOptimizer, Reduction
 from fastopt.optim.tail import NO_TAIL
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer"]
@@ -59,7 +60,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(GradientOptimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -74,11 +75,6 @@ class RuleOptimizer(Optimizer):
         The subclass's settings.
     **common
         See `Common`.
-
-    Attributes
-    ----------
-    grad_norm : float, array of one float64, or None
-        The norm of all gradients of the last step, where `max_norm` is set; of parameters on a GPU it stays there.
     """
 
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
@@ -99,16 +95,16 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        accumulate: int = 1,
+        accumulate_reduction: Reduction = "mean",
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.max_norm = max_norm
-        self.grad_norm: Any = None
         self._swapped = False
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
         common = {"maximize": maximize, "l1": l1, "clip_value": clip_value, "ema_decay": ema_decay}
-        super().__init__(params, {**defaults, **common})
+        super().__init__(params, {**defaults, **common}, max_norm, accumulate, accumulate_reduction)
 
     def rule(self, group: dict[str, Any]) -> str:
         """Return the name of the native rule for the settings of `group`."""
@@ -125,17 +121,6 @@ class RuleOptimizer(Optimizer):
         """Return the value that a new array of this state is filled with."""
         return 0.0
 
-    @property
-    def max_norm(self) -> float | None:
-        """The limit of the norm of all gradients together, or None."""
-        return self._max_norm
-
-    @max_norm.setter
-    def max_norm(self, value: float | None) -> None:
-        if value is not None:
-            self._require("max_norm", value, POSITIVE)
-        self._max_norm = value
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings that it lacks are the optimizer's defaults.
 
@@ -144,10 +129,6 @@ class RuleOptimizer(Optimizer):
         TypeError, ValueError
             As the constructor; nothing is added then.
         """
-        if isinstance(param_group, dict) and "max_norm" in param_group:
-            raise ValueError(
-                f"{type(self).__name__}: max_norm is one for all groups, give it to the optimizer"
-            )
         before = len(self._objects)
         super().add_param_group(param_group)
         added = len(self._objects) - before
@@ -227,8 +208,24 @@ class RuleOptimizer(Optimizer):
             raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
 
     def _update(self, grads: list[Any], missing: bool, inverse: float | None) -> bool:
-        """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        """Add gradients to those that wait, or update with all of them; False where they are not finite."""
         plans = self._refresh()
+        if self._accumulate == 1 and not self._accumulator.count:
+            return self._apply(plans, grads, missing, inverse)
+        if inverse is not None:
+            natives = [plan.native for plan in plans]
+            if self._placement.tail(natives, [plan.select(grads) for plan in plans], None, inverse) is None:
+                return False
+        whole = self._add(grads, inverse)
+        if whole is None:
+            return True
+        try:
+            return self._apply(plans, whole, any(g is None for g in whole), inverse)
+        finally:
+            self._accumulator.clear()
+
+    def _apply(self, plans: list[_Plan], grads: list[Any], missing: bool, inverse: float | None) -> bool:
+        """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
         tail = NO_TAIL
