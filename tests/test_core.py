@@ -16,8 +16,8 @@ import threadpoolctl
 import fastopt as fo
 from fastopt import _core
 
-ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 0.9, 0.999, 1.5, 1e-8]])
-SGD = np.array([[1.0, np.inf, 0.0, 0.0, 0.5, 1.0, 0.0]])
+ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 1.0, 0.9, 0.999, 1.5, 1e-8]])
+SGD = np.array([[1.0, np.inf, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0]])
 
 
 def run(code: str, **env: str) -> str:
@@ -394,3 +394,36 @@ def test_plan_survives_a_reshape_of_its_parameter() -> None:
         plan.step([np.ones(6, np.float32)], SGD)
     plan.step([np.ones((2, 3), np.float32)], SGD)
     np.testing.assert_array_equal(w, -0.5)
+
+
+def test_an_array_may_be_several_tensors_of_a_plan():
+    """Each part has its norm and its row of coefficients; a missing gradient is missing in all of them."""
+    p, q = np.zeros((3, 4)), np.zeros(5)
+    plan = _core.StepPlan("sgd", [p, q], [], parts=[3, 1])
+    g = np.arange(12.0).reshape(3, 4)
+    out = np.empty(4)
+    plan.norms([g, np.ones(5)], out)
+    np.testing.assert_allclose(out, [*np.linalg.norm(g, axis=1), np.sqrt(5)], rtol=1e-15)
+    coefs = np.zeros((4, 8))
+    coefs[:, 0] = coefs[:, 5] = 1.0
+    coefs[:, 1] = np.inf
+    coefs[:, 4] = 1.0, 10.0, 100.0, 1000.0
+    plan.step([g, None], coefs, np.arange(4, dtype=np.int32))
+    np.testing.assert_array_equal(p, -g * [[1.0], [10.0], [100.0]])
+    np.testing.assert_array_equal(q, 0.0)
+    plan.param_norms(out)
+    np.testing.assert_allclose(out, [*np.linalg.norm(p, axis=1), 0.0], rtol=1e-15)
+    with pytest.raises(ValueError, match="sets has 2 entries, the plan has 4"):
+        plan.step([g, None], coefs, np.zeros(2, np.int32))
+    for parts, message in [
+        ([5, 1], r"parts\[0\] is 5, params\[0\] has 12 elements"),
+        ([3, 0], r"parts\[1\] is 0, params\[1\] has 5 elements"),
+        ([3], "parts has 1 entries, params has 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _core.StepPlan("sgd", [p, q], [], parts=parts)
+    shadow = np.zeros((3, 4), np.float16)
+    with pytest.raises(
+        ValueError, match=r"parts\[0\] is 3, what belongs to params\[0\] is stored in fewer bytes"
+    ):
+        _core.StepPlan("sgd", [p.astype(np.float32)], [], parts=[3], shadows=[shadow])

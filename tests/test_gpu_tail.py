@@ -9,6 +9,7 @@ import pytest
 
 import fastopt as fo
 import host_gpu
+from fastopt import _device
 from gpu_tools import assert_same_bits, cp, drawn, flattened, fused, kind
 
 __all__ = ["cp", "fused", "kind"]
@@ -112,3 +113,71 @@ def test_what_a_compiled_step_leaves_to_the_optimizer_is_refused() -> None:
         ValueError, match="compile: accumulate is for compiled steps on the CPU and for eager ones"
     ):
         fo.compile(model, fo.nn.MSELoss(), optimizer)
+
+
+KINDS = [
+    {"max_norm": 0.5, "clip_scope": "group"},
+    {"max_norm": 0.5, "clip_scope": "parameter"},
+    {"max_norm": 0.5, "norm_type": 1.0},
+    {"max_norm": 0.5, "norm_type": np.inf},
+    {"adaptive_clip": 0.1},
+]
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: "-".join(map(str, kinds.values())))
+def test_kinds_of_clipping(cp: Any, kinds: dict[str, Any], scaled: bool) -> None:
+    """Two rules, of which one has two groups; units of a matrix. Without a scale nothing waits for the device."""
+    shapes = [(5,), (33, 9), (1023,), (3, 2, 2)]
+
+    def run(place: Any) -> tuple[Any, list[Any]]:
+        params = [place(drawn(shape, np.float32, k)) for k, shape in enumerate(shapes)]
+        own: dict[str, Any] = {"max_norm": None} if "clip_scope" in kinds else {}
+        groups = [
+            {"params": params[:2]},
+            {"params": params[2:3], "momentum": 0.9},
+            {"params": params[3:], **own},
+        ]
+        optimizer = fo.optim.SGD(groups, lr=0.1, **kinds)
+        scaler, norms = fo.GradScaler(init_scale=32.0), []
+        for t in range(3):
+            scale = scaler.get_scale() if scaled else 1.0
+            grads = [
+                place(np.float32(scale) * drawn(s, np.float32, 10 * t + k)) for k, s in enumerate(shapes)
+            ]
+            nested = [[grads[0], None if t == 1 else grads[1]], grads[2:3], grads[3:]]
+            if scaled:
+                assert scaler.step(optimizer, nested)
+                scaler.update()
+            else:
+                optimizer.step(nested)
+            norms.append(float(optimizer.grad_norm))
+        return optimizer, norms
+
+    assert_like_the_cpu(cp, run)
+
+
+def test_kinds_of_clipping_of_torch_tensors(kind: str, cp: Any) -> None:
+    pytest.importorskip("torch")
+    for kinds in KINDS:
+        w = drawn((7, 5), np.float32, 1)
+        ours, host = host_gpu.torch_tensor(kind, w), w.copy()
+        g = drawn((7, 5), np.float32, 2)
+        fo.optim.SGD([ours], lr=1.0, **kinds).step([host_gpu.torch_tensor(kind, g)])
+        fo.optim.SGD([host], lr=1.0, **kinds).step([g])
+        np.testing.assert_allclose(ours.cpu().numpy(), host, rtol=1e-6)
+
+
+def test_a_factor_for_each_tensor_is_checked(cp: Any) -> None:
+    w = cp.zeros((4, 3), np.float32)
+    plan = _device.native().StepPlan("sgd", [w], [], parts=[4])
+    coefs, stream = np.zeros((1, 8)), cp.cuda.get_current_stream().ptr
+    coefs[0, [0, 4, 5]] = 1.0, 1.0, 1.0
+    g = cp.ones((4, 3), np.float32)
+    with pytest.raises(
+        TypeError, match=r"scale is float64 of shape \(3,\), expected float64 of shape \(4,\)"
+    ):
+        plan.step([g], coefs, None, stream, None, None, cp.ones(3))
+    plan.step([g], coefs, None, stream, None, None, cp.asarray(np.arange(4.0)))
+    np.testing.assert_array_equal(w.get(), -np.repeat(np.arange(4.0)[:, None], 3, 1))

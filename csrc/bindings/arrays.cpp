@@ -111,6 +111,21 @@ ArrayView dense_output(py::handle object, const ArgName& name) {
   return view;
 }
 
+Bytes writable_bytes(py::handle object, const ArgName& name) {
+  if (!is_array(object))
+    type_error(name.prefix() + " is " + Py_TYPE(object.ptr())->tp_name + ", expected a NumPy array");
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  if (!(array.flags() & py::array::c_style)) value_error(name.prefix() + " is not C-contiguous");
+  if (!array.writeable()) value_error(name.prefix() + " is read-only");
+  return {array.mutable_data(), Index(array.nbytes()), Index(array.itemsize())};
+}
+
+void require_bytes(const Bytes& bytes, const ArgName& name, Index expected) {
+  if (bytes.size != expected)
+    value_error(name.prefix() + " has " + std::to_string(bytes.size) + " bytes, expected " +
+                std::to_string(expected));
+}
+
 void require_computed(const ArrayView& x, const ArgName& name) {
   if (int(x.dtype) >= kComputeTypes)
     type_error(name.prefix() + " is " + dtype_name(x.dtype) + ", expected float32 or float64");

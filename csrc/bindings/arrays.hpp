@@ -38,6 +38,16 @@ void require_dense(const ArrayView& view, const ArgName& name, bool written);
 ArrayView dense_input(py::handle object, const ArgName& name);
 ArrayView dense_output(py::handle object, const ArgName& name);
 
+// Memory of small integers, whose meaning is the caller's.
+struct Bytes {
+  void* data;
+  Index size, item;  // of all, of an element
+};
+// TypeError or ValueError unless a C-contiguous, writable ndarray; of any type.
+Bytes writable_bytes(py::handle object, const ArgName& name);
+// ValueError unless there are as many bytes as that.
+void require_bytes(const Bytes& bytes, const ArgName& name, Index expected);
+
 // TypeError unless float32 or float64, the types that formulas compute in.
 void require_computed(const ArrayView& x, const ArgName& name);
 // "step: grads[3] is float64, params[3] is float32"

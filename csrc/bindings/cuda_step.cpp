@@ -39,8 +39,10 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
 class CudaPlan {
  public:
   CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
+           const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows,
            const py::object& parts)
-      : CudaPlan(DeviceCall(0), rule, params, states, emas, parts) {}
+      : CudaPlan(DeviceCall(0), rule, params, states, emas, {exponents, remainders, shadows, by_chance},
+                 parts) {}
 
   // max_norm: None, or what to scale the gradients to first; then `norm` receives their norm and `scale` the
   // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
@@ -97,8 +99,8 @@ class CudaPlan {
 
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
-           const py::object& emas, const py::object& parts)
-      : arrays_(call, rule, params, states, emas, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
+           const py::object& emas, const PackedArrays& packed, const py::object& parts)
+      : arrays_(call, rule, params, states, emas, packed, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
 
   // The call is on the parameters' device.
   void begin(DeviceCall& call) const {
@@ -133,8 +135,11 @@ void bind_cuda_step(py::module_& m) {
   m.def("join_norms", &join_norms, py::arg("norms"), py::arg("max_norm"), py::arg("norm"), py::arg("scale"),
         py::arg("stream"));
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
-      .def(py::init<const std::string&, py::list, py::list, py::object, py::object>(), py::arg("rule"),
-           py::arg("params"), py::arg("states"), py::arg("emas") = py::none(), py::arg("parts") = py::none())
+      .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
+                    py::object, py::object>(),
+           py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
+           py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
+           py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))

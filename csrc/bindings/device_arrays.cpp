@@ -214,6 +214,12 @@ void require_same_device(const DeviceView& a, const ArgName& a_name, const Devic
                           b_name.text() + " is on device " + std::to_string(b.device));
 }
 
+Bytes DeviceCall::bytes(py::handle object, const ArgName& name) {
+  const DeviceView view = any_view(object, name);
+  require_dense(view, name, true);
+  return {view.data, view.size * view.item, view.item};
+}
+
 const DeviceView& DeviceCall::placed(const DeviceView& view, const ArgName& name) {
   if (view.device < 0) return view;
   if (!guard_) {

@@ -52,6 +52,9 @@ class DeviceCall {
     return placed(any_device_view(object, name), name);
   }
 
+  // As `writable_bytes`, of an array on the device.
+  Bytes bytes(py::handle object, const ArgName& name);
+
   // As if this array had been looked at: it was, when it was given.
   void begin_with(const DeviceView& known, const ArgName& name) { placed(known, name); }
 

@@ -17,6 +17,7 @@ py::tuple words(const Names& names) {
 struct NumpyCall {
   using View = ArrayView;
   View view(py::handle object, const ArgName& name) const { return array_view(object, name); }
+  Bytes bytes(py::handle object, const ArgName& name) const { return writable_bytes(object, name); }
 };
 constexpr NumpyCall kNumpy;
 using Arrays = PlanArrays<const NumpyCall>;
@@ -24,8 +25,10 @@ using Arrays = PlanArrays<const NumpyCall>;
 class Plan {
  public:
   Plan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
+       const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows,
        const py::object& parts)
-      : arrays_(kNumpy, rule, params, states, emas, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
+      : arrays_(kNumpy, rule, params, states, emas, {exponents, remainders, shadows, by_chance}, parts),
+        plan_(arrays_.rule(), arrays_.tensors()) {}
 
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows) {
     const py::tuple held(grads);  // keeps the arrays alive while the GIL is released
@@ -73,6 +76,30 @@ class Plan {
   StepPlan plan_;
 };
 
+using Codes = py::array_t<std::uint8_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+Stored byte_kind(bool with_sign) { return with_sign ? Stored::signed_byte : Stored::unsigned_byte; }
+
+// Bytes and their exponents of values, each rounded to the nearest.
+py::tuple encode(const Floats& values, bool with_sign) {
+  const Index n = Index(values.size());
+  Codes codes(n), exponents((n + kGroup - 1) / kGroup);
+  const std::vector<std::uint32_t> half(std::size_t(n), 1u << (kNoiseBits - 1));
+  kernels().packing->encode[int(byte_kind(with_sign))](values.data(), half.data(), codes.mutable_data(),
+                                                       exponents.mutable_data(), n);
+  return py::make_tuple(codes, exponents);
+}
+
+Floats decode(const Codes& codes, const Codes& exponents, bool with_sign) {
+  const Index n = Index(codes.size());
+  require_bytes({nullptr, Index(exponents.size()), 1}, {"decode", "exponents"}, (n + kGroup - 1) / kGroup);
+  Floats values(n);
+  kernels().packing->decode[int(byte_kind(with_sign))](codes.data(), exponents.data(), values.mutable_data(),
+                                                       n);
+  return values;
+}
+
 }  // namespace
 
 NativePlan native_plan(py::handle plan) {
@@ -89,11 +116,26 @@ void bind_step(py::module_& m) {
           py::dict entry;
           entry["states"] = words(rule.states);
           entry["coefs"] = words(rule.coefs);
+          py::list any, with_sign;
+          for (int i = 0; i < rule.states.size; ++i) {
+            const Packable how = packable(rule.states, i);
+            if (how != Packable::no) any.append(rule.states.at[i]);
+            if (how == Packable::with_sign) with_sign.append(rule.states.at[i]);
+          }
+          entry["packable"] = py::tuple(any);
+          entry["signed"] = py::tuple(with_sign);
           result[rule.name] = entry;
         }
         return result;
       },
-      "The update rules by name, with the names of their state arrays and coefficients.");
+      "The update rules by name, with the names of their state arrays, of those that may be stored in fewer "
+      "bytes, "
+      "and of their coefficients.");
+  m.def("packing_group", [] { return kGroup; }, "How many elements stored as bytes share an exponent.");
+  m.def("encode", &encode, py::arg("values"), py::arg("with_sign"),
+        "Float32 values as bytes and the exponents of their groups, each rounded to the nearest.");
+  m.def("decode", &decode, py::arg("codes"), py::arg("exponents"), py::arg("with_sign"),
+        "The values of bytes.");
   m.def(
       "joint_norm",
       [](const std::vector<double>& norms) { return joint_norm(norms.data(), Index(norms.size())); },
@@ -101,8 +143,11 @@ void bind_step(py::module_& m) {
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("max_norm"),
         "What scales gradients of this norm so that it is at most max_norm, as in torch.");
   py::class_<Plan>(m, "StepPlan", "Parameters, state arrays and averages of one rule, cut into chunks once.")
-      .def(py::init<const std::string&, py::list, py::list, py::object, py::object>(), py::arg("rule"),
-           py::arg("params"), py::arg("states"), py::arg("emas") = py::none(), py::arg("parts") = py::none())
+      .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
+                    py::object, py::object>(),
+           py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
+           py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
+           py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
       .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none())
       .def("check", &Plan::check, py::arg("grads"))
       .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)

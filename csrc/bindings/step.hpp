@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "bindings/arrays.hpp"
 #include "core/plan.hpp"
+#include "formulas/packed.hpp"
 #include "formulas/registry.hpp"
 
 namespace fastopt {
@@ -43,16 +45,25 @@ inline Monoid norm_monoid(double ord) {
   return ord == 2.0 ? Monoid::sum_squares : ord == 1.0 ? Monoid::abs_sum : Monoid::abs_max;
 }
 
+// What of a plan's arrays is stored in fewer bytes, apart from states whose dtype tells it. Lists have an
+// entry for each parameter; None stands for none.
+struct PackedArrays {
+  py::list exponents;              // of each state: None, or a list of bytes' exponents, one for each group
+  py::object remainders, shadows;  // a list of arrays or None
+  bool by_chance = false;          // bfloat16 parameters without a remainder are rounded so
+};
+
 // The arrays of a plan, kept alive with it. Call: how an argument is looked at; its `view` returns a
-// Call::View, which is an ArrayView. An array is one tensor of the plan, or where `parts` says how many, so
-// many of equal length.
+// Call::View, which is an ArrayView, its `bytes` Bytes. An array is one tensor of the plan, or where `parts`
+// says how many, so many of equal length.
 template <class Call>
 class PlanArrays {
  public:
   PlanArrays(Call& call, const std::string& rule, const py::list& params, const py::list& states,
-             const py::object& emas, const py::object& parts)
+             const py::object& emas, const PackedArrays& packed, const py::object& parts)
       : rule_(find_rule(rule)),
-        held_(py::make_tuple(py::tuple(params), copy(states), emas.is_none() ? emas : py::tuple(emas))) {
+        held_(py::make_tuple(py::tuple(params), copy(states), entries(emas), copy(packed.exponents),
+                             entries(packed.remainders), entries(packed.shadows))) {
     const RuleInfo& info = kRules[rule_];
     require_length("states", py::len(states), "the rule's states", std::size_t(info.states.size));
     std::vector<Extent> extents;
@@ -61,7 +72,7 @@ class PlanArrays {
       const typename Call::View p = call.view(params[i], name);
       require_dense(p, name, true);
       extents.push_back(extent(p, name));
-      tensors_.push_back({p.data, {}, nullptr, p.size, p.dtype});
+      tensors_.push_back({p.data, {}, nullptr, p.size, p.dtype, {}});
       views_.push_back(p);
       shapes_.emplace_back(p.shape, p.shape + p.ndim);
       views_.back().shape = shapes_.back().data();
@@ -69,9 +80,14 @@ class PlanArrays {
     for (int s = 0; s < info.states.size; ++s) {
       const py::list list = states[std::size_t(s)].template cast<py::list>();
       require_length(info.states.at[s], list.size(), "params", params.size());
-      for (std::size_t i = 0; i < params.size(); ++i)
-        tensors_[i].states[s] =
-            companion(call, list[i], {"StepPlan", info.states.at[s], Index(i)}, i, extents);
+      const py::object exponents = std::size_t(s) < packed.exponents.size()
+                                       ? py::object(packed.exponents[std::size_t(s)])
+                                       : py::none();
+      for (std::size_t i = 0; i < params.size(); ++i) add_state(call, s, list[i], exponents, i, extents);
+    }
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      add_remainder(call, packed, i, extents);
+      add_shadow(call, packed, i, extents);
     }
     if (!emas.is_none()) {
       const py::list list = emas.cast<py::list>();
@@ -138,7 +154,7 @@ class PlanArrays {
     const std::int32_t* row_of = nullptr;
     if (!rows.is_none()) {
       const Rows array = rows.cast<Rows>();
-      require_length("sets", std::size_t(array.size()), "params", tensors_.size());
+      require_length("sets", std::size_t(array.size()), "the plan", tensors_.size());
       row_of = array.data();
       rows = array;
     }
@@ -153,9 +169,10 @@ class PlanArrays {
   }
 
  private:
+  static py::object entries(const py::object& list) { return list.is_none() ? list : py::tuple(list); }
   static py::tuple copy(const py::list& lists) {
     py::tuple result(lists.size());
-    for (std::size_t i = 0; i < lists.size(); ++i) result[i] = py::tuple(lists[i].cast<py::list>());
+    for (std::size_t i = 0; i < lists.size(); ++i) result[i] = entries(lists[i]);
     return result;
   }
 
@@ -171,6 +188,9 @@ class PlanArrays {
     std::vector<PlanTensor> cut;
     for (std::size_t i = 0; i < parts.size(); ++i) {
       PlanTensor tensor = tensors_[i];
+      if (parts[i] > 1 && tensor.packing.any())
+        throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
+                              ", what belongs to params[" + std::to_string(i) + "] is stored in fewer bytes");
       if (parts[i] < 1 || tensor.n % parts[i] != 0)
         throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
                               ", params[" + std::to_string(i) + "] has " + std::to_string(tensor.n) +
@@ -188,6 +208,78 @@ class PlanArrays {
     }
     tensors_ = std::move(cut);
     parts_ = parts;
+  }
+
+  // State s of params[i], stored as its dtype tells.
+  void add_state(Call& call, int s, py::handle object, const py::object& exponents, std::size_t i,
+                 std::vector<Extent>& extents) {
+    const RuleInfo& info = kRules[rule_];
+    const ArgName name{"StepPlan", info.states.at[s], Index(i)}, owner{"StepPlan", "params", Index(i)};
+    PlanTensor& tensor = tensors_[i];
+    const bool as_bytes = !exponents.is_none() && !exponents.cast<py::list>()[i].is_none();
+    const bool as_bf16 = !as_bytes && call.view(object, name).dtype == DType::bf16;
+    if (!as_bytes && !as_bf16) {
+      tensor.states[s] = companion(call, object, name, i, extents);
+      return;
+    }
+    const Packable how = packable(info.states, s);
+    if (how == Packable::no)
+      throw py::type_error(name.prefix() + " is stored in fewer bytes, rule '" + info.name +
+                           "' needs it as it is computed");
+    if (views_[i].dtype == DType::f64)
+      throw py::type_error(name.prefix() + " is stored in fewer bytes, " + owner.text() + " is float64");
+    tensor.packing.states[s] = as_bf16                      ? Stored::bf16
+                               : how == Packable::with_sign ? Stored::signed_byte
+                                                            : Stored::unsigned_byte;
+    tensor.states[s] = bytes(call, object, name, (as_bf16 ? 2 : 1) * tensor.n, extents);
+    if (as_bytes)
+      tensor.packing.exponents[s] = static_cast<std::uint8_t*>(
+          bytes(call, exponents.cast<py::list>()[i], {"StepPlan", "exponents", Index(i)},
+                (tensor.n + kGroup - 1) / kGroup, extents));
+  }
+
+  void add_remainder(Call& call, const PackedArrays& packed, std::size_t i, std::vector<Extent>& extents) {
+    PlanTensor& tensor = tensors_[i];
+    const py::object object = entry(packed.remainders, "remainders", i);
+    const ArgName name{"StepPlan", "remainders", Index(i)}, owner{"StepPlan", "params", Index(i)};
+    tensor.packing.by_chance = packed.by_chance && object.is_none() && tensor.dtype == DType::bf16;
+    if (object.is_none()) return;
+    if (tensor.dtype != DType::bf16)
+      throw py::type_error(name.prefix() + " is of bfloat16 parameters, " + owner.text() + " is " +
+                           dtype_name(tensor.dtype));
+    tensor.packing.remainder = static_cast<std::int16_t*>(bytes(call, object, name, 2 * tensor.n, extents));
+  }
+
+  void add_shadow(Call& call, const PackedArrays& packed, std::size_t i, std::vector<Extent>& extents) {
+    const py::object object = entry(packed.shadows, "shadows", i);
+    if (object.is_none()) return;
+    const ArgName name{"StepPlan", "shadows", Index(i)}, owner{"StepPlan", "params", Index(i)};
+    const typename Call::View view = call.view(object, name);
+    require_dense(view, name, true);
+    require_same_shape(view, name, views_[i], owner);
+    if (views_[i].dtype != DType::f32 || item_bytes(view.dtype) != 2)
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + ", " + owner.text() + " is " +
+                           dtype_name(views_[i].dtype) +
+                           "; a shadow is a bfloat16 or float16 copy of a float32 parameter");
+    tensors_[i].packing.shadow = view.data;
+    tensors_[i].packing.shadow_dtype = view.dtype;
+    extents.push_back(extent(view, name));
+  }
+
+  py::object entry(const py::object& list, const char* what, std::size_t i) const {
+    if (list.is_none()) return list;
+    const py::list items = list.cast<py::list>();
+    require_length(what, items.size(), "params", views_.size());
+    return items[i];
+  }
+
+  static void* bytes(Call& call, py::handle object, const ArgName& name, Index expected,
+                     std::vector<Extent>& extents) {
+    const Bytes found = call.bytes(object, name);
+    require_bytes(found, name, expected);
+    const char* const begin = static_cast<const char*>(found.data);
+    extents.push_back({begin, begin + found.size, name});
+    return found.data;
   }
 
   // State or average of params[i].

@@ -20,6 +20,14 @@ constexpr Index item_bytes(DType dtype) {
 // State and averages of low-precision parameters are float32.
 constexpr DType state_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
+// The place of one element; null stays null.
+inline const void* element_at(const void* base, Index element, DType dtype) {
+  return base ? static_cast<const char*>(base) + element * item_bytes(dtype) : nullptr;
+}
+inline void* element_at(void* base, Index element, DType dtype) {
+  return base ? static_cast<char*>(base) + element * item_bytes(dtype) : nullptr;
+}
+
 struct ArrayView {
   void* data;
   const Index* shape;

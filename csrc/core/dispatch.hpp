@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/array.hpp"
+#include "core/packing.hpp"
 
 namespace fastopt {
 
@@ -24,8 +25,9 @@ struct StorageKernels {
 struct StepKernels {
   StorageKernels at[kDTypes];  // [storage]
 };
-inline constexpr int kClipValue = 1, kL1 = 2,
-                     kCommonCoefs = 7;  // grad_scale clip_value l1 l2 lr decay ema_decay
+// grad_scale clip_value l1 l2 lr decay ema_decay step; the step's number is what rounding by chance starts
+// from
+inline constexpr int kClipValue = 1, kL1 = 2, kStep = 7, kCommonCoefs = 8;
 
 // One chunk of a reduction, in the monoid's 16 lanes; chunk results are merged in chunk order by the caller.
 enum class Monoid : std::uint8_t { sum, abs_sum, sum_squares, abs_max };
@@ -195,8 +197,9 @@ struct KernelTable {
   const ElementwiseKernels* elementwise;  // [storage type]
   const GemmKernels* gemm;                // [compute type]
   GemmKernel bf16_pairs;                  // what to use as run_bf16; null where the CPU lacks it
-  const MathKernels* math;                // [function of math.hpp], for the accuracy tests
-  const CeilingKernels* ceilings;         // for benchmarks
+  const PackingKernels* packing;
+  const MathKernels* math;         // [function of math.hpp], for the accuracy tests
+  const CeilingKernels* ceilings;  // for benchmarks
 };
 
 // The table in use. set_isa returns false when the level is not built in or this CPU lacks it.

@@ -8,15 +8,6 @@
 #include "formulas/common.hpp"
 
 namespace fastopt {
-namespace {
-
-template <class T>
-T* at(T* base, Index element, DType dtype) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return base ? static_cast<Byte*>(base) + element * item_bytes(dtype) : nullptr;
-}
-
-}  // namespace
 
 StepPlan::StepPlan(int rule, std::vector<PlanTensor> tensors)
     : rule_(rule), tensors_(std::move(tensors)), chunks_(cut(tensors_, kChunk)) {
@@ -36,20 +27,21 @@ void StepPlan::step(const void* const* grads, const double* coefs, Index width, 
   const std::lock_guard<std::mutex> lock(mutex_);
   for_each_chunk(grads, [&](Index, const PlanChunk& chunk, const PlanTensor& tensor) {
     const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
-    update_piece(chunk.tensor, chunk.begin, chunk.end, at(grads[chunk.tensor], chunk.begin, tensor.dtype),
-                 row);
+    update_piece(chunk.tensor, chunk.begin, chunk.end,
+                 element_at(grads[chunk.tensor], chunk.begin, tensor.dtype), row);
   });
 }
 
 void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* grad,
                             const double* row) const {
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
+  if (tensor.packing.any()) return update_packed(tensor_, begin, end, grad, row);
   const DType dtype = tensor.dtype;
   StepChunk piece;
-  piece.p = at(tensor.p, begin, dtype);
+  piece.p = element_at(tensor.p, begin, dtype);
   piece.g = grad;
-  for (int s = 0; s < 4; ++s) piece.states[s] = at(tensor.states[s], begin, state_dtype(dtype));
-  piece.ema = at(tensor.ema, begin, state_dtype(dtype));
+  for (int s = 0; s < 4; ++s) piece.states[s] = element_at(tensor.states[s], begin, state_dtype(dtype));
+  piece.ema = element_at(tensor.ema, begin, state_dtype(dtype));
   piece.n = end - begin;
   const bool bounded = is_bounded(row);
   kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][bounded](piece, row);
@@ -61,7 +53,7 @@ void StepPlan::reduce_chunks(Monoid monoid, const void* const* arrays) {
   std::fill(partials_.begin(), partials_.end(), 0.0);
   for_each_chunk(arrays, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
     partials_[std::size_t(i)] = kernel.at[int(tensor.dtype)](
-        at(arrays[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
+        element_at(arrays[chunk.tensor], chunk.begin, tensor.dtype), chunk.end - chunk.begin);
   });
 }
 

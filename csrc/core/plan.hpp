@@ -15,6 +15,7 @@ struct PlanTensor {
   void* ema;  // null: no average is kept
   Index n;
   DType dtype;
+  Packing packing = {};
 };
 
 // The norm of arrays whose norms these are: NaN where one is NaN.
@@ -63,13 +64,15 @@ class StepPlan {
 
   // The part of a step that updates elements [begin, end) of one tensor, on the calling thread: for callers
   // that cut the work themselves and hold the lock meanwhile. grad: of element `begin`; row: the tensor's
-  // coefficients.
+  // coefficients. Of a tensor with states in bytes pieces begin at a multiple of kGroup.
   void update_piece(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
   std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
 
  private:
   template <class F>
   void for_each_chunk(const void* const* grads, F&& f);
+  // update_piece of a tensor with a packing: a tile at a time is unpacked, updated in cache, and packed.
+  void update_packed(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
   void reduce_chunks(Monoid monoid, const void* const* arrays);
 
   int rule_;

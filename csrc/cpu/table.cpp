@@ -16,6 +16,7 @@ KernelTable kernel_table() {
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
       .bf16_pairs = bf16_pairs(),
+      .packing = packing_table(),
       .math = math_table(),
       .ceilings = ceiling_table(),
   };

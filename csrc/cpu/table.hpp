@@ -12,6 +12,7 @@ const SumKernels* sum_table();
 const RowKernels* row_table();
 const ElementwiseKernels* elementwise_table();
 const GemmKernels* gemm_table();
+const PackingKernels* packing_table();
 const CeilingKernels* ceiling_table();
 const MathKernels* math_table();
 

@@ -12,6 +12,15 @@ struct Names {
   constexpr Names() = default;
   template <class... Word>
   constexpr explicit Names(Word... words) : at{words...}, size(int(sizeof...(Word))) {}
+
+  constexpr bool has(const char* name) const {
+    for (int i = 0; i < size; ++i) {
+      const char *a = at[i], *b = name;
+      while (*a && *a == *b) ++a, ++b;
+      if (*a == *b) return true;
+    }
+    return false;
+  }
 };
 
 template <template <class> class... F>

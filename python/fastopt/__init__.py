@@ -14,6 +14,8 @@ compile
     A model, a loss and an optimizer as one native training step.
 data, checkpoint
     Readers and batches; atomic saves.
+torch, interop
+    The optimizers as torch.optim.Optimizer; optimizer state to and from other libraries.
 plot, info
     Pictures of training; what this build is and runs on.
 """
@@ -208,6 +210,6 @@ def __getattr__(name: str) -> Any:
     # Loaded when first asked for: most programs use none of these, and they cost import time.
     if name == "bfloat16":
         return _dtypes.bfloat16
-    if name in {"info", "plot"}:
+    if name in {"info", "interop", "plot", "torch"}:
         return importlib.import_module(f"fastopt.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -162,6 +162,10 @@ class Dense:
             g = g.transpose(self._order)
         return g if g.flags.c_contiguous and g.flags.aligned else np.array(g, order="C")
 
+    def restore(self, g: Array) -> Array:
+        """Return what `arrange` returned in the source's layout again."""
+        return g if self._order is None else g.transpose(np.argsort(self._order))
+
 
 class DeviceDense:
     """What `Dense` is for a C-contiguous array on a CUDA device, the only ones that are updated there.

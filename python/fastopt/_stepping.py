@@ -144,6 +144,8 @@ class Stepping:
         bound = self._bound or []
         if self._native is not None and len(wanted) == len(bound) and not any(map(is_not, wanted, bound)):
             return self._native
+        # A piece of a packed array begins where a tile's gradient does not.
+        whole = whole or any(plan.packed for plan in plans)
         if whole:
             self._check_fusing()
         uses = self._read.uses()

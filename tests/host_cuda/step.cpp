@@ -219,7 +219,7 @@ void test_many_coefs(Random& random) {
     std::vector<double> coefs;
     std::vector<std::int32_t> rows;
     for (Index t = 0; t < tensors; ++t) {
-      coefs.insert(coefs.end(), {1.0, INFINITY, 0.0, 0.0, 0.01 * double(t + 1 + turn), 1.0, 0.0});
+      coefs.insert(coefs.end(), {1.0, INFINITY, 0.0, 0.0, 0.01 * double(t + 1 + turn), 1.0, 0.0, 1.0});
       rows.push_back(std::int32_t(turn ? tensors - 1 - t : t));
     }
     DeviceStep step{cuda.grads.data(), coefs.data(), width};

@@ -15,7 +15,7 @@ struct Element {
 // Coefficients as the kernels take them: what all rules share, then the rule's own.
 template <template <class> class Rule>
 std::vector<double> coefficients(bool bounded) {
-  std::vector<double> c = {0.5, bounded ? 0.1 : kInfinity, bounded ? 0.01 : 0.0, 0.02, 0.05, 0.99, 0.9};
+  std::vector<double> c = {0.5, bounded ? 0.1 : kInfinity, bounded ? 0.01 : 0.0, 0.02, 0.05, 0.99, 0.9, 3.0};
   constexpr Names kNames = Rule<double>::coefs;
   for (int i = 0; i < kNames.size; ++i) c.push_back(std::strcmp(kNames.at[i], "eps") == 0 ? 0.01 : 0.6);
   return c;

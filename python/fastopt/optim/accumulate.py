@@ -11,7 +11,7 @@ import numpy as np
 from fastopt._arrays import Array, Dense, DeviceDense, as_view, assign, zeros_for
 from fastopt._device import is_device_array, library
 from fastopt.optim.placement import Host
-from fastopt.optim.tail import NO_TAIL
+from fastopt.optim.tail import COMMON_COEFS, NO_TAIL
 
 _WIDE = ("float32", "float64")
 
@@ -28,7 +28,10 @@ class _Adder:
     ) -> None:
         self.index, self.grads = index, grads
         self._placement = placement
-        self._coefs = np.array([[1.0, math.inf, 0.0, 0.0, -1.0, 1.0, 0.0, *([] if wide else [1.0, 1.0])]])
+        common = [1.0, math.inf, 0.0, 0.0, -1.0, 1.0]  # a rate of -1 and no decay
+        self._coefs = np.zeros((1, COMMON_COEFS + (0 if wide else 2)))
+        self._coefs[0, : len(common)] = common
+        self._coefs[0, COMMON_COEFS:] = 1.0
         self._wide = wide
         self.native = placement.plan("sgd" if wide else "momentum", grads, [] if wide else [sums], None)
 

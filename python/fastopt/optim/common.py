@@ -17,13 +17,31 @@ class Common(TypedDict, total=False):
     l1 : float
         Strength of the L1 penalty: ``l1 * sign(p)`` is added to the gradient.
     max_norm : float or None
-        Scale all gradients together by ``min(1, max_norm / (norm + 1e-6))``, `norm` being their L2 norm over
-        all groups.
+        Scale gradients by ``min(1, max_norm / (norm + 1e-6))``.
+    clip_scope : {"global", "group", "parameter"}
+        What `norm` is of: all gradients, those of a group, or each by itself. Groups may have a `max_norm` of their
+        own but for "global".
+    norm_type : {2.0, 1.0, inf}
+        The order of a global norm; the others are of order 2.
+    adaptive_clip : float or None
+        Scale the gradient of each unit by ``min(1, adaptive_clip * max(norm of its weights, adaptive_clip_eps) / norm
+        of its gradient)``. A unit is what has the same first index, an output of a linear or convolutional layer in
+        torch's layout; arrays with fewer than two axes longer than 1 are one unit. Brock et al., High-Performance
+        Large-Scale Image Recognition Without Normalization, ICML 2021; groups of final layers set it to None there.
+    adaptive_clip_eps : float
+        See there.
     clip_value : float or None
-        Limit every gradient element to ``[-clip_value, clip_value]``, after `max_norm`.
+        Limit every gradient element to ``[-clip_value, clip_value]``, after the kinds above.
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    state_dtype : {"float32", "bfloat16", "int8"}
+        How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
+        element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
+        depend on the step's number alone. Of float64 parameters they stay float64.
+    rounding : {"nearest", "stochastic", "exact"}
+        How bfloat16 parameters are rounded after a step: to the nearest, by chance, or not at all: ``"exact"``
+        keeps the 16 bits that they lack of float32 as state.
     accumulate : int
         How many calls of `step` make one update, with the mean of their gradients; the others only add theirs. A
         parameter that had none in a call counts it as zeros, and is skipped where it had none in all of them.
@@ -36,8 +54,14 @@ class Common(TypedDict, total=False):
     maximize: bool
     l1: float
     max_norm: float | None
+    clip_scope: Literal["global", "group", "parameter"]
+    norm_type: float
+    adaptive_clip: float | None
+    adaptive_clip_eps: float
     clip_value: float | None
     ema_decay: float | None
+    state_dtype: str
+    rounding: str
     accumulate: int
     accumulate_reduction: Literal["mean", "sum"]
     foreach: bool | None
@@ -50,5 +74,7 @@ COMMON_RANGES = {
     "weight_decay": NONNEGATIVE,
     "l1": NONNEGATIVE,
     "clip_value": POSITIVE,
+    "adaptive_clip": POSITIVE,
+    "adaptive_clip_eps": POSITIVE,
     "ema_decay": FRACTION,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from fastopt import _core
 from fastopt._arrays import Array, Dense, DeviceDense
 from fastopt._device import TorchArray, is_device_array, library, native
-from fastopt.optim.tail import Tail, known_tail
+from fastopt.optim.tail import Range, Tail, each_factor, joined, known_factors, known_tail
 
 
 class Host:
@@ -19,34 +20,60 @@ class Host:
     #: Types of gradients that native calls take as they are.
     types: frozenset[type] = frozenset({np.ndarray})
 
-    def plan(self, *arguments: Any) -> Any:
-        """Return a native plan of a rule, parameters, states and averages."""
-        return _core.StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        """Return a native plan of a rule, parameters, states, averages, and what is stored in fewer bytes."""
+        return _core.StepPlan(*arguments, **packed)
 
     def tail(
-        self, plans: list[Any], grads: list[list[Any]], max_norm: float | None, inverse: float | None
+        self,
+        plans: list[Any],
+        grads: list[list[Any]],
+        max_norm: float | None,
+        inverse: float | None,
+        order: float = 2.0,
     ) -> Tail | None:
-        """Return how the gradients of several plans are scaled; None where the step is to be skipped.
+        """Return how the gradients of several plans are scaled together; None where the step is to be skipped.
 
         Times `inverse` their norm is to be at most `max_norm`. With an `inverse` they must be finite.
         """
-        # The largest magnitude shows whether all are finite where no sum of squares is needed.
-        order = math.inf if max_norm is None else 2.0
-        norms = self._norms(plans, grads, order)
-        norm = _core.joint_norm(norms) if max_norm is not None else _largest(norms)
-        return known_tail(norm, max_norm, inverse)
+        # The largest magnitude shows whether all are finite where no norm is needed.
+        order = math.inf if max_norm is None else order
+        return known_tail(joined(self._norms(plans, grads, order), order), max_norm, inverse)
+
+    def tails(
+        self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
+    ) -> list[Tail] | None:
+        """Return how the gradients of each plan are scaled by ranges of its tensors; None as `tail`."""
+        norms = [
+            self._on_host(self.norms(plan, gs, own[-1].end)) for plan, gs, own in _zip(plans, grads, ranges)
+        ]
+        if inverse is not None:
+            if not all(np.isfinite(each).all() for each in norms):
+                return None
+            norms = [each * inverse for each in norms]
+        total = _core.joint_norm(np.concatenate(norms).tolist())
+        tails = []
+        for plan, each, own in _zip(plans, norms, ranges):
+            params = self._on_host(self.param_norms(plan, len(each))) if own[0].adaptive else None
+            factors = known_factors(each, own, params)
+            tails.append(Tail(1.0 if inverse is None else inverse, total, factors=factors))
+        return tails
 
     def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
         return [plan.norm(gs, order) for plan, gs in zip(plans, grads, strict=True)]
 
-    def norms(self, plan: Any, grads: list[Any]) -> Any:
-        """Return the L2 norm of each gradient of a plan, float64; 0 for None."""
-        out = np.empty(len(grads))
+    def _on_host(self, norms: Any) -> Array:
+        on_host: Array = norms
+        return on_host
+
+    def norms(self, plan: Any, grads: list[Any], n: int | None = None) -> Any:
+        """Return the L2 norm of each gradient of a plan, or of its n tensors, float64; 0 for None."""
+        out = np.empty(len(grads) if n is None else n)
         plan.norms(grads, out)
         return out
 
     def param_norms(self, plan: Any, n: int) -> Any:
-        """Return the L2 norms of a plan's n parameters, float64."""
+        """Return the L2 norms of the parameters of a plan's n tensors, float64."""
         out = np.empty(n)
         plan.param_norms(out)
         return out
@@ -64,25 +91,69 @@ class Device(Host):
         self._library = library(first.source)
         self.types = frozenset({type(first.array)})
 
-    def plan(self, *arguments: Any) -> Any:
-        return native().StepPlan(*arguments)
+    def plan(self, *arguments: Any, **packed: Any) -> Any:
+        return native().StepPlan(*arguments, **packed)
 
     def tail(
-        self, plans: list[Any], grads: list[list[Any]], max_norm: float | None, inverse: float | None
+        self,
+        plans: list[Any],
+        grads: list[list[Any]],
+        max_norm: float | None,
+        inverse: float | None,
+        order: float = 2.0,
     ) -> Tail | None:
         """Return the same; with an `inverse` this waits for the norm, without it nothing does."""
         if inverse is not None or max_norm is None:
-            return super().tail(plans, grads, max_norm, inverse)
+            return super().tail(plans, grads, max_norm, inverse, order)
         norm, scale = self._numbers(()), self._numbers(())
-        if len(plans) == 1:
+        if len(plans) == 1 and order == 2.0:
             return Tail(1.0, norm, scale, max_norm)
-        norms = self._queue_norms(plans, grads, 2.0)
-        native().join_norms(norms, max_norm, norm, scale, self._stream())
+        norms = self._queue_norms(plans, grads, order)
+        if order != 2.0:
+            norms = (norms.sum() if order == 1.0 else norms.max()).reshape(1)
+        self._join(norms, max_norm, norm, scale)
         return Tail(1.0, norm, scale)
+
+    def tails(
+        self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
+    ) -> list[Tail] | None:
+        if inverse is not None:
+            return super().tails(plans, grads, ranges, inverse)
+        total, each_total = self._numbers(()), self._numbers((len(plans),))
+        scales = []
+        for i, (plan, gs, own) in enumerate(_zip(plans, grads, ranges)):
+            norms = self.norms(plan, gs, own[-1].end)
+            self._join(norms, math.inf, each_total[i : i + 1], self._numbers(()))
+            scales.append(self._scales(plan, norms, own))
+        self._join(each_total, math.inf, total, self._numbers(()))
+        return [Tail(1.0, total, scale) for scale in scales]
+
+    def _scales(self, plan: Any, norms: Any, ranges: list[Range]) -> Any:
+        """Return what scales each tensor of a plan, whose norms these are."""
+        scales = self._numbers(norms.shape)
+        params = self.param_norms(plan, len(norms)) if ranges[0].adaptive else None
+        for r in ranges:
+            own = slice(r.begin, r.end)
+            if r.together and r.max_norm is not None:
+                factor = self._numbers(())
+                self._join(norms[own], r.max_norm, self._numbers(()), factor)
+                scales[own] = factor
+            elif r.max_norm is not None or r.adaptive is not None:
+                rows = None if params is None else params[own]
+                scales[own] = each_factor(norms[own], r, rows, self._library.at_most)
+            else:
+                scales[own] = 1.0
+        return scales
+
+    def _join(self, norms: Any, max_norm: float, norm: Any, scale: Any) -> None:
+        native().join_norms(norms, max_norm, norm, scale, self._stream())
 
     def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
         norms: list[float] = self._queue_norms(plans, grads, order).tolist()
         return norms
+
+    def _on_host(self, norms: Any) -> Array:
+        return np.array(norms.tolist())
 
     def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> Any:
         norms = self._numbers((len(plans),))
@@ -90,8 +161,8 @@ class Device(Host):
             plan.norm(gs, order, norms[i : i + 1], self._stream())
         return norms
 
-    def norms(self, plan: Any, grads: list[Any]) -> Any:
-        out = self._numbers((len(grads),))
+    def norms(self, plan: Any, grads: list[Any], n: int | None = None) -> Any:
+        out = self._numbers((len(grads) if n is None else n,))
         plan.norms(grads, out, self._stream())
         return out
 
@@ -111,9 +182,7 @@ class Device(Host):
         return self._library.unwrap(self._library.empty(self._first, shape, np.float64))
 
 
-def _largest(norms: list[float]) -> float:
-    return math.nan if any(map(math.isnan, norms)) else max(norms, default=0.0)
-
+_zip = functools.partial(zip, strict=True)
 
 HOST = Host()
 

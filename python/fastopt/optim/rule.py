@@ -10,20 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastopt import _core
-from fastopt._arrays import Array, Dense, as_view, assign, zeros_for, zeros_together
-from fastopt._device import is_device_array, library
+from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import NONNEGATIVE, number
 from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
-from fastopt.optim.gradients import GradientOptimizer, Reduction
-from fastopt.optim.tail import NO_TAIL
+from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
+from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
+from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer"]
-
-RULES = _core.rules()
-_COMMON_COEFS = 7
-_SMALL = 2**20  # bytes of a parameter whose state shares memory with others'; a larger one fills pages itself
 
 
 class _Row:
@@ -39,12 +34,17 @@ class _Row:
 class _Plan:
     """The parameters that one native call updates."""
 
-    def __init__(self, rule: str, native: Any, index: list[int], whole: bool) -> None:
+    def __init__(
+        self, rule: str, native: Any, index: list[int], whole: bool, packed: bool, parts: list[int] | None
+    ) -> None:
         self.native = native
+        self.parts = parts
+        self.ranges: list[Range] = []
+        self.packed = packed
         self.index = index
         self.whole = whole
-        self.counts = bool(RULES[rule]["states"])
-        self.width = _COMMON_COEFS + len(RULES[rule]["coefs"])
+        self.counts = packed or bool(RULES[rule]["states"])
+        self.width = COMMON_COEFS + len(RULES[rule]["coefs"])
         self.rows: list[int] = []
         self.sets: Array | None = None
         self.coefs = np.empty((0, self.width))
@@ -53,8 +53,18 @@ class _Plan:
         """Take each parameter's row from `row_of`."""
         rows, local = np.unique(row_of[self.index], return_inverse=True)
         self.rows = rows.tolist()
-        self.sets = None if len(self.rows) <= 1 else local.astype(np.int32)
+        tensors = local if self.parts is None else np.repeat(local, self.parts)
+        self.sets = None if len(self.rows) <= 1 else tensors.astype(np.int32)
         self.coefs = np.zeros((len(self.rows), self.width))
+
+    def table(self, factors: Array | None) -> tuple[Array, Array | None]:
+        """Return the rows of coefficients and which tensor uses which; with `factors` each tensor has its own."""
+        if factors is None:
+            return self.coefs, self.sets
+        own = np.arange(len(factors), dtype=np.int32)
+        coefs = self.coefs[np.zeros_like(own) if self.sets is None else self.sets]
+        coefs[:, 0] *= factors
+        return coefs, own
 
     def select(self, grads: list[Any]) -> list[Any]:
         return grads if self.whole else [grads[i] for i in self.index]
@@ -77,7 +87,7 @@ class RuleOptimizer(GradientOptimizer):
         See `Common`.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
+    optional: ClassVar[tuple[str, ...]] = ("clip_value", "adaptive_clip", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
     #: Whether the numbers are part of the state dictionary.
@@ -93,18 +103,35 @@ class RuleOptimizer(GradientOptimizer):
         maximize: bool = False,
         l1: float = 0.0,
         max_norm: float | None = None,
+        clip_scope: Scope = "global",
+        norm_type: float = 2.0,
+        adaptive_clip: float | None = None,
+        adaptive_clip_eps: float = 1e-3,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        state_dtype: str = "float32",
+        rounding: str = "nearest",
         accumulate: int = 1,
         accumulate_reduction: Reduction = "mean",
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         self._swapped = False
+        self._shadows: list[Any] | None = None
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
-        common = {"maximize": maximize, "l1": l1, "clip_value": clip_value, "ema_decay": ema_decay}
-        super().__init__(params, {**defaults, **common}, max_norm, accumulate, accumulate_reduction)
+        common: dict[str, Any] = {
+            "maximize": maximize,
+            "l1": l1,
+            "clip_value": clip_value,
+            "adaptive_clip": adaptive_clip,
+            "adaptive_clip_eps": adaptive_clip_eps,
+            "ema_decay": ema_decay,
+            "state_dtype": state_dtype,
+            "rounding": rounding,
+        }
+        clipping = (max_norm, clip_scope, norm_type)
+        super().__init__(params, {**defaults, **common}, clipping, accumulate, accumulate_reduction)
 
     def rule(self, group: dict[str, Any]) -> str:
         """Return the name of the native rule for the settings of `group`."""
@@ -121,6 +148,21 @@ class RuleOptimizer(GradientOptimizer):
         """Return the value that a new array of this state is filled with."""
         return 0.0
 
+    def _storage(self, group: dict[str, Any]) -> Storage:
+        """Return how what belongs to a group's parameters is stored."""
+        average = group["ema_decay"] is not None
+        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"])
+
+    def _validate(self, group: dict[str, Any], where: str = "") -> None:
+        super()._validate(group, where)
+        storage = self._storage(group)
+        storage.check(type(self).__name__, where)
+        if storage.packed and group["adaptive_clip"] is not None:
+            raise ValueError(
+                f"{type(self).__name__}: adaptive_clip needs state_dtype 'float32' and rounding 'nearest', got "
+                f"{storage.state_dtype!r} and {storage.rounding!r}{where}"
+            )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings that it lacks are the optimizer's defaults.
 
@@ -129,16 +171,18 @@ class RuleOptimizer(GradientOptimizer):
         TypeError, ValueError
             As the constructor; nothing is added then.
         """
-        before = len(self._objects)
+        before = len(self.param_groups)
         super().add_param_group(param_group)
-        added = len(self._objects) - before
-        self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
-        self._rows.append(_Row(len(self.param_groups) - 1, dict(self.scalars)))
+        for g in range(before, len(self.param_groups)):
+            added = len(self.param_groups[g]["params"])
+            self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
+            self._rows.append(_Row(g, dict(self.scalars)))
 
     def _index_parameters(self) -> None:
         super()._index_parameters()
         self._plans: list[_Plan] | None = None
-        self._kinds: list[tuple[str, bool]] = []
+        self._kinds: list[tuple[Storage, bool]] = []
+        self._scoped = False
         self._seen: list[dict[str, Any]] = []
 
     def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
@@ -228,27 +272,34 @@ class RuleOptimizer(GradientOptimizer):
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
-        tail = NO_TAIL
-        if self._max_norm is not None or inverse is not None:
-            natives = [plan.native for plan in plans]
-            found = self._placement.tail(natives, chosen, self._max_norm, inverse)
+        tails = [NO_TAIL] * len(plans)
+        if self._max_norm is not None or inverse is not None or self._scoped:
+            found = self._tails(plans, chosen, inverse)
             if found is None:
                 return False
-            tail = found
+            tails = found
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
+        advanced = self._advance(plans, active, tails[0].factor)
         for dense in self._copied:
             dense.load()
-        for plan, gs in zip(plans, chosen, strict=True):
-            self._placement.step(plan.native, gs, plan.coefs, plan.sets, tail)
+        for plan, gs, tail in zip(plans, chosen, tails, strict=True):
+            self._placement.step(plan.native, gs, *plan.table(tail.factors), tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
             row.scalars = s
-        self.grad_norm = tail.norm
+        self.grad_norm = tails[0].norm
         return True
+
+    def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
+        """Return how each plan's gradients are scaled; None where the step is to be skipped."""
+        natives = [plan.native for plan in plans]
+        if self._scoped:
+            return self._placement.tails(natives, grads, [plan.ranges for plan in plans], inverse)
+        tail = self._placement.tail(natives, grads, self._max_norm, inverse, self._norm_type)
+        return None if tail is None else [tail] * len(plans)
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -278,6 +329,7 @@ class RuleOptimizer(GradientOptimizer):
             lr,
             1.0 - group["lr"] * weight_decay if decoupled else 1.0,
             group["ema_decay"] or 0.0,
+            s["step"],
             *rest,
         )
 
@@ -316,71 +368,87 @@ class RuleOptimizer(GradientOptimizer):
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
             if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
                 raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
-        kinds = [(self.rule(group), group["ema_decay"] is not None) for group in self.param_groups]
+        kinds = [(self._storage(group), group["adaptive_clip"] is not None) for group in self.param_groups]
         plans = self._plans
         if plans is None or kinds != self._kinds:
             plans = self._build(kinds)
+        self._scoped = self._clip_scope != "global" or self._clips_by_units()
+        if self._scoped:
+            groups = [self._rows[r].group for r in self._row_of]
+            for plan in plans:
+                sizes = plan.parts or [1] * len(plan.index)
+                plan.ranges = self._ranges([groups[i] for i in plan.index], sizes)
         self._plans = plans
         self._kinds = kinds
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _build(self, kinds: list[tuple[str, bool]]) -> list[_Plan]:
-        """Make one native plan for each rule in use, with state arrays for its parameters."""
+    def _build(self, kinds: list[tuple[Storage, bool]]) -> list[_Plan]:
+        """Make one native plan for each rule and storage in use, of units or not, with state arrays."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
         for kind in dict.fromkeys(kinds):
-            rule, average = kind
+            storage, by_unit = kind
             index = [i for i, g in enumerate(groups) if kinds[g] == kind]
             if not index:
                 continue
-            names = list(RULES[rule]["states"])
-            self._allocate(index, [*names, "ema"] if average else names)
-            states = [[self._state_array(i, name) for i in index] for name in names]
-            emas = [self._state_array(i, "ema") for i in index] if average else None
-            native = self._placement.plan(rule, [self._dense[i].array for i in index], states, emas)
-            plan = _Plan(rule, native, index, len(index) == len(groups))
+            dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
+            self._allocate(storage, index)
+            names = RULES[storage.rule]["states"]
+            states = [[in_layout(d, s, name) for d, s in zip(dense, state, strict=True)] for name in names]
+            emas = None
+            if storage.average:
+                emas = [in_layout(d, s, "ema") for d, s in zip(dense, state, strict=True)]
+            packed = storage.arguments(state)
+            if self._shadows is not None:
+                packed["shadows"] = [self._shadows[i] for i in index]
+            parts = packed["parts"] = [self._units(i) for i in index] if by_unit else None
+            native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
+            whole = len(index) == len(groups)
+            packs = storage.packed or self._shadows is not None
+            plan = _Plan(storage.rule, native, index, whole, packs, parts)
             plan.assign(self._row_of)
             plans.append(plan)
         return plans
 
-    def _allocate(self, index: list[int], names: list[str]) -> None:
-        """Make the state arrays that parameters lack, those of small C-contiguous parameters in one piece."""
-        lacking = [(i, name) for name in names for i in index if name not in self._state[i]]
-        together = [(i, name) for i, name in lacking if self._is_small(i)]
-        arrays = zeros_together(
-            [self._dense[i].source.shape for i, _ in together], [self._state_dtype(i) for i, _ in together]
-        )
-        made = dict(zip(together, arrays, strict=True))
-        for i, name in lacking:
-            new = made[i, name] if (i, name) in made else zeros_for(self._dense[i], self._state_dtype(i))
-            if name == "ema":
-                assign(new, self._dense[i].source)
-            elif start := self.initial(self.param_groups[self._rows[self._row_of[i]].group], name):
-                new.fill(start)
-            self._state[i][name] = library(new).unwrap(new) if is_device_array(new) else new
+    def _allocate(self, storage: Storage, index: list[int]) -> None:
+        """Make the arrays that these parameters lack."""
+        by_group: dict[int, list[int]] = {}
+        for i in index:
+            by_group.setdefault(self._rows[self._row_of[i]].group, []).append(i)
+        for g, members in by_group.items():
+            group = self.param_groups[g]
+            starts = {name: self.initial(group, name) for name in RULES[storage.rule]["states"]}
+            dense, state = [self._dense[i] for i in members], [self._state[i] for i in members]
+            allocate(storage, dense, state, starts)
 
-    def _is_small(self, i: int) -> bool:
-        """Whether the state of parameter i shares memory with others'."""
-        dense = self._dense[i]
-        return isinstance(dense, Dense) and dense.plain and dense.source.nbytes < _SMALL
+    def keep_shadow(self, arrays: Any) -> None:
+        """Have every step write the updated float32 parameters, rounded to the nearest, into other arrays too.
 
-    def _state_array(self, i: int, name: str) -> Array:
-        """Return state array `name` of parameter i in the kernels' layout, laid out anew where it has another."""
-        dense, array = self._dense[i], self._state[i][name]
-        if not isinstance(dense, Dense):
-            on_device: Array = array
-            return on_device
-        arranged: Array = dense.arrange(array)
-        if np.may_share_memory(arranged, array) or not array.size:
-            return arranged
-        new = zeros_for(dense, self._state_dtype(i))
-        new[...] = array
-        self._state[i][name] = new
-        return dense.arrange(new)
+        Parameters
+        ----------
+        arrays : list, dict, tree, or None
+            bfloat16 or float16 arrays in the structure of the parameters, None in place of those that are not
+            wanted; they receive the parameters as they are now. None alone ends it.
 
-    def _state_dtype(self, i: int) -> np.dtype[Any]:
-        return np.dtype(np.float64 if self._dense[i].source.dtype == np.float64 else np.float32)
+        Raises
+        ------
+        TypeError, ValueError
+            An array is not C-contiguous, of another shape or dtype, or its parameter is not float32; nothing
+            has changed then.
+        """
+        before = self._shadows
+        shadows = None if arrays is None else self._gather(arrays)
+        views = [None if a is None else as_view(a, "keep_shadow: arrays") for a in shadows or []]
+        self._shadows, self._plans = shadows and list(shadows), None
+        try:
+            self._refresh()
+        except (TypeError, ValueError):
+            self._shadows, self._plans = before, None
+            raise
+        for dense, view in zip(self._dense, views, strict=False):
+            if view is not None:
+                assign(view, dense.source.astype(view.dtype))
 
     @contextmanager
     def swap_ema(self) -> Iterator[None]:
@@ -413,22 +481,25 @@ class RuleOptimizer(GradientOptimizer):
     def _entry(self, i: int) -> dict[str, Any]:
         row = self._rows[self._row_of[i]]
         scalars = row.scalars
+        storage = self._storage(self.param_groups[row.group])
         if self.eager_state:
-            self._allocate([i], list(RULES[self.rule(self.param_groups[row.group])]["states"]))
+            self._allocate(storage._replace(average=False), [i])
         started = self.eager_state or scalars["step"] > 0
         entry: dict[str, Any] = {}
-        if started and self.saves_scalars:
+        if started and (self.saves_scalars or storage.packed):
             for name, value in scalars.items():
                 exact = float(np.float32(value)) == value
                 entry[name] = np.asarray(value, np.float32 if exact else np.float64)
         return entry | {name: a for name, a in self._state[i].items() if started or name == "ema"}
 
     def _load(self, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-        loaded: list[tuple[dict[str, Array], int]] = []
+        taken: list[tuple[dict[str, Array], int]] = []
         rows: dict[tuple[Any, ...], int] = {}
         for i, entry in enumerate(entries):
             g = int(np.searchsorted(self._starts, i, side="right")) - 1
-            arrays = self._load_arrays(i, entry)
+            storage = self._storage(groups[g])
+            own = {name: a for name, a in entry.items() if name not in self.scalars}
+            arrays = load_entry(storage, self._dense[i], own, self._label(i), f"state[{i}]")
             scalars = {}
             for name, initial in self.scalars.items():
                 where = f"state[{i}][{name!r}]"
@@ -437,51 +508,28 @@ class RuleOptimizer(GradientOptimizer):
                     raise ValueError(
                         f"load_state_dict: {where} must be in {NONNEGATIVE.text}, got {scalars[name]}"
                     )
-            if not self.saves_scalars:
+            if not self.saves_scalars and "step" not in entry:
                 scalars["step"] = float(bool(arrays.keys() - {"ema"}))
-            lacking = [name for name in RULES[self.rule(groups[g])]["states"] if name not in arrays]
+            lacking = [name for name in RULES[storage.rule]["states"] if name not in arrays]
             if lacking and scalars["step"] > 0:
                 raise ValueError(
                     f"load_state_dict: state[{i}] has no {lacking[0]!r}, it has {sorted(map(str, entry))}"
                 )
-            loaded.append((arrays, rows.setdefault((g, *scalars.values()), len(rows))))
+            taken.append((arrays, rows.setdefault((g, *scalars.values()), len(rows))))
 
-        for state, (arrays, _) in zip(self._state, loaded, strict=True):
+        for state, (arrays, _) in zip(self._state, taken, strict=True):
             for name in state.keys() - arrays.keys():
                 del state[name]
             for name, value in arrays.items():
-                if name in state:
-                    assign(as_view(state[name], name), as_view(value, name))
+                if name in state and (old := as_view(state[name], name)).dtype == value.dtype:
+                    assign(old, as_view(value, name))
                 else:
                     state[name] = value
         self._rows = [_Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
-        self._row_of = np.array([r for _, r in loaded], np.int32)
+        self._row_of = np.array([r for _, r in taken], np.int32)
         self._plans = None
-
-    def _load_arrays(self, i: int, entry: dict[str, Any]) -> dict[str, Array]:
-        """Return copies of the arrays of one entry, in their own dtype and the parameter's shape."""
-        arrays = {}
-        shape = self._dense[i].source.shape
-        for name, value in entry.items():
-            if name in self.scalars or value is None:
-                continue
-            where = f"load_state_dict: state[{i}][{name!r}]"
-            view = np.asarray(value) if isinstance(value, float | int | list) else as_view(value, where)
-            if view.dtype.kind in "cOSUMm":
-                raise TypeError(f"{where} is {view.dtype}, expected real numbers")
-            if view.shape != shape:
-                raise ValueError(f"{where} has shape {view.shape}, {self._label(i)} has shape {shape}")
-            arrays[name] = self._own_copy(i, view)
-        return arrays
-
-    def _own_copy(self, i: int, view: Any) -> Array:
-        """Return a copy of a state array, in its own dtype and where parameter i is."""
-        if isinstance(self._dense[i], Dense) and not is_device_array(view):
-            return np.array(view, self._state_dtype(i))
-        new = zeros_for(self._dense[i], self._state_dtype(i))
-        assign(new, view)
-        return library(new).unwrap(new) if is_device_array(new) else new
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_plans", "_kinds", "_seen")
-        return {key: value for key, value in super().__getstate__().items() if key not in derived}
+        kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
+        return {**kept, "_shadows": None}

@@ -1,0 +1,41 @@
+// What of a tensor under an optimizer is stored in fewer bytes than it is computed with.
+#pragma once
+
+#include "core/array.hpp"
+
+namespace fastopt {
+
+// How a state array is stored. The order is the index of the tables below.
+enum class Stored : std::uint8_t { as_computed, bf16, signed_byte, unsigned_byte };
+inline constexpr int kStoredKinds = 4;
+
+struct Packing {
+  Stored states[4] = {};
+  std::uint8_t* exponents[4] = {};    // of bytes, one for each group of elements
+  std::int16_t* remainder = nullptr;  // null, or what bfloat16 parameters lack of float32 ones
+  bool by_chance = false;             // bfloat16 parameters are rounded so
+  void* shadow = nullptr;             // null, or receives float32 parameters rounded to shadow_dtype
+  DType shadow_dtype = DType::bf16;
+
+  bool stages_parameter() const { return remainder || by_chance; }
+  bool any() const {
+    for (const Stored stored : states)
+      if (stored != Stored::as_computed) return true;
+    return stages_parameter() || shadow;
+  }
+};
+
+// Pieces of arrays that begin at a group's first element. noise: a word of noise for each element.
+struct PackingKernels {
+  void (*decode[kStoredKinds])(const void* from, const std::uint8_t* exponents, float* to, Index n);
+  void (*encode[kStoredKinds])(const float* from, const std::uint32_t* noise, void* to,
+                               std::uint8_t* exponents, Index n);
+  void (*join)(const void* high, const std::int16_t* low, float* to, Index n);
+  void (*split)(const float* from, void* high, std::int16_t* low, Index n);
+  void (*narrow[kDTypes])(const float* from, void* to, Index n);  // to the nearest
+};
+
+// The table of noise.
+const std::uint32_t* noise_table();
+
+}  // namespace fastopt

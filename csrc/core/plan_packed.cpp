@@ -1,0 +1,105 @@
+// The step of tensors that are stored in fewer bytes than they are computed with. One kernel of each rule
+// serves all of them: a tile of each packed array is unpacked into floats that stay in the first-level cache,
+// the rule's float kernel updates those, and they are packed again.
+#include <algorithm>
+#include <vector>
+
+#include "core/parallel.hpp"
+#include "core/plan.hpp"
+#include "formulas/common.hpp"
+#include "formulas/packed.hpp"
+
+namespace fastopt {
+namespace {
+
+constexpr Index kTile = kNoiseBlock;
+static_assert(kTile % kGroup == 0 && kChunk % kTile == 0);
+
+// Rooms that are not a whole number of 4 KiB apart: loads from one would wait for stores to another.
+constexpr Index kRoom = kTile + 48;
+constexpr int kParameterRoom = 4, kGradientRoom = 5, kRooms = 6;
+
+// Bytes of an element.
+Index stored_bytes(Stored stored) {
+  return stored == Stored::as_computed ? 4 : stored == Stored::bf16 ? 2 : 1;
+}
+
+char* stored_at(void* base, Index element, Stored stored) {
+  return static_cast<char*>(base) + element * stored_bytes(stored);
+}
+
+std::uint8_t* exponents_at(const Packing& packing, int s, Index element) {
+  return packing.exponents[s] ? packing.exponents[s] + element / kGroup : nullptr;
+}
+
+}  // namespace
+
+const std::uint32_t* noise_table() {
+  static const std::vector<std::uint32_t> table = [] {
+    std::vector<std::uint32_t> words(kNoiseWords + kNoiseBlock);
+    for (std::size_t j = 0; j < words.size(); ++j) words[j] = noise_word(j);
+    return words;
+  }();
+  return table.data();
+}
+
+void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* grad,
+                             const double* row) const {
+  const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
+  const Packing& packing = tensor.packing;
+  const PackingKernels& pack = *kernels().packing;
+  const bool stages = packing.stages_parameter();
+  const DType dtype = stages ? DType::f32 : tensor.dtype;
+  const StepKernel update = kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][is_bounded(row)];
+  alignas(64) float rooms[kRooms][kRoom];
+
+  for (Index first = begin; first < end;) {
+    const Index block = first / kTile, n = std::min(end, (block + 1) * kTile) - first;
+    const auto noise = [&](int slot) {
+      const std::uint64_t array = std::uint64_t(tensor_) * 8 + std::uint64_t(slot);
+      return noise_table() + noise_start(std::uint64_t(row[kStep]), array, std::uint64_t(block)) +
+             first % kTile;
+    };
+    void* const p = element_at(tensor.p, first, tensor.dtype);
+    const void* const g = element_at(grad, first - begin, tensor.dtype);
+    StepChunk piece{p, g, {}, element_at(tensor.ema, first, state_dtype(tensor.dtype)), n};
+    for (int s = 0; s < 4; ++s) {
+      if (!tensor.states[s]) continue;
+      char* const state = stored_at(tensor.states[s], first, packing.states[s]);
+      piece.states[s] = state;
+      if (packing.states[s] == Stored::as_computed) continue;
+      piece.states[s] = rooms[s];
+      pack.decode[int(packing.states[s])](state, exponents_at(packing, s, first), rooms[s], n);
+    }
+    if (stages) {
+      pack.decode[int(Stored::bf16)](g, nullptr, rooms[kGradientRoom], n);
+      if (packing.remainder) {
+        pack.join(p, packing.remainder + first, rooms[kParameterRoom], n);
+      } else {
+        pack.decode[int(Stored::bf16)](p, nullptr, rooms[kParameterRoom], n);
+      }
+      piece.p = rooms[kParameterRoom];
+      piece.g = rooms[kGradientRoom];
+    }
+
+    update(piece, row);
+
+    for (int s = 0; s < 4; ++s) {
+      if (!tensor.states[s] || packing.states[s] == Stored::as_computed) continue;
+      pack.encode[int(packing.states[s])](rooms[s], noise(s),
+                                          stored_at(tensor.states[s], first, packing.states[s]),
+                                          exponents_at(packing, s, first), n);
+    }
+    if (packing.remainder) {
+      pack.split(rooms[kParameterRoom], p, packing.remainder + first, n);
+    } else if (packing.by_chance) {
+      pack.encode[int(Stored::bf16)](rooms[kParameterRoom], noise(kParameterRoom), p, nullptr, n);
+    }
+    if (packing.shadow)
+      pack.narrow[int(packing.shadow_dtype)](static_cast<const float*>(piece.p),
+                                             element_at(packing.shadow, first, packing.shadow_dtype), n);
+    first += n;
+  }
+}
+
+}  // namespace fastopt

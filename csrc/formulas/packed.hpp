@@ -1,0 +1,93 @@
+// Numbers in fewer bytes: rounding to bfloat16 by chance, bytes that share an exponent, and a float32 kept as
+// a bfloat16 and the rest. All of it is integer arithmetic on the float's bits, the same on every instruction
+// set and device.
+//
+// Rounding by chance goes up as often as the number is near to the upper neighbour, so that a running average
+// whose steps are smaller than the gaps between its values moves all the same: to the nearest, it would stop.
+#pragma once
+
+#include "formulas/names.hpp"
+#include "formulas/philox.hpp"
+#include "formulas/storage.hpp"
+
+namespace fastopt {
+inline namespace FASTOPT_ISA {
+
+// Noise: words of 20 random bits from a table, read from a place that differs from block to block of
+// elements, and from step to step.
+inline constexpr int kNoiseBits = 20, kNoiseWords = 4096, kNoiseBlock = 1024;
+
+// The table's word j, for j in [0, kNoiseWords + kNoiseBlock).
+FO_HD uint32_t noise_word(uint64_t j) { return philox_word(0, 0, j) >> (32 - kNoiseBits); }
+// Where the noise of elements [block kNoiseBlock, (block + 1) kNoiseBlock) of array `array` begins.
+FO_HD int noise_start(uint64_t step, uint64_t array, uint64_t block) {
+  return int(philox_word(step, array, 4 * block) % uint32_t(kNoiseWords));
+}
+
+FO_HD Bf16 round_by_chance(float x, uint32_t noise) {
+  return {uint16_t((to_bits(x) + (noise >> (kNoiseBits - 16))) >> 16)};
+}
+
+// A byte holds the low bits of a float's exponent and three of its mantissa, and a sign where it has one;
+// kGroup elements in a row share the exponent of the largest. What is too small for the byte becomes 0, or,
+// without a sign, the smallest positive value: averages of squares divide.
+inline constexpr int kGroup = 128;
+
+template <bool Signed>
+struct ByteCode {
+  static constexpr uint16_t magnitude_bits = Signed ? 0x7f : 0xff;
+
+  // Sign, exponent and three bits of mantissa.
+  FO_HD static uint16_t word(float x, uint32_t noise) { return uint16_t((to_bits(x) + noise) >> 20); }
+  FO_HD static uint16_t magnitude(uint16_t word) { return word & 0x7ff; }
+  FO_HD static uint8_t exponent(uint16_t largest_magnitude) { return uint8_t(largest_magnitude >> 3); }
+  // The magnitude below the smallest that a group with this exponent has.
+  FO_HD static uint16_t base(uint8_t exponent) {
+    const int lowest = 8 * exponent + 7 - magnitude_bits;
+    return uint16_t(lowest < 0 ? 0 : lowest);
+  }
+  FO_HD static uint8_t code(uint16_t word, uint16_t base) {
+    const uint16_t m = magnitude(word);
+    const uint16_t above = uint16_t(m > base ? m - base : 0);
+    return uint8_t(Signed ? above | (word >> 4 & 0x80) : above);
+  }
+  FO_HD static float value(uint8_t code, uint16_t base) {
+    const uint16_t low = code & magnitude_bits;
+    uint16_t word = uint16_t(low + base);
+    if constexpr (Signed) word = uint16_t((low ? word : 0) | (code & 0x80) << 4);
+    return from_bits<float>(uint32_t(word) << 20);
+  }
+};
+
+// A float32 as the bfloat16 nearest to it (of two, the one farther from 0) and the signed 16 bits that are
+// missing.
+struct Split {
+  Bf16 high;
+  int16_t low;
+};
+FO_HD Split split(float x) {
+  const uint32_t magnitude = to_bits(x) & ~Real<float>::sign;
+  const uint32_t bits = magnitude > Real<float>::inf ? Real<float>::nan : to_bits(x);
+  const uint16_t high = uint16_t((bits + 0x8000u) >> 16);
+  return {{high}, int16_t(uint16_t(bits - (uint32_t(high) << 16)))};
+}
+FO_HD float join(Bf16 high, int16_t low) {
+  return from_bits<float>((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
+}
+
+// How state `s` of a rule with these states may be stored: as a byte with a sign, without one, or only as it
+// is computed. Averages may; what the rule compares, or adds up to reach the parameters, may not, nor what a
+// difference of two is taken of.
+enum class Packable : uint8_t { no, with_sign, without_sign };
+
+constexpr Packable packable(const Names& states, int s) {
+  constexpr Names kSigned{"exp_avg", "momentum_buffer"},
+      kUnsigned{"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "exp_avg_var"};
+  if (states.has("grad_avg")) return Packable::no;
+  return kSigned.has(states.at[s])     ? Packable::with_sign
+         : kUnsigned.has(states.at[s]) ? Packable::without_sign
+                                       : Packable::no;
+}
+
+}  // namespace FASTOPT_ISA
+}  // namespace fastopt
