@@ -10,6 +10,7 @@ from fastopt.optim.adamw import AdamW
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
+from fastopt.optim.groups import param_groups
 from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.lion import Lion
 from fastopt.optim.nadam import NAdam
@@ -40,4 +41,5 @@ __all__ = [
     "clip_grad_value_",
     "get_total_norm",
     "lr_scheduler",
+    "param_groups",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypedDict
 
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE
 
@@ -42,6 +43,11 @@ class Common(TypedDict, total=False):
     rounding : {"nearest", "stochastic", "exact"}
         How bfloat16 parameters are rounded after a step: to the nearest, by chance, or not at all: ``"exact"``
         keeps the 16 bits that they lack of float32 as state.
+    no_decay : str, sequence of str, callable or None
+        Parameters that get a weight decay of 0, in a group of their own behind the others: those in whose names one
+        of the strings is found, whatever its case (one with a ``*``, ``?`` or ``[`` matches the whole name), or for
+        which the function of name and array holds, as ``("bias", "norm")`` or ``lambda name, p: p.ndim < 2``.
+        Gradients keep the structure in which the parameters were given. A group may have its own.
     accumulate : int
         How many calls of `step` make one update, with the mean of their gradients; the others only add theirs. A
         parameter that had none in a call counts it as zeros, and is skipped where it had none in all of them.
@@ -62,6 +68,7 @@ class Common(TypedDict, total=False):
     ema_decay: float | None
     state_dtype: str
     rounding: str
+    no_decay: str | Sequence[str] | Callable[[str, Any], bool] | None
     accumulate: int
     accumulate_reduction: Literal["mean", "sum"]
     foreach: bool | None

@@ -15,6 +15,7 @@ from fastopt.optim.base import NONNEGATIVE, number
 from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
+from fastopt.optim.groups import Pattern
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
@@ -111,6 +112,7 @@ class RuleOptimizer(GradientOptimizer):
         ema_decay: float | None = None,
         state_dtype: str = "float32",
         rounding: str = "nearest",
+        no_decay: Pattern | None = None,
         accumulate: int = 1,
         accumulate_reduction: Reduction = "mean",
         foreach: bool | None = None,
@@ -130,6 +132,8 @@ class RuleOptimizer(GradientOptimizer):
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
+        if no_decay is not None:
+            common["no_decay"] = no_decay
         clipping = (max_norm, clip_scope, norm_type)
         super().__init__(params, {**defaults, **common}, clipping, accumulate, accumulate_reduction)
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastopt import _core
 from fastopt._arrays import Array
 
-AtMost = Callable[[Any, float], Any]
+Limiter = Callable[[Any, float], Any]
 
 #: Numbers that come before a rule's own in a row of coefficients.
 COMMON_COEFS = 8
@@ -98,7 +98,7 @@ def known_tail(norm: float, max_norm: float | None, inverse: float | None) -> Ta
     return Tail(inverse * _core.clip_factor(norm, max_norm), norm)
 
 
-def each_factor(norms: Any, r: Range, param_norms: Any, at_most: AtMost) -> Any:
+def each_factor(norms: Any, r: Range, param_norms: Any, at_most: Limiter) -> Any:
     """Return what scales each tensor of a range, whose norms these are; on the host or on a device.
 
     Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021 (adaptive).
