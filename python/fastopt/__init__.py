@@ -98,6 +98,7 @@ from fastopt.operations import (
     var,
     where,
 )
+from fastopt.optim import GradScaler
 from fastopt.program import compile
 from fastopt.tensor import Tensor
 
@@ -106,6 +107,7 @@ float, double, half = float32, float64, float16
 int, long = int32, int64
 
 __all__ = [
+    "GradScaler",
     "Tensor",
     "__version__",
     "abs",

@@ -1,4 +1,4 @@
-"""Optimizers, learning rate schedules, gradient clipping and averages of weights."""
+"""Optimizers, learning rate schedules, gradient clipping and scaling, averages of weights."""
 
 from fastopt.optim import lr_scheduler
 from fastopt.optim.adabelief import AdaBelief
@@ -15,6 +15,7 @@ from fastopt.optim.asgd import ASGD
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
+from fastopt.optim.groups import param_groups
 from fastopt.optim.lamb import LAMB
 from fastopt.optim.lars import LARS
 from fastopt.optim.lbfgs import LBFGS
@@ -26,6 +27,7 @@ from fastopt.optim.prodigy import Prodigy
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
+from fastopt.optim.scaler import GradScaler
 from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
 from fastopt.optim.soap import SOAP
@@ -53,6 +55,7 @@ __all__ = [
     "AdamWScheduleFree",
     "Adamax",
     "Adan",
+    "GradScaler",
     "Lion",
     "Lookahead",
     "Muon",
@@ -72,4 +75,5 @@ __all__ = [
     "clip_grad_value_",
     "get_total_norm",
     "lr_scheduler",
+    "param_groups",
 ]

@@ -12,9 +12,9 @@ from fastopt import _ops
 from fastopt._arrays import Array
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import FRACTION, POSITIVE, Interval
-from fastopt.optim.placement import Tail
-from fastopt.optim.rule import Common, bare
+from fastopt.optim.rule import Common, Kind, bare
 from fastopt.optim.state import State, Storage, allocate, in_layout
+from fastopt.optim.tail import Tail
 
 _ESTIMATE = ("s", "p0")
 _NUMBERS = ("d", "d_max", "d_numerator", "k")
@@ -75,6 +75,7 @@ class Prodigy(AdamFamily):
     for the two sums.
     """
 
+    by_element = False
     ranges: ClassVar[dict[str, Interval]] = {
         **AdamFamily.ranges,
         "d0": POSITIVE,
@@ -155,7 +156,7 @@ class Prodigy(AdamFamily):
 
     # The estimate ---------------------------------------------------------------------------------------
 
-    def _build(self, kinds: list[Storage]) -> list[Any]:
+    def _build(self, kinds: list[Kind]) -> list[Any]:
         plans = super()._build(kinds)
         storage = Storage("prodigy_estimate")
         self._estimates = []

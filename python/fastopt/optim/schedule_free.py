@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from fastopt.optim.base import FINITE, FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.placement import NO_TAIL
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer, bare
+from fastopt.optim.tail import NO_TAIL
 
 INSIDE = Interval(0.0, 1.0, "(0, 1)")
 _RANGES = {

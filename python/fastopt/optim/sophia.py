@@ -9,9 +9,9 @@ import numpy as np
 from fastopt._arrays import assign, zeros_for
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import NONNEGATIVE, Interval
-from fastopt.optim.placement import NO_TAIL
 from fastopt.optim.rule import Common, bare
 from fastopt.optim.state import computed_dtype, in_layout
+from fastopt.optim.tail import NO_TAIL
 
 
 class Sophia(AdamFamily):

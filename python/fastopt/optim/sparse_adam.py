@@ -12,8 +12,8 @@ from fastopt._arrays import Array, as_view
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import POSITIVE, Interval
 from fastopt.optim.params import is_tensor
-from fastopt.optim.placement import NO_TAIL
 from fastopt.optim.state import computed_dtype
+from fastopt.optim.tail import NO_TAIL
 
 
 class _Pair:
