@@ -51,8 +51,8 @@ class CapturedStep:
             or optimizer.norm_type != 2.0
         ):
             raise RuntimeError(
-                "step: a graph cannot repeat what is decided from step to step: a loss scale, gradients of several calls, "
-                "or another kind of clipping than by the global L2 norm or by value"
+                "step: a graph cannot repeat what is decided from step to step: a loss scale, gradients of several "
+                "calls, or clipping other than by value and by the L2 norm of all gradients"
             )
         given = [g is not None for g in grads]
         if self._given is not None:

@@ -76,6 +76,7 @@ class Prodigy(AdamFamily):
     """
 
     by_element = False
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Interval]] = {
         **AdamFamily.ranges,
         "d0": POSITIVE,
