@@ -7,6 +7,7 @@ instruction sets), "errors" are settings that are refused, with the message.
 from __future__ import annotations
 
 import cases_compat
+import cases_elementwise
 
 COUPLED = {"maximize": True, "weight_decay": 0.05173}
 REGULARISED = {"l1": 0.01, "max_norm": 20.0, "clip_value": 0.5}
@@ -217,5 +218,6 @@ OPTIMIZERS = {
         ],
     },
 }
+OPTIMIZERS |= cases_elementwise.rows(COUPLED, REGULARISED, AVERAGED, COMMON_ERRORS, BETAS_ERRORS)
 
 cases_compat.extend(OPTIMIZERS)

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+import cases_elementwise
 from cases import OPTIMIZERS
 from conftest import SIZES
 from fastopt import _core, optim
@@ -81,7 +82,7 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
 
 
 #: Classes that torch does not have.
-TORCH_HAS_NO = ("Lion", "AdaBelief")
+TORCH_HAS_NO = ("Lion", "AdaBelief", *cases_elementwise.TORCH_HAS_NO)
 TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
 #: Variants of other libraries.
 NOT_TORCH_S = (

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import reference_elementwise as elementwise
+
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
 State = dict[str, Any]
@@ -62,6 +64,7 @@ DEFAULTS: dict[str, Options] = {
     "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
+    **elementwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -229,6 +232,7 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Rprop": rprop,
     "Lion": lion,
     "AdaBelief": adabelief,
+    **elementwise.UPDATES,
 }
 
 
@@ -254,6 +258,8 @@ def run(
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
+    mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
+    o["decoupled_weight_decay"] = mode != "l2"
     update = UPDATES[name]
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
@@ -276,16 +282,15 @@ def run(
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
             if mode == "l2":
                 g = g + o["weight_decay"] * p
             g = g + o["l1"] * np.sign(p)
+            states[i]["p"] = p
             u = update(g, states[i], counts[i], o)
-            if mode == "decoupled":
-                p = p * (1 - o["lr"] * o["weight_decay"])
-            elif mode == "fixed":
-                p = p * (1 - o["weight_decay"])
-            p = p - u
+            shrink = elementwise.decay(name, counts[i], o)
+            if mode == "fixed":
+                shrink = 1 - o["weight_decay"]
+            p = p * (1.0 if mode == "decoupled_after" else shrink) - u
             if mode == "decoupled_after":
                 p = p - o["lr"] * o["weight_decay"] * p
             if o["ema_decay"] is not None:

@@ -98,7 +98,7 @@ def test_velocity_keeps_the_rate_of_each_step():
 def test_minimises_parabola_and_rosenbrock(name):
     lr = {"Adadelta": 30.0, "Adagrad": 0.5, "Lion": 0.01}.get(name, 0.05 if name != "SGD" else 0.2)
     x = np.array([-1.0, 10.0])
-    opt = make(name, [x], {"lr": lr})
+    opt = make(name, [x], OPTIMIZERS[name].get("parabola", {"lr": lr}))
     target = np.array([3.0, -2.0])
     for _ in range(3000):
         opt.step([2 * (x - target)])
@@ -114,7 +114,8 @@ def test_minimises_parabola_and_rosenbrock(name):
         "Lion": ({"lr": 1e-3}, 5e-3),
         "RAdam": ({"lr": 1e-3}, 5e-3),  # begins with plain momentum
     }
-    options, bound = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    usual = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    options, bound = OPTIMIZERS[name].get("rosenbrock", usual)
     opt = make(name, [x], options)
     for _ in range(8000):
         a, b = x

@@ -7,6 +7,10 @@ from fastopt.optim.adagrad import Adagrad
 from fastopt.optim.adam import Adam
 from fastopt.optim.adamax import Adamax
 from fastopt.optim.adamw import AdamW
+from fastopt.optim.adan import Adan
+from fastopt.optim.ademamix import AdEMAMix
+from fastopt.optim.adopt import ADOPT
+from fastopt.optim.asgd import ASGD
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
@@ -16,24 +20,35 @@ from fastopt.optim.nadam import NAdam
 from fastopt.optim.radam import RAdam
 from fastopt.optim.rmsprop import RMSprop
 from fastopt.optim.rprop import Rprop
+from fastopt.optim.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optim.sgd import SGD
+from fastopt.optim.sophia import Sophia
+from fastopt.optim.yogi import Yogi
 
 __all__ = [
+    "ADOPT",
+    "ASGD",
     "LBFGS",
     "SGD",
+    "AdEMAMix",
     "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
+    "Adan",
     "Lion",
     "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SGDScheduleFree",
+    "Sophia",
     "WeightAverage",
+    "Yogi",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",

@@ -9,7 +9,7 @@ from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 
 class AdamFamily(RuleOptimizer):
-    """Base class of the rules with two moments, an eps and either form of weight decay."""
+    """Base class of the rules with betas, an eps and either form of weight decay; `more` are a rule's own settings."""
 
     #: Where eps may be; a class with a choice has the setting ``eps_mode``.
     eps_modes: ClassVar[tuple[str, ...]] = ()
@@ -24,11 +24,11 @@ class AdamFamily(RuleOptimizer):
         self,
         params: Any,
         lr: float,
-        betas: tuple[float, float],
+        betas: tuple[float, ...],
         eps: float,
         weight_decay: float,
         decoupled_weight_decay: bool,
-        extra: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None,
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -37,7 +37,7 @@ class AdamFamily(RuleOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
-            **(extra or {}),
+            **(more or {}),
         }
         super().__init__(params, settings, **common)
 

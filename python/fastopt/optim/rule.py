@@ -184,6 +184,18 @@ class RuleOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
+        """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
+        mode = self.decay_mode(group)
+        if mode == "l2":
+            return 1.0
+        factor: float = 1.0 - group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
+        return factor
+
+    def decay_mode(self, group: dict[str, Any]) -> str:
+        """Return what a group's weight decay does, in the words of ``weight_decay_mode``."""
+        return group["weight_decay_mode"] or ("decoupled" if group["decoupled_weight_decay"] else "l2")
+
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
         return 0.0
@@ -322,17 +334,15 @@ class RuleOptimizer(Optimizer):
         return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        mode = group["weight_decay_mode"] or ("decoupled" if group["decoupled_weight_decay"] else "l2")
-        decay = 1.0
-        if mode != "l2":
-            decay -= weight_decay * (1.0 if mode == "fixed" else group["lr"])
+        clip_value = group["clip_value"]
+        mode = self.decay_mode(group)
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            weight_decay if mode == "l2" else 0.0,
+            group["weight_decay"] if mode == "l2" else 0.0,
             lr * decay if mode == "decoupled_after" else lr,
             decay,
             group["ema_decay"] or 0.0,
