@@ -14,8 +14,9 @@ compile
     A model, a loss and an optimizer as one native training step.
 data, checkpoint
     Readers and batches; atomic saves.
-torch, interop
-    The optimizers as torch.optim.Optimizer; optimizer state to and from other libraries.
+torch, compat, interop
+    The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
+    to and from other libraries.
 plot, info
     Pictures of training; what this build is and runs on.
 """
@@ -208,6 +209,6 @@ def __getattr__(name: str) -> Any:
     # Loaded when first asked for: most programs use none of these, and they cost import time.
     if name == "bfloat16":
         return _dtypes.bfloat16
-    if name in {"info", "interop", "plot", "torch"}:
+    if name in {"compat", "info", "interop", "plot", "torch"}:
         return importlib.import_module(f"fastopt.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
