@@ -12,15 +12,34 @@ import cases_elementwise
 from cases import OPTIMIZERS
 from conftest import SIZES
 from fastopt import _core, optim
+from fastopt.optim.rule import RuleOptimizer
 from reference_optim import Run, run
 
 STEPS = 50
-RULES = [name for name in OPTIMIZERS if name != "LBFGS"]
+#: Not SparseAdam, whose gradients are rows.
+RULES = [
+    name for name in OPTIMIZERS if issubclass(getattr(optim, name), RuleOptimizer) and name != "SparseAdam"
+]
 ROWS = [(name, row) for name in RULES for row in range(len(OPTIMIZERS[name]["options"]))]
 
 
 def make(name, params, options=None):
     return getattr(optim, name)(params, **(options or {}))
+
+
+def packed_rows() -> dict[str, tuple[str, dict]]:
+    """A row of each native rule that has a state to pack: the optimizer and its options."""
+    found: dict[str, tuple[str, dict]] = {}
+    for name in RULES:
+        for options in OPTIMIZERS[name]["options"]:
+            opt = make(name, [np.ones(1, np.float32)], options)
+            rule = opt.rule(opt.param_groups[0])
+            if _core.rules()[rule]["packable"] and options.get("ema_decay") is None:
+                found.setdefault(rule, (name, {**options, "max_norm": None}))
+    return found
+
+
+PACKED = packed_rows()
 
 
 @cache
@@ -82,7 +101,7 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
 
 
 #: Classes that torch does not have.
-TORCH_HAS_NO = ("Lion", "AdaBelief", *cases_elementwise.TORCH_HAS_NO)
+TORCH_HAS_NO = ("Lion", "AdaBelief", "LARS", "LAMB", "NovoGrad", *cases_elementwise.TORCH_HAS_NO)
 TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
 #: Variants of other libraries.
 NOT_TORCH_S = (

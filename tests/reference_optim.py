@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import reference_elementwise as elementwise
+import reference_layerwise
 
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
@@ -65,6 +66,7 @@ DEFAULTS: dict[str, Options] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
     **elementwise.DEFAULTS,
+    **reference_layerwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
@@ -258,39 +260,50 @@ def run(
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
-    mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
-    o["decoupled_weight_decay"] = mode != "l2"
-    update = UPDATES[name]
+    whole = reference_layerwise.UPDATES.get(name)
+    update = {**UPDATES, **elementwise.UPDATES}.get(name)
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
     emas = [p.astype(compute) for p in ps]
     states: list[State] = [{} for _ in ps]
     counts = [0] * len(ps)
+    shared: State = {}
+    mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
     for grads in steps:
         scale = 1.0
         if o["max_norm"] is not None:
             norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in grads if g is not None))
             scale = min(1.0, o["max_norm"] / (norm + 1e-6))
+        gs: list[Array | None] = [None] * len(ps)
         for i, given in enumerate(grads):
             if given is None:
                 continue
-            counts[i] += 1
             p, g = ps[i].astype(compute), given.astype(compute)
             g = scale * g
             if o["clip_value"] is not None:
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if mode == "l2":
+            if not whole and mode == "l2":
                 g = g + o["weight_decay"] * p
-            g = g + o["l1"] * np.sign(p)
+            gs[i] = g + o["l1"] * np.sign(p)
             states[i]["p"] = p
-            u = update(g, states[i], counts[i], o)
-            shrink = elementwise.decay(name, counts[i], o)
+        if name in elementwise.PREPARE and not elementwise.PREPARE[name](gs, states, o, shared):
+            continue
+        for i, (g, s) in enumerate(zip(gs, states, strict=True)):
+            if g is None:
+                continue
+            counts[i] += 1
+            p = s["p"]
+            u = whole(g, p, s, counts[i], o) if whole else update(g, s, counts[i], o)
             if mode == "fixed":
-                shrink = 1 - o["weight_decay"]
-            p = p * (1.0 if mode == "decoupled_after" else shrink) - u
+                p = p * (1 - o["weight_decay"])
+            elif not whole and o["weight_decay_mode"] is None:
+                p = p * elementwise.decay(name, counts[i], o, s)
+            elif mode == "decoupled":
+                p = p * (1 - o["lr"] * o["weight_decay"])
+            p = p - u
             if mode == "decoupled_after":
                 p = p - o["lr"] * o["weight_decay"] * p
             if o["ema_decay"] is not None:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import fastopt as fo
-from cases import OPTIMIZERS
 from fastopt import _core, optim
-from optim_tools import RULES, make
+from optim_tools import PACKED, make
 from same_bits import check_levels, check_threads
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -19,15 +18,6 @@ GROUP = _core.packing_group()
 #: Around vectors, groups, blocks of noise and chunks.
 SIZES = [0, 1, 17, GROUP - 1, GROUP, GROUP + 1, 1023, 1024, 1025, 8191, 8193, 20011]
 STATE_DTYPES = ["bfloat16", "int8"]
-
-#: A row of each optimizer and rule that has a state to pack.
-PACKED: dict[str, tuple[str, dict]] = {}
-for _name in RULES:
-    for _options in OPTIMIZERS[_name]["options"]:
-        _opt = make(_name, [np.ones(1, np.float32)], _options)
-        _rule = _opt.rule(_opt.param_groups[0])
-        if _core.rules()[_rule]["packable"] and _options.get("ema_decay") is None:
-            PACKED.setdefault(_rule, (_name, {**_options, "max_norm": None}))
 
 
 def problem(dtype=np.float32, steps=3, sizes=SIZES):

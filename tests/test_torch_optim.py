@@ -87,7 +87,11 @@ def test_groups_and_state_have_torch_s_keys(name, row):
         for key, value in kept.items():
             found = ours["state"][i][key]
             assert found.shape == value.shape
-            assert found.dtype == value.dtype or key in ("mu_product", "eta", "mu")  # rounded to float32 there
+            assert found.dtype == value.dtype or key in (
+                "mu_product",
+                "eta",
+                "mu",
+            )  # rounded to float32 there
 
 
 def test_lbfgs_evaluates_the_closure_as_torch_s_does():

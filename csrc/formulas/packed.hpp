@@ -90,7 +90,7 @@ FO_HD float join(Bf16 high, int16_t low) {
 enum class Packable : uint8_t { no, with_sign, without_sign };
 
 constexpr Packable packable(const Names& states, int s) {
-  constexpr Names kSigned{"exp_avg", "momentum_buffer"},
+  constexpr Names kSigned{"exp_avg", "exp_avg_diff", "exp_avg_fast", "exp_avg_slow", "momentum_buffer"},
       kUnsigned{"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "exp_avg_var"};
   if (states.has("grad_avg")) return Packable::no;
   return kSigned.has(states.at[s])     ? Packable::with_sign

@@ -48,6 +48,7 @@ class Adan(AdamFamily):
     the authors' code, which are 1 minus the paper's.
     """
 
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Interval]] = {**AdamFamily.ranges, "beta3": FRACTION}
 
     def __init__(

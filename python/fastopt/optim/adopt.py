@@ -46,6 +46,7 @@ class ADOPT(AdamFamily):
     limit of the authors' code.
     """
 
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Interval]] = {**AdamFamily.ranges, "clip_exponent": NONNEGATIVE}
     optional: ClassVar[tuple[str, ...]] = (*AdamFamily.optional, "clip_exponent")
 

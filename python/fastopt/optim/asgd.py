@@ -43,6 +43,7 @@ class ASGD(RuleOptimizer):
     Stochastic Gradient Descent Tricks, 2012, as torch has them.
     """
 
+    decay_modes: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Interval]] = {
         **COMMON_RANGES,
         "lambd": NONNEGATIVE,

@@ -255,6 +255,10 @@ class Optimizer:
             gather(grads, self._specs, flat)
         return flat
 
+    def _as_given(self, in_order: list[Any]) -> list[Any]:
+        """Return one gradient for each parameter as the flat list that `step` takes."""
+        return in_order
+
     def _usable(self, flat: list[Any]) -> list[Any]:
         """Return the gradients as dense ndarrays laid out like their parameters, or raise."""
         return [

@@ -12,12 +12,17 @@ import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number, one_of
+from fastopt.optim.capture import Capturable
 from fastopt.optim.ema import swapped
-from fastopt.optim.placement import NO_TAIL
+from fastopt.optim.placement import NO_TAIL, Tail
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 
 _COMMON_COEFS = 8
-_DECAY_MODES = ("l2", "decoupled", "decoupled_after", "fixed")
+
+
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
 
 
 class Common(TypedDict, total=False):
@@ -105,12 +110,13 @@ class _Plan:
         self.rows = rows.tolist()
         self.sets = None if len(self.rows) <= 1 else local.astype(np.int32)
         self.coefs = np.zeros((len(self.rows), self.width))
+        self.kept: dict[str, tuple[Array, Any]] = {}  # numbers of tensors that follow from the rows
 
     def select(self, grads: list[Any]) -> list[Any]:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Optimizer):
+class RuleOptimizer(Capturable, Optimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -135,8 +141,12 @@ class RuleOptimizer(Optimizer):
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
+    #: The values of ``weight_decay_mode``; none where a rule decays in a way of its own.
+    decay_modes: ClassVar[tuple[str, ...]] = ("l2", "decoupled", "decoupled_after", "fixed")
     #: Whether the numbers are part of the state dictionary.
     saves_scalars: ClassVar[bool] = True
+    #: Whether an element's update depends on its own numbers alone.
+    by_element: ClassVar[bool] = True
     #: Whether a parameter has state before its first step.
     eager_state: ClassVar[bool] = False
 
@@ -186,15 +196,16 @@ class RuleOptimizer(Optimizer):
 
     def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
         """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
-        mode = self.decay_mode(group)
-        if mode == "l2":
-            return 1.0
-        factor: float = 1.0 - group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
+        mode = self._decay_mode(group)
+        factor: float = 1.0
+        if mode != "l2":
+            factor -= group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
         return factor
 
-    def decay_mode(self, group: dict[str, Any]) -> str:
-        """Return what a group's weight decay does, in the words of ``weight_decay_mode``."""
-        return group["weight_decay_mode"] or ("decoupled" if group["decoupled_weight_decay"] else "l2")
+    @staticmethod
+    def _decay_mode(group: dict[str, Any]) -> str:
+        mode: str | None = group["weight_decay_mode"]
+        return mode or ("decoupled" if group["decoupled_weight_decay"] else "l2")
 
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
@@ -209,7 +220,7 @@ class RuleOptimizer(Optimizer):
         super()._validate(group, where)
         self._storage(group).check(type(self).__name__, where)
         if group["weight_decay_mode"] is not None:
-            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], _DECAY_MODES)
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
     @property
     def max_norm(self) -> float | None:
@@ -297,6 +308,9 @@ class RuleOptimizer(Optimizer):
 
     def _update(self, grads: list[Any], missing: bool) -> None:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return
         plans = self._refresh()
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -306,16 +320,26 @@ class RuleOptimizer(Optimizer):
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
+        if not self._prepare(plans, chosen, tail):
+            return
+        advanced = self._advance(plans, active, tail.factor)
         for plan, gs in zip(plans, chosen, strict=True):
-            self._placement.step(plan.native, gs, plan.coefs, plan.sets, tail)
+            self._run(plan, gs, tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
             row.scalars = s
         self.grad_norm = tail.norm
+
+    def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
+        """Run the native step of one plan."""
+        self._placement.step(plan.native, grads, plan.coefs, plan.sets, tail)
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -336,8 +360,7 @@ class RuleOptimizer(Optimizer):
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        clip_value = group["clip_value"]
-        mode = self.decay_mode(group)
+        clip_value, mode = group["clip_value"], self._decay_mode(group)
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
@@ -538,6 +561,6 @@ class RuleOptimizer(Optimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
         return {**kept, "_shadows": None}

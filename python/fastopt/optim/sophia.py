@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
@@ -11,7 +10,8 @@ from fastopt._arrays import assign, zeros_for
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import NONNEGATIVE, Interval
 from fastopt.optim.placement import NO_TAIL
-from fastopt.optim.rule import Common
+from fastopt.optim.rule import Common, bare
+from fastopt.optim.state import computed_dtype, in_layout
 
 
 class Sophia(AdamFamily):
@@ -100,7 +100,7 @@ class Sophia(AdamFamily):
             raise type(error)(message) from None
         for plan in self._refresh():
             estimates = [None if flat[i] is None else self._as_state(i, flat[i]) for i in plan.index]
-            states = [self._state_array(i, "hessian") for i in plan.index]
+            states = [in_layout(self._dense[i], self._state[i], "hessian") for i in plan.index]
             coefs = np.array([self._average(self.param_groups[self._rows[r].group]) for r in plan.rows])
             native = self._placement.plan("sgd", states, [], None)
             self._placement.step(native, estimates, coefs, plan.sets, NO_TAIL)
@@ -109,11 +109,12 @@ class Sophia(AdamFamily):
     def _average(group: dict[str, Any]) -> tuple[float, ...]:
         """Return the coefficients of plain descent with which it averages."""
         beta2 = group["betas"][1]
-        return 1.0, math.inf, 0.0, 0.0, beta2 - 1.0, beta2, 0.0
+        return bare(1.0, beta2 - 1.0, beta2)
 
     def _as_state(self, i: int, estimate: Any) -> Any:
         """Return the estimate of parameter i in the dtype of its state."""
-        dense, dtype = self._dense[i], self._state_dtype(i)
+        dense = self._dense[i]
+        dtype = computed_dtype(dense)
         if dense.source.dtype == dtype:
             return estimate
         wide = dense.arrange(zeros_for(dense, dtype))
