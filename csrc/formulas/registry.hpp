@@ -35,8 +35,8 @@ using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlD
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
-                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb, Prodigy,
-                       ProdigyEstimate>;
+                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb,
+                       Prodigy, ProdigyEstimate>;
 
 // Whether a rule has a first pass of its own for steps that depend on whole tensors.
 template <template <class> class Rule>
