@@ -111,6 +111,44 @@ def test_lbfgs_evaluates_the_closure_as_torch_s_does():
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
 
 
+def test_sparse_gradients_of_embeddings():
+    results = []
+    for module in (fo.torch, torch.optim):
+        torch.manual_seed(0)
+        embedding = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
+        opt = module.SparseAdam(embedding.parameters(), lr=0.1)
+        for rows in ([1, 5, 5], [0, 5], [8]):
+            opt.zero_grad()
+            embedding(torch.tensor(rows)).square().sum().backward()
+            opt.step()
+        results.append(embedding.weight.detach().clone())
+    np.testing.assert_allclose(results[0].numpy(), results[1].numpy(), rtol=1e-12)
+    p = torch.ones(3, 2, requires_grad=True)
+    p.grad = torch.ones(3, 2)
+    with pytest.raises(TypeError, match=r"SparseAdam: gradient 0 is not sparse along its first axis alone"):
+        fo.torch.SparseAdam([p]).step()
+
+
+def test_matrices():
+    for name, shapes, rtol in (("Muon", [(6, 4)], 0.02), ("Adafactor", [(6, 4), (5,)], 1e-12)):
+        rng = np.random.default_rng(0)
+        start = [rng.standard_normal(shape) for shape in shapes]
+        grads = [[rng.standard_normal(shape) for shape in shapes] for _ in range(8)]
+        runs = [(tensors(start), module) for module in (fo.torch, torch.optim)]
+        runs = [(params, getattr(module, name)(params, lr=0.02)) for params, module in runs]
+        for t, g in enumerate(grads):
+            if t == 4:  # each goes on from the other's state
+                states = [copy.deepcopy(opt.state_dict()) for _, opt in runs]
+                runs[0][1].load_state_dict(states[1])
+                runs[1][1].load_state_dict(states[0])
+            for params, opt in runs:
+                give(params, g)
+                opt.step()
+        for p, q, s in zip(runs[0][0], runs[1][0], start, strict=True):
+            moved = q.detach().numpy() - s  # torch's Muon multiplies in bfloat16
+            np.testing.assert_allclose(p.detach().numpy() - s, moved, rtol=0, atol=rtol * np.abs(moved).max())
+
+
 @pytest.mark.parametrize("schedule", ["StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau"])
 def test_torch_s_schedules(schedule):
     arguments = {
