@@ -220,6 +220,13 @@ def test_the_device_has_the_bits_of_the_cpu(name: str, cp: Any) -> None:
     on_device.load_state_dict(on_host.state_dict())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_cannot_capture_two_passes(name: str, cp: Any) -> None:
+    opt = getattr(optim, name)([cp.ones((2, 3), cp.float32)])
+    with pytest.raises(RuntimeError, match=f"prepare_capture: {name} takes its steps in a way that no graph"):
+        opt.prepare_capture()
+
+
 # -------------------------------------------------------------------------------------------------- optax
 
 

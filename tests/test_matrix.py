@@ -13,8 +13,11 @@ import fastopt as fo
 from cases import OPTIMIZERS
 from fastopt import nn, optim
 from fastopt.optim.matrix import MatrixOptimizer
+from gpu_tools import cp, kind
 from optim_tools import assert_close, refuse, ulp
 from reference_matrix import run_matrix
+
+__all__ = ["cp", "kind"]
 
 NAMES = [name for name in OPTIMIZERS if issubclass(getattr(optim, name), MatrixOptimizer)]
 ROWS = [(name, row) for name in NAMES for row in range(len(OPTIMIZERS[name]["options"]))]
@@ -216,6 +219,25 @@ def test_trains_a_compiled_model(name: str) -> None:
     step = fo.compile(model, nn.CrossEntropyLoss(), opt)
     losses = [step(x, y) for _ in range(120)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cupy_arrays_go_the_same_way(name: str, cp: Any) -> None:
+    start, grads = problem(name, np.float32)
+    start, grads = start[:3], [g[:3] for g in grads[:4]]
+    host, device = [p.copy() for p in start], [cp.asarray(p) for p in start]
+    ours = stepped(name, host, grads, {})
+    theirs = stepped(name, device, [[cp.asarray(x) for x in g] for g in grads], {})
+    for a, b in zip(host, device, strict=True):
+        np.testing.assert_allclose(b.get(), a, rtol=1e-4, atol=1e-5)
+    for i, entry in theirs.state.items():
+        assert all(isinstance(a, cp.ndarray) for key, a in entry.items() if key != "step")
+        assert entry.keys() == ours.state[i].keys()
+    theirs.load_state_dict(ours.state_dict())
+    theirs.step([cp.asarray(x) for x in grads[0]])
+    ours.step(grads[0])
+    for a, b in zip(host, device, strict=True):
+        np.testing.assert_allclose(b.get(), a, rtol=1e-3, atol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------- torch

@@ -148,7 +148,8 @@ class Capturable:
             raise RuntimeError(
                 f"prepare_capture: the parameters of {name} are on the host, CUDA graphs are a device's"
             )
-        if type(self).step is not RuleOptimizer.step or type(self)._update is not RuleOptimizer._update:
+        steps_itself = type(self).step is not RuleOptimizer.step
+        if steps_itself or type(self)._update is not RuleOptimizer._update or not self.by_element:
             raise RuntimeError(f"prepare_capture: {name} takes its steps in a way that no graph can repeat")
         self._captured = CapturedStep(self)
 

@@ -137,7 +137,7 @@ class SOAP(MatrixOptimizer):
         new = {name: zeros_like(p, shape) for name, shape in self.shapes(p, group).items()}
         self._gather_products(g, new, group)
         for axis in _axes(p, group):
-            new[f"Q_{axis}"] = np.ascontiguousarray(np.linalg.eigh(new[f"GG_{axis}"])[1][:, ::-1])
+            new[f"Q_{axis}"] = np.linalg.eigh(new[f"GG_{axis}"])[1][:, ::-1].copy()
         state.update(new, step=0)
 
     @staticmethod
