@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 
-NAMES = ("linear", "losses", "activations", "train", "curves", "optim")
+NAMES = ("linear", "losses", "activations", "train", "curves", "optim", "tails")
 
 
 def narrow(threads: int) -> None:

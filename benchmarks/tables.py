@@ -9,6 +9,7 @@ import harness
 import linear
 import losses
 import optim
+import tails
 import train
 from harness import Case, Comparison, Row, geometric_mean
 
@@ -175,9 +176,36 @@ def curves_table(table: Sequence[Row]) -> str:
     return markdown(["along", "size", "fastopt us (p20 - p80)", "best peer us", "ratio"], lines)
 
 
+def tails_table(table: Sequence[Row]) -> str:
+    cases = by_key(tails.CASES)
+    lines = []
+    for c in harness.comparisons(table):
+        mine = c.mine
+        if not mine:
+            continue
+        lines.append(
+            [
+                c.key[0], c.key[2], spread(mine), f"{mine.rate:.1f}", f"{mine.share:.0%}", named(c.best()),
+                times(c.ratio()), verdicts(c, cases.get(c.key)),
+            ]
+        )  # fmt: skip
+    header = [
+        "",
+        "parameters",
+        "fastopt us (p20 - p80)",
+        "GB/s",
+        "of the stream",
+        "best peer us",
+        "ratio",
+        "aims",
+    ]
+    return markdown(header, lines)
+
+
 #: By the name of the benchmark, whose results/<name>.csv is the table's source.
 TABLES = {
     "optim": optim_table,
+    "tails": tails_table,
     "linear": linear_table,
     "losses": losses_table,
     "activations": activations_table,

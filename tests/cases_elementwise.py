@@ -1,6 +1,7 @@
 """Rows of the table in cases_optim.py: rules element by element that came after torch's.
 
-"parabola" and "rosenbrock" are the settings with which a class minimises those, where the usual ones do not serve.
+"rules" are native rules that a class uses besides its own; "parabola" and "rosenbrock" the settings with which it
+minimises those, where the usual ones do not serve.
 """
 
 from __future__ import annotations
@@ -8,7 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 #: All but ASGD.
-TORCH_HAS_NO = ("Yogi", "ADOPT", "AdEMAMix", "Adan", "Sophia", "SGDScheduleFree", "AdamWScheduleFree")
+TORCH_HAS_NO = (
+    "Yogi",
+    "ADOPT",
+    "AdEMAMix",
+    "Adan",
+    "Sophia",
+    "SGDScheduleFree",
+    "AdamWScheduleFree",
+    "Prodigy",
+)
 
 
 def rows(
@@ -167,5 +177,43 @@ def rows(
             ],
             "parabola": {"lr": 0.3},
             "rosenbrock": ({"lr": 0.02, "betas": (0.98, 0.999)}, 5e-3),
+        },
+        "Prodigy": {
+            "options": [
+                {},
+                {
+                    "lr": 0.5,
+                    "betas": (0.8, 0.95),
+                    "beta3": 0.9,
+                    "eps": 1e-3,
+                    "weight_decay": 0.3,
+                    "d0": 1e-3,
+                    "d_coef": 2.0,
+                    "growth_rate": 1.5,
+                },
+                {"d0": 1e-3, "use_bias_correction": True, "safeguard_warmup": True, "weight_decay": 0.1},
+                {"d0": 1e-3, "decoupled_weight_decay": False, **coupled},
+                {"d0": 1e-3, **regularised},
+                {"d0": 1e-3, **averaged},
+            ],
+            "errors": [
+                *common_errors,
+                *betas_errors,
+                ({"beta3": 1.0}, r"beta3 must be in \[0, 1\), got 1.0"),
+                ({"d0": 0.0}, r"d0 must be in \(0, inf\), got 0.0"),
+                ({"d_coef": -1.0}, r"d_coef must be in \(0, inf\), got -1.0"),
+                ({"growth_rate": 0.5}, r"growth_rate must be in \[1, inf\], got 0.5"),
+            ],
+            "parabola": {},
+            "rosenbrock": ({"lr": 0.05}, 5e-3),
+            "rules": {"prodigy_estimate"},
+        },
+        "SparseAdam": {
+            "options": [{}, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "maximize": True}],
+            "errors": [
+                ({"lr": 0.0}, r"lr must be in \(0, inf\), got 0.0"),
+                ({"eps": 0.0}, r"eps must be in \(0, inf\), got 0.0"),
+                *(error for error in betas_errors if "betas" in error[0]),
+            ],
         },
     }

@@ -54,6 +54,18 @@ DEFAULTS: dict[str, Options] = {
         "weight_lr_power": 2.0,
         "decoupled_weight_decay": True,
     },
+    "Prodigy": {
+        "lr": 1.0,
+        "betas": (0.9, 0.999),
+        "beta3": None,
+        "eps": 1e-8,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+        "d0": 1e-6,
+        "d_coef": 1.0,
+        "growth_rate": math.inf,
+        "decoupled_weight_decay": True,
+    },
 }
 
 
@@ -64,7 +76,7 @@ def mean(s: State, key: str, beta: float, x: Array) -> Array:
     return average
 
 
-def decay(name: str, t: int, o: Options) -> float:
+def decay(name: str, t: int, o: Options, s: State) -> float:
     """What step t multiplies the parameter by."""
     if name == "ASGD":
         return 1 - o["lambd"] * asgd_rate(t, o)
@@ -73,7 +85,8 @@ def decay(name: str, t: int, o: Options) -> float:
         return 1.0
     if name == "Adan" and not o["no_prox"]:
         return 1 / (1 + o["lr"] * o["weight_decay"])
-    return 1 - o["lr"] * o["weight_decay"]
+    rate: float = s["dlr"] if name == "Prodigy" else o["lr"]
+    return 1 - rate * o["weight_decay"]
 
 
 def asgd_rate(t: int, o: Options) -> float:
@@ -137,7 +150,7 @@ def adan(g: Array, s: State, t: int, o: Options) -> Array:
     d = mean(s, "exp_avg_diff", beta2, difference) / (1 - beta2**t)
     v = mean(s, "exp_avg_sq", beta3, (g + beta2 * difference) ** 2) / (1 - beta3**t)
     u = o["lr"] * (m + beta2 * d) / (np.sqrt(v) + o["eps"])
-    return u if o["no_prox"] else u * decay("Adan", t, o)
+    return u if o["no_prox"] else u * decay("Adan", t, o, s)
 
 
 def sophia(g: Array, s: State, t: int, o: Options) -> Array:
@@ -171,6 +184,45 @@ def adamw_schedule_free(g: Array, s: State, t: int, o: Options) -> Array:
     return schedule_free(u, s, t, o, beta1)
 
 
+def prodigy_estimate(gs: list[Array | None], states: list[State], o: Options, shared: State) -> bool:
+    """Estimate d from the gradients of all parameters; False where they are 0."""
+    beta1, beta2 = o["betas"]
+    beta3 = math.sqrt(beta2) if o["beta3"] is None else o["beta3"]
+    d, k = shared.get("d", o["d0"]), shared.get("k", 0) + 1
+    bias = math.sqrt(1 - beta2**k) / (1 - beta1**k) if o["use_bias_correction"] else 1.0
+    dlr = d * o["lr"] * bias
+    product, norm = 0.0, 0.0
+    given = [(g, s) for g, s in zip(gs, states, strict=True) if g is not None]
+    for g, s in given:
+        way = s.setdefault("p0", s["p"]) - s["p"]
+        s["s"] = (
+            beta3 * s.get("s", np.zeros_like(g)) + d / o["d0"] * (d if o["safeguard_warmup"] else dlr) * g
+        )
+        product += float(np.sum(g * way))
+        norm += float(np.sum(np.abs(s["s"])))
+    if norm == 0:
+        return False
+    shared["r"] = beta3 * shared.get("r", 0.0) + d / o["d0"] * dlr * product
+    estimate = o["d_coef"] * shared["r"] / norm
+    largest = shared["d_max"] = max(shared.get("d_max", o["d0"]), estimate)
+    grown = max(d, estimate) if d == o["d0"] else d
+    shared["d"], shared["k"] = min(largest, grown * o["growth_rate"]), k
+    for _, s in given:
+        s.update(d=d, dlr=dlr, next_d=shared["d"])
+    return True
+
+
+def prodigy(g: Array, s: State, t: int, o: Options) -> Array:
+    beta1, beta2 = o["betas"]
+    m = mean(s, "exp_avg", beta1, s["d"] * g)
+    v = mean(s, "exp_avg_sq", beta2, s["d"] ** 2 * (g * g))
+    return s["dlr"] * m / (np.sqrt(v) + s["next_d"] * o["eps"])
+
+
+#: What comes before the updates of one step, for rules that look at all parameters together.
+PREPARE: dict[str, Callable[[list[Array | None], list[State], Options, State], bool]] = {
+    "Prodigy": prodigy_estimate
+}
 UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "ASGD": asgd,
     "Yogi": yogi,
@@ -180,4 +232,5 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Sophia": sophia,
     "SGDScheduleFree": sgd_schedule_free,
     "AdamWScheduleFree": adamw_schedule_free,
+    "Prodigy": prodigy,
 }

@@ -268,32 +268,39 @@ def run(
     emas = [p.astype(compute) for p in ps]
     states: list[State] = [{} for _ in ps]
     counts = [0] * len(ps)
+    shared: State = {}
+    mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
     for grads in steps:
         scale = 1.0
         if o["max_norm"] is not None:
             norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in grads if g is not None))
             scale = min(1.0, o["max_norm"] / (norm + 1e-6))
+        gs: list[Array | None] = [None] * len(ps)
         for i, given in enumerate(grads):
             if given is None:
                 continue
-            counts[i] += 1
             p, g = ps[i].astype(compute), given.astype(compute)
             g = scale * g
             if o["clip_value"] is not None:
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
             if not whole and mode == "l2":
                 g = g + o["weight_decay"] * p
-            g = g + o["l1"] * np.sign(p)
-            state = states[i]
-            state["p"] = p
-            u = whole(g, p, state, counts[i], o) if whole else update(g, state, counts[i], o)
+            gs[i] = g + o["l1"] * np.sign(p)
+            states[i]["p"] = p
+        if name in elementwise.PREPARE and not elementwise.PREPARE[name](gs, states, o, shared):
+            continue
+        for i, (g, s) in enumerate(zip(gs, states, strict=True)):
+            if g is None:
+                continue
+            counts[i] += 1
+            p = s["p"]
+            u = whole(g, p, s, counts[i], o) if whole else update(g, s, counts[i], o)
             if mode == "fixed":
                 p = p * (1 - o["weight_decay"])
             elif not whole and o["weight_decay_mode"] is None:
-                p = p * elementwise.decay(name, counts[i], o)
+                p = p * elementwise.decay(name, counts[i], o, s)
             elif mode == "decoupled":
                 p = p * (1 - o["lr"] * o["weight_decay"])
             p = p - u

@@ -203,7 +203,7 @@ FLOORS = [
     {"_rules"},
     {"_methods", "_numeric"},
     {"tensor", "optim"},
-    {"_device_linear", "interop"},
+    {"_device_linear", "compat", "interop"},
     {"torch"},
     {"creation", "_linear", "_losses"},
     {"operations", "functional", "_minimize"},

@@ -16,8 +16,8 @@ import threadpoolctl
 import fastopt as fo
 from fastopt import _core
 
-ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 0.9, 0.999, 1.5, 1e-8, 0.0]])
-SGD = np.array([[1.0, np.inf, 0.0, 0.0, 0.5, 1.0, 0.0]])
+ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 1.0, 0.9, 0.999, 1.5, 1e-8, 0.0]])
+SGD = np.array([[1.0, np.inf, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0]])
 
 
 def run(code: str, **env: str) -> str:
@@ -109,7 +109,7 @@ def total(seed):
     p = np.random.default_rng(seed).standard_normal(200_000).astype("f4")
     plan = _core.StepPlan("sgd", [p], [])
     for _ in range(20):
-        plan.step([np.ones_like(p)], np.array([[1, np.inf, 0, 0, .5, 1, 0]]))
+        plan.step([np.ones_like(p)], np.array([[1, np.inf, 0, 0, .5, 1, 0, 1]]))
     return float(p.sum(dtype="f8"))
 expected = total(0)
 child = os.fork()
@@ -127,7 +127,7 @@ import resource, numpy as np
 from fastopt import _core
 p, g = np.zeros(400_000, "f4"), np.ones(400_000, "f4")
 plan = _core.StepPlan("sgd", [p], [])
-coefs = np.array([[1, np.inf, 0, 0, .5, 1, 0]])
+coefs = np.array([[1, np.inf, 0, 0, .5, 1, 0, 1]])
 _core.set_num_threads(200)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**22, used + 2**22))  # less than two stacks
@@ -171,8 +171,10 @@ def test_rules_list_states_and_coefficients() -> None:
     assert rules["adam"] == {
         "states": ("exp_avg", "exp_avg_sq"),
         "coefs": ("beta1", "beta2", "rsqrt_bc2", "eps", "eps_root"),
+        "packable": ("exp_avg", "exp_avg_sq"),
+        "signed": ("exp_avg",),
     }
-    assert rules["sgd"] == {"states": (), "coefs": ()}
+    assert rules["sgd"] == {"states": (), "coefs": (), "packable": (), "signed": ()}
 
 
 def test_common_terms_follow_the_documented_order(isa: str) -> None:
@@ -185,7 +187,7 @@ def test_common_terms_follow_the_documented_order(isa: str) -> None:
     expected = decay * p - lr * folded
     expected_ema = ema_decay * ema + (1 - ema_decay) * expected
     plan = _core.StepPlan("sgd", [p], [], [ema])
-    plan.step([g], np.array([[scale, clip, l1, l2, lr, decay, ema_decay]]))
+    plan.step([g], np.array([[scale, clip, l1, l2, lr, decay, ema_decay, 1.0]]))
     np.testing.assert_allclose(p, expected, rtol=1e-15)
     np.testing.assert_allclose(ema, expected_ema, rtol=1e-15)
 
@@ -236,7 +238,7 @@ def test_centred_rmsprop_stays_finite_on_constant_gradients(isa: str) -> None:
     p, v, m = np.zeros_like(g), np.zeros_like(g), np.zeros_like(g)
     plan = _core.StepPlan("rmsprop_centered", [p], [[v], [m]])
     for _ in range(60):
-        plan.step([g], np.array([[1.0, np.inf, 0.0, 0.0, 1e-9, 1.0, 0.0, 0.5, 1e-3, 0.0]]))
+        plan.step([g], np.array([[1.0, np.inf, 0.0, 0.0, 1e-9, 1.0, 0.0, 1.0, 0.5, 1e-3, 0.0]]))
     assert (v.astype(np.float64) < m.astype(np.float64) ** 2).any()
     assert np.isfinite(p).all()
 
@@ -311,7 +313,7 @@ def test_the_plan_keeps_its_arrays_alive() -> None:
     for held in (params, states[0], emas):
         held.clear()
     assert all(a() is not None for a in arrays)
-    plan.step([np.ones(3)], np.array([[1, np.inf, 0, 0, 0.5, 1, 0.5, 0.9, 1.0]]))
+    plan.step([np.ones(3)], np.array([[1, np.inf, 0, 0, 0.5, 1, 0.5, 1, 0.9, 1.0]]))
     assert [a().tolist() for a in arrays] == [[-0.5] * 3, [1.0] * 3, [-0.25] * 3]
 
 
@@ -368,13 +370,13 @@ def test_refused_gradients_change_nothing(case: str) -> None:
     before = P.tobytes(), STATE.tobytes()
     plan = _core.StepPlan("momentum", [P], [[STATE]])
     with pytest.raises(error, match=message):
-        plan.step(grads, np.array([[1, np.inf, 0, 0, 0.5, 1, 0, 0.9, 1.0]]))
+        plan.step(grads, np.array([[1, np.inf, 0, 0, 0.5, 1, 0, 1, 0.9, 1.0]]))
     assert (P.tobytes(), STATE.tobytes()) == before
 
 
 def test_refused_coefficients_and_states() -> None:
     plan = _core.StepPlan("sgd", [P.copy()], [])
-    with pytest.raises(ValueError, match=r"coefs has 12 columns, rule 'sgd' takes 7"):
+    with pytest.raises(ValueError, match=r"coefs has 13 columns, rule 'sgd' takes 8"):
         plan.step([P], ADAM)
     with pytest.raises(ValueError, match=r"sets\[0\] is 1, coefs has 1 rows"):
         plan.step([P], SGD, np.array([1], np.int32))
@@ -394,3 +396,36 @@ def test_plan_survives_a_reshape_of_its_parameter() -> None:
         plan.step([np.ones(6, np.float32)], SGD)
     plan.step([np.ones((2, 3), np.float32)], SGD)
     np.testing.assert_array_equal(w, -0.5)
+
+
+def test_an_array_may_be_several_tensors_of_a_plan():
+    """Each part has its norm and its row of coefficients; a missing gradient is missing in all of them."""
+    p, q = np.zeros((3, 4)), np.zeros(5)
+    plan = _core.StepPlan("sgd", [p, q], [], parts=[3, 1])
+    g = np.arange(12.0).reshape(3, 4)
+    out = np.empty(4)
+    plan.norms([g, np.ones(5)], out)
+    np.testing.assert_allclose(out, [*np.linalg.norm(g, axis=1), np.sqrt(5)], rtol=1e-15)
+    coefs = np.zeros((4, 8))
+    coefs[:, 0] = coefs[:, 5] = 1.0
+    coefs[:, 1] = np.inf
+    coefs[:, 4] = 1.0, 10.0, 100.0, 1000.0
+    plan.step([g, None], coefs, np.arange(4, dtype=np.int32))
+    np.testing.assert_array_equal(p, -g * [[1.0], [10.0], [100.0]])
+    np.testing.assert_array_equal(q, 0.0)
+    plan.param_norms(out)
+    np.testing.assert_allclose(out, [*np.linalg.norm(p, axis=1), 0.0], rtol=1e-15)
+    with pytest.raises(ValueError, match="sets has 2 entries, the plan has 4"):
+        plan.step([g, None], coefs, np.zeros(2, np.int32))
+    for parts, message in [
+        ([5, 1], r"parts\[0\] is 5, params\[0\] has 12 elements"),
+        ([3, 0], r"parts\[1\] is 0, params\[1\] has 5 elements"),
+        ([3], "parts has 1 entries, params has 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _core.StepPlan("sgd", [p, q], [], parts=parts)
+    shadow = np.zeros((3, 4), np.float16)
+    with pytest.raises(
+        ValueError, match=r"parts\[0\] is 3, what belongs to params\[0\] is stored in fewer bytes"
+    ):
+        _core.StepPlan("sgd", [p.astype(np.float32)], [], parts=[3], shadows=[shadow])

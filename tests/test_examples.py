@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-NEEDS = {"resume": ["sklearn"], "schedules": ["matplotlib"]}
+NEEDS = {
+    "autograd_gradients": ["autograd"],
+    "jax_gradients": ["jax"],
+    "resume": ["sklearn"],
+    "schedules": ["matplotlib"],
+    "torch_model": ["torch"],
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -434,6 +434,12 @@ def test_bounds_options_and_callbacks_through_scipy():
         ({"jac": True, "fun": lambda x: 1.0}, TypeError, r"fun returned float, not \(f, g\)"),
         ({"jac": lambda x: np.ones(3)}, ValueError, r"jac returned an array of shape \(3,\), x0 has"),
         ({"jac": lambda x: 1j * x}, TypeError, "jac returned an array of complex128"),
+        (
+            {"fun": lambda x: (1.0, x)},
+            TypeError,
+            r"fun returned tuple, expected one number, or \(f, g\) with jac=True",
+        ),
+        ({"fun": lambda x: None}, TypeError, "fun returned NoneType"),
         ({"fun": lambda x: x}, ValueError, r"fun returned an array of shape \(2,\)"),
         ({"x0": np.ones(2, np.float16)}, TypeError, "x0 is float16"),
         ({"x0": np.ones(2, complex)}, TypeError, "x0 is complex128"),

@@ -223,6 +223,6 @@ def test_betas_that_went_through_json():
 
 def test_repr():
     text = repr(optim.SGD({"w": np.ones(1)}, lr=0.5))
-    assert text.startswith("SGD (\nParameter Group 0\n    clip_value: None\n")
+    assert text.startswith("SGD (\nParameter Group 0\n    adaptive_clip: None\n")
     assert "    lr: 0.5\n" in text
     assert "    param_names: ['w']\n" in text

@@ -45,7 +45,7 @@ def test_each_goes_on_from_the_other_s_state(name, row):
     options = {k: v for k, v in OPTIMIZERS[name]["options"][row].items() if k not in TORCH_LACKS}
     ours, theirs = getattr(fo.torch, name), getattr(torch.optim, name)
     start, grads = small_problem()
-    rtol = 2e-6 if name == "NAdam" else 1e-10  # torch rounds mu_product to float32
+    rtol = 2e-6 if name in ("NAdam", "ASGD") else 1e-10  # torch rounds mu_product, eta and mu to float32
     first, second = tensors(start), tensors(start)
     a, b = ours(first, **options), theirs(second, **options)
     for g in grads[:3]:
@@ -87,7 +87,7 @@ def test_groups_and_state_have_torch_s_keys(name, row):
         for key, value in kept.items():
             found = ours["state"][i][key]
             assert found.shape == value.shape
-            assert found.dtype == value.dtype or key == "mu_product"  # which torch rounds to float32
+            assert found.dtype == value.dtype or key in ("mu_product", "eta", "mu")  # which torch rounds
 
 
 def test_lbfgs_evaluates_the_closure_as_torch_s_does():
@@ -109,6 +109,44 @@ def test_lbfgs_evaluates_the_closure_as_torch_s_does():
         results.append((p.detach().numpy(), len(calls)))
     assert results[0][1] == results[1][1]
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+
+
+def test_sparse_gradients_of_embeddings():
+    results = []
+    for module in (fo.torch, torch.optim):
+        torch.manual_seed(0)
+        embedding = torch.nn.Embedding(9, 4, sparse=True, dtype=torch.float64)
+        opt = module.SparseAdam(embedding.parameters(), lr=0.1)
+        for rows in ([1, 5, 5], [0, 5], [8]):
+            opt.zero_grad()
+            embedding(torch.tensor(rows)).square().sum().backward()
+            opt.step()
+        results.append(embedding.weight.detach().clone())
+    np.testing.assert_allclose(results[0].numpy(), results[1].numpy(), rtol=1e-12)
+    p = torch.ones(3, 2, requires_grad=True)
+    p.grad = torch.ones(3, 2)
+    with pytest.raises(TypeError, match=r"SparseAdam: gradient 0 is not sparse along its first axis alone"):
+        fo.torch.SparseAdam([p]).step()
+
+
+def test_matrices():
+    for name, shapes, rtol in (("Muon", [(6, 4)], 0.02), ("Adafactor", [(6, 4), (5,)], 1e-12)):
+        rng = np.random.default_rng(0)
+        start = [rng.standard_normal(shape) for shape in shapes]
+        grads = [[rng.standard_normal(shape) for shape in shapes] for _ in range(8)]
+        runs = [(tensors(start), module) for module in (fo.torch, torch.optim)]
+        runs = [(params, getattr(module, name)(params, lr=0.02)) for params, module in runs]
+        for t, g in enumerate(grads):
+            if t == 4:  # each goes on from the other's state
+                states = [copy.deepcopy(opt.state_dict()) for _, opt in runs]
+                runs[0][1].load_state_dict(states[1])
+                runs[1][1].load_state_dict(states[0])
+            for params, opt in runs:
+                give(params, g)
+                opt.step()
+        for p, q, s in zip(runs[0][0], runs[1][0], start, strict=True):
+            moved = q.detach().numpy() - s  # torch's Muon multiplies in bfloat16
+            np.testing.assert_allclose(p.detach().numpy() - s, moved, rtol=0, atol=rtol * np.abs(moved).max())
 
 
 @pytest.mark.parametrize("schedule", ["StepLR", "CosineAnnealingLR", "OneCycleLR", "ReduceLROnPlateau"])

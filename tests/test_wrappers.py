@@ -318,6 +318,14 @@ def test_any_layout_and_dtype(wrap):
     np.testing.assert_array_equal(memory[untouched], 0.0)
 
 
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_compile_refuses_them(wrap):
+    model = fo.nn.Sequential(fo.nn.Linear(2, 1))
+    opt = WRAPPERS[wrap](optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=f"optimizer is {type(opt).__name__}"):
+        fo.compile(model, fo.nn.MSELoss(), opt)
+
+
 def test_errors():
     params = start()
     before = [p.copy() for p in params]

@@ -122,3 +122,25 @@ def adam(arrays: list[np.ndarray], grads_: list[np.ndarray]) -> Calls:
         return state[0][0][:1000]
 
     return {"jax": call}
+
+
+def steppers(name: str, options: dict[str, Any], arrays: list[np.ndarray], grads_: list[np.ndarray]) -> Calls:
+    """Optax's transformation of the same name, jitted, with parameters and state donated."""
+    import optax
+
+    made = {"Adam": lambda lr: optax.adam(lr), "SGD": lambda lr, momentum: optax.sgd(lr, momentum)}[name]
+    transformation = made(*options.values())
+    params, grads = [jnp.array(a, copy=True) for a in arrays], [jnp.asarray(g) for g in grads_]
+    state = transformation.init(params)
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(update, donate_argnums=(0, 1))
+
+    def call() -> None:
+        nonlocal params, state
+        params, state = jax.block_until_ready(jitted(params, state, grads))
+
+    return {"jax-optax": call}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import sklearn
 from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
 
 from harness import Many
 
@@ -50,3 +51,13 @@ def train(net: Any) -> Calls:
         return one.partial_fit(*next(batches)).loss_
 
     return {"sklearn": step, "sklearn-epoch": Many(lambda: many.partial_fit(x, y).loss_, len(net.xs))}
+
+
+def steppers(name: str, options: dict[str, Any], arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:
+    """The optimizers of its networks, which update a list of arrays."""
+    params = [a.copy() for a in arrays]
+    if name == "Adam":
+        optimizer = AdamOptimizer(params, learning_rate_init=options["lr"])
+    else:
+        optimizer = SGDOptimizer(params, options["lr"], momentum=options["momentum"], nesterov=False)
+    return {"sklearn": lambda: optimizer.update_params(params, grads)}

@@ -189,6 +189,28 @@ def steppers(name: str, options: dict, arrays: list[np.ndarray], grads: list[np.
     return made
 
 
+def tails(arrays: list[np.ndarray], grads: list[np.ndarray], max_norm: float, ema_decay: float) -> Calls:
+    """Unscale and check, clip by the norm, AdamW, averages: each by torch's fastest call on many tensors."""
+    params = [torch.nn.Parameter(torch.from_numpy(a.copy())) for a in arrays]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = torch.from_numpy(g.copy())
+    own = [p.grad for p in params]
+    values = [p.detach() for p in params]
+    averages = [v.clone() for v in values]
+    step = torch.optim.AdamW(params, fused=True).step
+    found_inf, inverse = torch.zeros(1), torch.ones(1)
+
+    def call() -> None:
+        torch._amp_foreach_non_finite_check_and_unscale_(own, found_inf, inverse)
+        if found_inf.item():
+            return
+        torch.nn.utils.clip_grad_norm_(params, max_norm, foreach=True)
+        step()
+        torch._foreach_lerp_(averages, values, 1.0 - ema_decay)
+
+    return {"torch-foreach": call}
+
+
 def adam(arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:
     params = [torch.nn.Parameter(torch.from_numpy(a.copy())) for a in arrays]
     for p, g in zip(params, tensors(*grads), strict=True):

@@ -39,12 +39,14 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
 class CudaPlan {
  public:
   CudaPlan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
-           const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows)
-      : CudaPlan(DeviceCall(0), rule, params, states, emas, {exponents, remainders, shadows, by_chance}) {}
+           const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows,
+           const py::object& parts)
+      : CudaPlan(DeviceCall(0), rule, params, states, emas, {exponents, remainders, shadows, by_chance},
+                 parts) {}
 
   // max_norm: None, or what to scale the gradients to first; then `norm` receives their norm and `scale` the
   // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
-  // gradients.
+  // gradients, or where it is a vector one for each tensor.
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream,
             const py::object& max_norm, const py::object& norm, const py::object& scale,
             const py::object& factors) {
@@ -52,7 +54,10 @@ class CudaPlan {
     const std::vector<const void*> pointers = gradient_pointers(call, grads);
     DeviceStep step = prepared(call, "step", pointers, coefs, rows);
     step.factors = arrays_.checked_factors(call, factors);
-    step.grad_scale = limited(call, "step", pointers, max_norm, norm, scale);
+    const ArgName scale_name{"step", "scale"};
+    step.scale_each = !scale.is_none() && call.view(scale, scale_name).ndim == 1;
+    step.grad_scale = step.scale_each ? arrays_.one_each(call, scale, scale_name)
+                                      : limited(call, "step", pointers, max_norm, norm, scale);
     plan_.step_from_host(step, Index(coefs.size()), call.stream());
   }
 
@@ -127,8 +132,8 @@ class CudaPlan {
 
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
-           const py::object& emas, const PackedArrays& packed)
-      : arrays_(call, rule, params, states, emas, packed), plan_(arrays_.rule(), arrays_.tensors()) {}
+           const py::object& emas, const PackedArrays& packed, const py::object& parts)
+      : arrays_(call, rule, params, states, emas, packed, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
 
   // The call is on the parameters' device.
   void begin(DeviceCall& call) const {
@@ -186,10 +191,10 @@ void bind_cuda_step(py::module_& m) {
         py::arg("stream"));
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
       .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
-                    py::object>(),
+                    py::object, py::object>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
            py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
-           py::arg("by_chance") = false, py::arg("shadows") = py::none())
+           py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
            py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none(),
            py::arg("factors") = py::none())

@@ -25,8 +25,9 @@ using Arrays = PlanArrays<const NumpyCall>;
 class Plan {
  public:
   Plan(const std::string& rule, const py::list& params, const py::list& states, const py::object& emas,
-       const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows)
-      : arrays_(kNumpy, rule, params, states, emas, {exponents, remainders, shadows, by_chance}),
+       const py::list& exponents, const py::object& remainders, bool by_chance, const py::object& shadows,
+       const py::object& parts)
+      : arrays_(kNumpy, rule, params, states, emas, {exponents, remainders, shadows, by_chance}, parts),
         plan_(arrays_.rule(), arrays_.tensors()) {}
 
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& factors) {
@@ -154,10 +155,10 @@ void bind_step(py::module_& m) {
         "What scales gradients of this norm so that it is at most max_norm, as in torch.");
   py::class_<Plan>(m, "StepPlan", "Parameters, state arrays and averages of one rule, cut into chunks once.")
       .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
-                    py::object>(),
+                    py::object, py::object>(),
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
            py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
-           py::arg("by_chance") = false, py::arg("shadows") = py::none())
+           py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
       .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none(),
            py::arg("factors") = py::none())
       .def("measure", &Plan::measure, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("out"))

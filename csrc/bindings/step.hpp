@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <string>
@@ -60,12 +61,13 @@ struct PackedArrays {
 };
 
 // The arrays of a plan, kept alive with it. Call: how an argument is looked at; its `view` returns a
-// Call::View, which is an ArrayView, its `bytes` Bytes.
+// Call::View, which is an ArrayView, its `bytes` Bytes. An array is one tensor of the plan, or where `parts`
+// says how many, so many of equal length.
 template <class Call>
 class PlanArrays {
  public:
   PlanArrays(Call& call, const std::string& rule, const py::list& params, const py::list& states,
-             const py::object& emas, const PackedArrays& packed)
+             const py::object& emas, const PackedArrays& packed, const py::object& parts)
       : rule_(find_rule(rule)),
         held_(py::make_tuple(py::tuple(params), copy(states), entries(emas), copy(packed.exponents),
                              entries(packed.remainders), entries(packed.shadows))) {
@@ -101,6 +103,8 @@ class PlanArrays {
         tensors_[i].ema = companion(call, list[i], {"StepPlan", "emas", Index(i)}, i, extents);
     }
     extents_ = Extents(std::move(extents), "StepPlan");
+    parts_.assign(views_.size(), 1);
+    if (!parts.is_none()) divide(parts.cast<std::vector<Index>>());
   }
 
   int rule() const { return rule_; }
@@ -108,14 +112,18 @@ class PlanArrays {
   const std::vector<typename Call::View>& params() const { return views_; }
   Index width() const { return kCommonCoefs + kRules[rule_].coefs.size; }
 
-  // Null where the gradient is None. A gradient may be its own parameter's array, nothing else of the plan's.
+  // One for each tensor, null where the gradient is None. A gradient may be its own parameter's array,
+  // nothing else of the plan's.
   std::vector<const void*> gradient_pointers(Call& call, const py::tuple& grads) const {
     if (grads.size() != views_.size())
       throw py::value_error("step: grads has " + std::to_string(grads.size()) + " entries, params has " +
                             std::to_string(views_.size()));
-    std::vector<const void*> pointers(views_.size(), nullptr);
+    std::vector<const void*> pointers(tensors_.size(), nullptr);
+    auto next = pointers.begin();
     for (std::size_t i = 0; i < views_.size(); ++i) {
       const py::handle object = PyTuple_GET_ITEM(grads.ptr(), Py_ssize_t(i));
+      const auto first = next;
+      next += parts_[i];
       if (object.is_none()) continue;
       const ArgName name{"step", "grads", Index(i)}, owner{"step", "params", Index(i)};
       const typename Call::View g = call.view(object, name);
@@ -126,7 +134,8 @@ class PlanArrays {
       if (begin != views_[i].data)
         if (const Extent* hit = extents_.overlapping(begin, begin + g.size * item_bytes(g.dtype)))
           throw py::value_error(name.prefix() + " overlaps " + hit->name.text() + " in memory; pass a copy");
-      pointers[i] = g.data;
+      const Index bytes = g.size / parts_[i] * item_bytes(g.dtype);
+      for (Index part = 0; part < parts_[i]; ++part) first[part] = begin + part * bytes;
     }
     return pointers;
   }
@@ -154,9 +163,9 @@ class PlanArrays {
   double* one_each(Call& call, py::handle out, const ArgName& name) const {
     const typename Call::View view = call.view(out, name);
     require_dense(view, name, true);
-    if (view.dtype != DType::f64 || view.ndim != 1 || view.size != Index(views_.size()))
+    if (view.dtype != DType::f64 || view.ndim != 1 || view.size != Index(tensors_.size()))
       throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
-                           ", expected float64 of shape (" + std::to_string(views_.size()) + ",)");
+                           ", expected float64 of shape (" + std::to_string(tensors_.size()) + ",)");
     return static_cast<double*>(view.data);
   }
 
@@ -171,11 +180,11 @@ class PlanArrays {
     const std::int32_t* row_of = nullptr;
     if (!rows.is_none()) {
       const Rows array = rows.cast<Rows>();
-      require_length("sets", std::size_t(array.size()), "params", views_.size());
+      require_length("sets", std::size_t(array.size()), "the plan", tensors_.size());
       row_of = array.data();
       rows = array;
     }
-    for (std::size_t i = 0; i < views_.size(); ++i) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const Index row = row_of ? row_of[i] : 0;
       if (row < 0 || row >= coefs.shape(0))
         throw py::value_error("step: sets[" + std::to_string(i) + "] is " + std::to_string(row) +
@@ -197,6 +206,34 @@ class PlanArrays {
     if (got != expected)
       throw py::value_error(std::string("StepPlan: ") + what + " has " + std::to_string(got) + " entries, " +
                             of + " has " + std::to_string(expected));
+  }
+
+  // Cuts each array into so many tensors.
+  void divide(const std::vector<Index>& parts) {
+    require_length("parts", parts.size(), "params", views_.size());
+    std::vector<PlanTensor> cut;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      PlanTensor tensor = tensors_[i];
+      if (parts[i] > 1 && tensor.packing.any())
+        throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
+                              ", what belongs to params[" + std::to_string(i) + "] is stored in fewer bytes");
+      if (parts[i] < 1 || tensor.n % parts[i] != 0)
+        throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
+                              ", params[" + std::to_string(i) + "] has " + std::to_string(tensor.n) +
+                              " elements");
+      tensor.n /= parts[i];
+      const auto move_on = [&](void*& array, DType dtype) {
+        if (array) array = static_cast<char*>(array) + tensor.n * item_bytes(dtype);
+      };
+      for (Index part = 0; part < parts[i]; ++part) {
+        cut.push_back(tensor);
+        move_on(tensor.p, tensor.dtype);
+        for (void*& state : tensor.states) move_on(state, state_dtype(tensor.dtype));
+        move_on(tensor.ema, state_dtype(tensor.dtype));
+      }
+    }
+    tensors_ = std::move(cut);
+    parts_ = parts;
   }
 
   // State s of params[i], stored as its dtype tells.
@@ -288,6 +325,7 @@ class PlanArrays {
   int rule_;
   py::tuple held_;  // params, states and averages stay alive as long as the plan
   std::vector<PlanTensor> tensors_;
+  std::vector<Index> parts_;  // of each array
   std::vector<typename Call::View> views_;
   std::vector<std::vector<Index>> shapes_;  // views_' own: assigning to an array's shape frees NumPy's
   Extents extents_;

@@ -16,6 +16,7 @@ struct DeviceStep {
   Index width;
   const std::int32_t* rows = nullptr;       // null, or the row of each tensor; without, all use the first
   const double* grad_scale = nullptr;       // null, or one more factor of all gradients
+  bool scale_each = false;                  // grad_scale has a factor for each tensor
   const double* factors = nullptr;          // null, or three for each tensor, as in Factors
   const std::int32_t* found_inf = nullptr;  // null, or a flag: the step changes nothing where it is set
 };

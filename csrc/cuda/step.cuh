@@ -28,7 +28,7 @@ __device__ __forceinline__ bool find_piece(const PlanTensor* tensors, const Plan
   if (!piece.grad) return false;
   piece.coefs = step.coefs ? step.coefs : own_coefs;
   piece.coefs += (step.rows ? step.rows[piece.chunk.tensor] : 0) * step.width;
-  piece.scale = step.grad_scale ? *step.grad_scale : 1.0;
+  piece.scale = step.grad_scale ? step.grad_scale[step.scale_each ? piece.chunk.tensor : 0] : 1.0;
   if (const double* own = step.factors) {
     own += Factors::kSize * piece.chunk.tensor;
     piece.factors = {own[0], own[1], own[2]};

@@ -17,6 +17,7 @@
 #include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
 #include "formulas/rules/nadam.hpp"
+#include "formulas/rules/prodigy.hpp"
 #include "formulas/rules/radam.hpp"
 #include "formulas/rules/rmsprop.hpp"
 #include "formulas/rules/rprop.hpp"
@@ -34,7 +35,8 @@ using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlD
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
-                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb>;
+                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb,
+                       Prodigy, ProdigyEstimate>;
 
 // Whether a rule has a first pass of its own for steps that depend on whole tensors.
 template <template <class> class Rule>

@@ -16,8 +16,9 @@ minimize
     A function of one array and its gradient, as scipy.optimize.minimize, by any of the optimizers or L-BFGS.
 data, checkpoint
     Readers and batches; atomic saves.
-torch, interop
-    The optimizers as torch.optim.Optimizer; optimizer state to and from other libraries.
+torch, compat, interop
+    The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
+    to and from other libraries.
 plot, info
     Pictures of training; what this build is and runs on.
 """
@@ -98,6 +99,7 @@ from fastopt.operations import (
     var,
     where,
 )
+from fastopt.optim import GradScaler
 from fastopt.program import compile
 from fastopt.tensor import Tensor
 
@@ -106,6 +108,7 @@ float, double, half = float32, float64, float16
 int, long = int32, int64
 
 __all__ = [
+    "GradScaler",
     "Tensor",
     "__version__",
     "abs",
@@ -212,6 +215,6 @@ def __getattr__(name: str) -> Any:
         return _dtypes.bfloat16
     if name in {"minimize", "minimize_method"}:
         return getattr(importlib.import_module("fastopt._minimize"), name)
-    if name in {"info", "interop", "plot", "torch"}:
+    if name in {"compat", "info", "interop", "plot", "torch"}:
         return importlib.import_module(f"fastopt.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,6 +42,7 @@ class StepPlan:
         remainders: list[_Array | None] | None = None,
         by_chance: bool = False,
         shadows: list[_Array | None] | None = None,
+        parts: list[int] | None = None,
     ) -> None: ...
     def step(
         self,

@@ -57,7 +57,7 @@ class Stepping:
         self._read, self._loss, self._optimizer = read, loss, optimizer
         self._fuse, self._precision, self._batch_size = fuse, precision, batch_size
         self._on_device = read.device != "cpu"
-        self.rule = (
+        self._is_rule = (
             isinstance(optimizer, RuleOptimizer)
             and type(optimizer).step is RuleOptimizer.step
             and optimizer.by_element
@@ -67,11 +67,22 @@ class Stepping:
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
             )
         self._dropouts = read.dropouts
-        self._plain = self.rule and not read.dropouts and loss.weight is None and loss.pos_weight is None
+        self._plain = not read.dropouts and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None
         self._bound: list[Any] | None = None
         self._place()
         self._check_fusing()
+
+    @property
+    def rule(self) -> bool:
+        """Whether the program updates with the optimizer's rules; otherwise the optimizer gets its gradients."""
+        if not self._is_rule:
+            return False
+        assert isinstance(self._optimizer, RuleOptimizer)
+        setting = self._optimizer.eager_setting()
+        if setting is not None and self._on_device:
+            raise ValueError(f"compile: {setting} is for compiled steps on the CPU and for eager ones")
+        return setting is None
 
     # Binding --------------------------------------------------------------------------------------------
 
@@ -111,8 +122,10 @@ class Stepping:
     def _check_fusing(self) -> None:
         """Raise where a fused update is required and cannot be."""
         reason = ""
-        if not self.rule:
+        if not self._is_rule:
             reason = f"{type(self._optimizer).__name__} is no rule optimizer"
+        elif not self.rule:
+            reason = f"{self._optimizer.eager_setting()} needs all gradients before an update"  # type: ignore[attr-defined]
         elif getattr(self._optimizer, "max_norm", None) is not None:
             reason = "max_norm needs all gradients before the first update"
         elif max(self._read.uses().values()) > 1:
@@ -215,7 +228,7 @@ class Stepping:
     def step_plain(self, x: Any, target: Any) -> float | None:
         """Take one step where everything is as the kernels want it; else None, and nothing has changed."""
         optimizer = self._optimizer
-        if not self._plain or optimizer.max_norm is not None:  # type: ignore[attr-defined]
+        if not self._plain or not self.rule or optimizer.max_norm is not None:  # type: ignore[attr-defined]
             return None
         assert isinstance(optimizer, RuleOptimizer)
         optimizer._require_weights()

@@ -90,27 +90,41 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         Returns
         -------
-        The closure's loss, detached; None without a closure.
+        The closure's loss, None without a closure.
 
         Raises
         ------
         TypeError, ValueError
             A gradient cannot be used, or a setting went out of range; nothing is changed then.
         """
-        if closure is None:
-            self.inner.step()  # type: ignore[attr-defined]
-            loss = None
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                return None if closure is None else closure()
+
+        if issubclass(self.optimizer_class, optim.LBFGS):
+            if closure is None:
+                raise TypeError("LBFGS: step needs a closure, got None")
+            # Detached, as L-BFGS reads the loss as a number.
+            loss = self.inner.step(lambda: torch.as_tensor(evaluate()).detach())  # type: ignore[attr-defined]
         else:
-
-            def evaluate() -> Any:
-                with torch.enable_grad():
-                    loss = closure()
-                return loss.detach() if torch.is_tensor(loss) else loss
-
-            loss = self.inner.step(closure=evaluate)  # type: ignore[attr-defined]
+            loss = evaluate()
+            self.inner.step(self._gradients())  # type: ignore[attr-defined]
         # autograd is told that saved values are gone, as after any operation in place.
         torch.autograd.graph.increment_version([p for p in self._parameters() if p.grad is not None])
         return loss
+
+    def _gradients(self) -> list[Any] | None:
+        """Return sparse gradients as pairs of indices and rows; None where the parameters' are read as they are."""
+        if not issubclass(self.optimizer_class, optim.SparseAdam):
+            return None
+        grads = [p.grad for p in self._parameters()]
+        if dense := [
+            i for i, g in enumerate(grads) if g is not None and (not g.is_sparse or g.sparse_dim() != 1)
+        ]:
+            raise TypeError(f"SparseAdam: gradient {dense[0]} is not sparse along its first axis alone")
+        summed = [None if g is None else g.coalesce() for g in grads]
+        return [None if g is None else (g.indices()[0], g.values()) for g in summed]
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -176,7 +190,7 @@ def _method(name: str, original: Any) -> Any:
 
 
 #: Methods of some optimizers that programs call on the optimizer itself.
-_PASSED_ON = ("swap_ema", "train", "eval")
+_PASSED_ON = ("swap_ema", "train", "eval", "update_hessian")
 
 
 def _adapted(optimizer_class: type[optim.Optimizer]) -> type[TorchOptimizer]:

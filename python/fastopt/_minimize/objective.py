@@ -128,6 +128,10 @@ class Objective:
 
 def _scalar(loss: Any) -> Any:
     """Return what `fun` gave: a number, or what a device has of one element."""
+    if loss is None or isinstance(loss, tuple | list | str | complex):
+        raise TypeError(
+            f"minimize: fun returned {type(loss).__name__}, expected one number, or (f, g) with jac=True"
+        )
     if not isinstance(loss, np.ndarray):
         return loss.detach() if hasattr(loss, "detach") else loss
     if loss.size != 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_not
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from fastopt._arrays import Dense, DeviceDense, as_view
 from fastopt._device import is_device_array
-from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, prepare
+from fastopt.optim.groups import matcher
+from fastopt.optim.params import Spec, check_distinct, collection, flatten, gather, is_tensor, moved, prepare
 from fastopt.optim.placement import place
 
 NDARRAY_ONLY = {np.ndarray}
@@ -57,6 +58,14 @@ def number(owner: str, name: str, value: Any, where: str = "") -> float:
     raise TypeError(f"{owner}: {name} must be a number, got {value!r}{where}")
 
 
+def _members(group: dict[str, Any], part: list[int]) -> dict[str, Any]:
+    """Return a group with some of the members of another."""
+    lists: dict[str, Any] = {
+        key: [group[key][k] for k in part] for key in ("params", "param_names") if key in group
+    }
+    return {**group, **lists}
+
+
 class Optimizer:
     """Base class of the optimizers.
 
@@ -94,6 +103,8 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._specs: list[Spec] = []
         self._starts = [0]
+        self._owners: list[int] = []  # of each parameter, which of the collections it came in
+        self._order: list[int] = []  # of the parameters as they were given, their positions
         self._objects: list[Any] = []
         self._paths: list[str] = []
         self._dense: list[Dense | DeviceDense] = []
@@ -140,25 +151,54 @@ class Optimizer:
         flat = flatten(
             collection([params] if hasattr(params, "shape") else params, owner), len(self._objects), owner
         )
-        group = {**self.defaults, **param_group, "params": flat.arrays}
+        given = {**self.defaults, **param_group}
+        no_decay = given.pop("no_decay", None)
+        group = {**given, "params": flat.arrays}
         if flat.names is not None:
             group["param_names"] = flat.names
         self._validate(group, f" in param_groups[{g}]" if g else "")
-        prefix = f"params[{g}]" if g else "params"
+        c = len(self._specs)
+        prefix = f"params[{c}]" if c else "params"
         labels = [prefix + path for path in flat.paths]
         dense = [prepare(p, label, owner) for p, label in zip(flat.arrays, labels, strict=True)]
         known = [self._label(i) for i in range(len(self._objects))]
         check_distinct([d.source for d in self._dense + dense], known + labels, owner)
         place(self._dense + dense, known + labels, owner)
+        parts = [list(range(len(dense)))]
+        if no_decay is not None:
+            parts = self._decayed_or_not(no_decay, flat.names, dense)
 
-        self.param_groups.append(group)
-        self._specs.append(flat.spec)
-        self._objects += flat.arrays
-        self._paths += flat.paths
-        self._dense += dense
+        first = len(self._objects)
+        order = [k for part in parts for k in part]
+        place_of = {first + k: first + at for at, k in enumerate(order)}
+        for part, settings in zip(parts, ({}, {"weight_decay": 0.0}), strict=False):
+            if part or len(parts) == 1:
+                self.param_groups.append({**_members(group, part), **settings})
+                self._starts.append(self._starts[-1] + len(part))
+        self._specs.append(flat.spec if len(parts) == 1 else moved(flat.spec, place_of))
+        self._order += [place_of[first + k] for k in range(len(order))]
+        self._owners += [c] * len(order)
+        self._objects += [flat.arrays[k] for k in order]
+        self._paths += [flat.paths[k] for k in order]
+        self._dense += [dense[k] for k in order]
         self._state += [{} for _ in dense]
-        self._starts.append(len(self._objects))
         self._index_parameters()
+
+    def _decayed_or_not(
+        self, no_decay: Any, names: list[str] | None, dense: list[Dense | DeviceDense]
+    ) -> list[list[int]]:
+        """Return the positions of the parameters that decay, and of those that do not."""
+        owner = type(self).__name__
+        if "weight_decay" not in self.defaults:
+            raise ValueError(f"{owner}: no_decay is for optimizers with a weight_decay")
+        match = matcher(no_decay, owner, "no_decay")
+        if names is None and not callable(no_decay):
+            raise ValueError(
+                f"{owner}: no_decay has patterns, but params have no names; give a dict, (name, array) pairs such as "
+                "named_parameters(), or a function of a name and an array"
+            )
+        none = [match(names[k] if names else "", d.source) for k, d in enumerate(dense)]
+        return [[k for k, hit in enumerate(none) if hit is wanted] for wanted in (False, True)]
 
     def _index_parameters(self) -> None:
         """Derive what depends on the list of parameters alone."""
@@ -171,14 +211,15 @@ class Optimizer:
         self._foreign = [i for i, p in enumerate(self._objects) if hasattr(p, "data_ptr")]
         self._movable = bool(self._tensors or self._foreign)
         spec = self._specs[0] if len(self._specs) == 1 else None
+        self._moved = self._order != list(range(len(self._order)))
         flat = isinstance(spec, dict) and all(isinstance(branch, int) for branch in spec.values())
-        self._keys = spec.keys() if isinstance(spec, dict) and flat else None
+        self._keys = spec.keys() if isinstance(spec, dict) and flat and not self._moved else None
 
     def _label(self, i: int, argument: str = "params") -> str:
         """Return how messages call parameter i, or its gradient: the path that a user would write."""
         if len(self._specs) == 1:
             return argument + self._paths[i]
-        return f"{argument}[{np.searchsorted(self._starts, i, side='right') - 1}]{self._paths[i]}"
+        return f"{argument}[{self._owners[i]}]{self._paths[i]}"
 
     def _require(self, key: str, value: Any, interval: Interval, where: str = "") -> None:
         """Raise unless `value` is a number in `interval`."""
@@ -229,7 +270,7 @@ class Optimizer:
             return flat
         # The common cases need no look at the structure.
         if type(grads) is list and len(grads) == n and set(map(type, grads)) == NDARRAY_ONLY:
-            return grads
+            return self._in_order(grads) if self._moved else grads
         if type(grads) is dict and self._keys is not None and grads.keys() == self._keys:
             return [grads[key] for key in self._keys]
         if hasattr(grads, "shape"):
@@ -241,7 +282,7 @@ class Optimizer:
             types = set(map(type, grads))
             containers = any(issubclass(t, Mapping | list | tuple) for t in types)
             if len(grads) == n and not containers:
-                return grads if type(grads) is list else list(grads)
+                return self._in_order(grads) if self._moved else list(grads)
             if not containers and type(None) not in types:
                 raise ValueError(f"step: grads has {len(grads)} entries, params has {n}")
         flat = [None] * n
@@ -256,8 +297,15 @@ class Optimizer:
         return flat
 
     def _as_given(self, in_order: list[Any]) -> list[Any]:
-        """Return one gradient for each parameter as the flat list that `step` takes."""
-        return in_order
+        """Return one gradient for each parameter, in the order of the groups, as the flat list that `step` takes."""
+        return [in_order[at] for at in self._order] if self._moved else in_order
+
+    def _in_order(self, grads: Sequence[Any]) -> list[Any]:
+        """Return a flat list of what was given, in the order of the groups."""
+        flat: list[Any] = [None] * len(grads)
+        for at, g in zip(self._order, grads, strict=True):
+            flat[at] = g
+        return flat
 
     def _usable(self, flat: list[Any]) -> list[Any]:
         """Return the gradients as dense ndarrays laid out like their parameters, or raise."""
@@ -389,6 +437,7 @@ class Optimizer:
             "_foreign",
             "_movable",
             "_keys",
+            "_moved",
             "_placement",
         )
         return {key: value for key, value in self.__dict__.items() if key not in derived}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt.optim.placement import NO_TAIL, Device
+from fastopt.optim.placement import Device
+from fastopt.optim.tail import NO_TAIL
 
 if TYPE_CHECKING:
     from fastopt.optim.rule import RuleOptimizer
@@ -32,7 +33,7 @@ class CapturedStep:
         self._max_norm: float | None = None
         self._held: list[list[Any]] = []  # graphs read their gradients as long as they are replayed
 
-    def record(self, optimizer: RuleOptimizer, grads: list[Any]) -> None:
+    def record(self, optimizer: RuleOptimizer, grads: list[Any], inverse: float | None = None) -> None:
         """Queue a step on the stream that is being captured; parameters and step counts stay as they are.
 
         Raises
@@ -43,6 +44,16 @@ class CapturedStep:
             The optimizer was changed since the room was made.
         """
         self._require_same(optimizer, "step")
+        if (
+            inverse is not None
+            or optimizer.accumulate != 1
+            or optimizer._scoped
+            or optimizer.norm_type != 2.0
+        ):
+            raise RuntimeError(
+                "step: a graph cannot repeat what is decided from step to step: a loss scale, gradients of several "
+                "calls, or clipping other than by value and by the L2 norm of all gradients"
+            )
         given = [g is not None for g in grads]
         if self._given is not None:
             for i, (now, before) in enumerate(zip(given, self._given, strict=True)):
@@ -85,8 +96,7 @@ class CapturedStep:
 
     def _require_same(self, optimizer: RuleOptimizer, call: str) -> None:
         """Refuse where the kernels would have to update other arrays, or by another rule."""
-        kinds = [optimizer._storage(group) for group in optimizer.param_groups]
-        if optimizer._plans is not self._plans or kinds != optimizer._kinds:
+        if optimizer._plans is not self._plans or optimizer._kinds_now() != optimizer._kinds:
             raise RuntimeError(
                 f"{call}: parameters, state or rule are not what they were at prepare_capture(); call it again, "
                 "then capture the step again"

@@ -62,19 +62,23 @@ def clip_grad_norm_(
     if not max_norm >= 0.0:
         raise ValueError(f"clip_grad_norm_: max_norm must be in [0, inf], got {max_norm}")
     norm = _total_norm(grads, float(norm_type), error_if_nonfinite, "clip_grad_norm_")
-    if grads and is_device_array(grads[0]):
-        lib = library(grads[0])
-        factor = lib.at_most(max_norm / (norm + 1e-6), 1.0)
-        for g in map(lib.unwrap, grads):
-            g *= factor
-        return norm
     factor = max_norm / (norm + 1e-6)
-    if not factor >= 1.0:
-        for g in grads:
-            # Low-precision gradients are scaled in float32: the factor itself must not be
-            # rounded to their dtype.
-            g[...] = (g if g.dtype in _WIDE else g.astype(np.float32)) * factor
+    if grads and is_device_array(grads[0]):
+        scale_in_place(grads, library(grads[0]).at_most(factor, 1.0))
+    elif not factor >= 1.0:
+        scale_in_place(grads, factor)
     return norm
+
+
+def scale_in_place(arrays: list[Any], factor: Any) -> None:
+    """Multiply arrays, all on the host or all on a device, by a number that may be there."""
+    for a in arrays:
+        if is_device_array(a):
+            raw: Any = library(a).unwrap(a)
+            raw *= factor
+        else:
+            # Low-precision arrays are scaled in float32: the factor itself must not be rounded to their dtype.
+            a[...] = (a if a.dtype in _WIDE else a.astype(np.float32)) * factor
 
 
 def clip_grad_value_(parameters: Any, clip_value: float) -> None:

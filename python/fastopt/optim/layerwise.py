@@ -10,8 +10,8 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._device import on_host
 from fastopt.optim.base import NONNEGATIVE, number
-from fastopt.optim.placement import Tail
 from fastopt.optim.rule import RuleOptimizer, _Plan
+from fastopt.optim.tail import Tail
 
 _L2 = 3  # the column of the L2 penalty among the coefficients
 

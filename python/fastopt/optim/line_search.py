@@ -183,7 +183,8 @@ def more_thuente(
         low_enough = point.loss <= start.loss + t * decrease
         if low_enough and abs(point.slope) <= -c2 * start.slope:
             return point
-        if point.loss <= start.loss + noise and c2 * start.slope <= point.slope <= (2 * c1 - 1) * start.slope:
+        told = abs(point.loss - start.loss) > noise
+        if not told and c2 * start.slope <= point.slope <= (2 * c1 - 1) * start.slope:
             return point
         if t == longest and low_enough and point.slope <= decrease:
             return point

@@ -83,10 +83,11 @@ class NAdam(RuleOptimizer):
         t, decay = s["step"], group["momentum_decay"]
         if decay is None:
             mu = mu_next = beta1
+            s["mu_product"] = beta1**t
         else:
             mu = beta1 * (1.0 - 0.5 * 0.96 ** (t * decay))
             mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1.0) * decay))
-        s["mu_product"] *= mu
+            s["mu_product"] *= mu
         c_g = (1.0 - mu) / (1.0 - s["mu_product"])
         c_m = mu_next / (1.0 - s["mu_product"] * mu_next)
         return group["lr"], beta1, beta2, 1.0 / math.sqrt(1.0 - beta2**t), group["eps"], c_g, c_m

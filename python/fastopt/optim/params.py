@@ -107,6 +107,15 @@ def flatten(params: Any, first: int, owner: str) -> Flat:
     return Flat(spec, arrays, paths, names if keyed else None)
 
 
+def moved(spec: Spec, place_of: dict[int, int]) -> Spec:
+    """Return a structure whose arrays lie at other positions."""
+    if isinstance(spec, int):
+        return place_of[spec]
+    if isinstance(spec, dict):
+        return {key: moved(branch, place_of) for key, branch in spec.items()}
+    return [moved(branch, place_of) for branch in spec]
+
+
 def prepare(param: Any, label: str, owner: str) -> Dense | DeviceDense:
     """Return the dense form of one parameter after checking that it can be updated in place.
 

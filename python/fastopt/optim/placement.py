@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+import math
+from typing import Any
 
 import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, Dense, DeviceDense
 from fastopt._device import TorchArray, is_device_array, library, native
-
-
-class Tail(NamedTuple):
-    """What comes of limiting the norm of all gradients.
-
-    Attributes
-    ----------
-    factor : float
-        What the coefficients of this step are to scale gradients by.
-    norm : float, array of one float64, or None
-        Of all gradients.
-    scale : array of one float64, or None
-        What the kernel multiplies gradients by, besides.
-    max_norm : float or None
-        The kernel is to compute `norm` and `scale` first.
-    """
-
-    factor: float = 1.0
-    norm: Any = None
-    scale: Any = None
-    max_norm: float | None = None
-
-
-NO_TAIL = Tail()
+from fastopt.optim.tail import Range, Tail, each_factor, joined, known_factors, known_tail
 
 
 class Host:
@@ -45,19 +24,56 @@ class Host:
         """Return a native plan of a rule, parameters, states, averages, and what is stored in fewer bytes."""
         return _core.StepPlan(*arguments, **packed)
 
-    def limit(self, plans: list[Any], grads: list[list[Any]], max_norm: float) -> Tail:
-        """Return how gradients of several plans are scaled so that their norm is at most `max_norm`."""
-        norm = _core.joint_norm([plan.norm(gs) for plan, gs in zip(plans, grads, strict=True)])
-        return Tail(_core.clip_factor(norm, max_norm), norm)
+    def tail(
+        self,
+        plans: list[Any],
+        grads: list[list[Any]],
+        max_norm: float | None,
+        inverse: float | None,
+        order: float = 2.0,
+    ) -> Tail | None:
+        """Return how the gradients of several plans are scaled together; None where the step is to be skipped.
 
-    def norms(self, plan: Any, grads: list[Any]) -> Any:
-        """Return the L2 norm of each gradient of a plan, float64; 0 for None."""
-        out = np.empty(len(grads))
+        Times `inverse` their norm is to be at most `max_norm`. With an `inverse` they must be finite.
+        """
+        # The largest magnitude shows whether all are finite where no norm is needed.
+        order = math.inf if max_norm is None else order
+        return known_tail(joined(self._norms(plans, grads, order), order), max_norm, inverse)
+
+    def tails(
+        self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
+    ) -> list[Tail] | None:
+        """Return how the gradients of each plan are scaled by ranges of its tensors; None as `tail`."""
+        norms = [
+            self._on_host(self.norms(plan, gs, own[-1].end)) for plan, gs, own in _zip(plans, grads, ranges)
+        ]
+        if inverse is not None:
+            if not all(np.isfinite(each).all() for each in norms):
+                return None
+            norms = [each * inverse for each in norms]
+        total = _core.joint_norm(np.concatenate(norms).tolist())
+        tails = []
+        for plan, each, own in _zip(plans, norms, ranges):
+            params = self._on_host(self.param_norms(plan, len(each))) if own[0].adaptive else None
+            factors = known_factors(each, own, params)
+            tails.append(Tail(1.0 if inverse is None else inverse, total, factors=factors))
+        return tails
+
+    def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
+        return [plan.norm(gs, order) for plan, gs in zip(plans, grads, strict=True)]
+
+    def _on_host(self, norms: Any) -> Array:
+        on_host: Array = norms
+        return on_host
+
+    def norms(self, plan: Any, grads: list[Any], n: int | None = None) -> Any:
+        """Return the L2 norm of each gradient of a plan, or of its n tensors, float64; 0 for None."""
+        out = np.empty(len(grads) if n is None else n)
         plan.norms(grads, out)
         return out
 
     def param_norms(self, plan: Any, n: int) -> Any:
-        """Return the L2 norms of a plan's n parameters, float64."""
+        """Return the L2 norms of the parameters of a plan's n tensors, float64."""
         out = np.empty(n)
         plan.param_norms(out)
         return out
@@ -102,7 +118,7 @@ class Host:
         return False
 
 
-class Device:
+class Device(Host):
     """Arrays of one library on one CUDA device. A step is queued on the library's current stream."""
 
     def __init__(self, first: DeviceDense) -> None:
@@ -120,9 +136,7 @@ class Device:
         norm, scale, *norms = room or self.norm_room(len(plans))
         if len(plans) == 1:
             return Tail(1.0, norm, scale, max_norm)
-        for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
-            plan.norm(gs, 2.0, norms[0][i : i + 1], self.stream())
-        native().join_norms(norms[0], max_norm, norm, scale, self.stream())
+        self._join(self._queue_norms(plans, grads, 2.0, norms[0]), max_norm, norm, scale)
         return Tail(1.0, norm, scale)
 
     def norm_room(self, plans: int) -> list[Any]:
@@ -130,8 +144,73 @@ class Device:
         shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
         return [self._numbers(shape) for shape in shapes]
 
-    def norms(self, plan: Any, grads: list[Any]) -> Any:
-        out = self._numbers((len(grads),))
+    def tail(
+        self,
+        plans: list[Any],
+        grads: list[list[Any]],
+        max_norm: float | None,
+        inverse: float | None,
+        order: float = 2.0,
+    ) -> Tail | None:
+        """Return the same; with an `inverse` this waits for the norm, without it nothing does."""
+        if inverse is not None or max_norm is None:
+            return super().tail(plans, grads, max_norm, inverse, order)
+        if order == 2.0:
+            return self.limit(plans, grads, max_norm)
+        norm, scale = self._numbers(()), self._numbers(())
+        norms = self._queue_norms(plans, grads, order)
+        self._join((norms.sum() if order == 1.0 else norms.max()).reshape(1), max_norm, norm, scale)
+        return Tail(1.0, norm, scale)
+
+    def tails(
+        self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
+    ) -> list[Tail] | None:
+        if inverse is not None:
+            return super().tails(plans, grads, ranges, inverse)
+        total, each_total = self._numbers(()), self._numbers((len(plans),))
+        scales = []
+        for i, (plan, gs, own) in enumerate(_zip(plans, grads, ranges)):
+            norms = self.norms(plan, gs, own[-1].end)
+            self._join(norms, math.inf, each_total[i : i + 1], self._numbers(()))
+            scales.append(self._scales(plan, norms, own))
+        self._join(each_total, math.inf, total, self._numbers(()))
+        return [Tail(1.0, total, scale) for scale in scales]
+
+    def _scales(self, plan: Any, norms: Any, ranges: list[Range]) -> Any:
+        """Return what scales each tensor of a plan, whose norms these are."""
+        scales = self._numbers(norms.shape)
+        params = self.param_norms(plan, len(norms)) if ranges[0].adaptive else None
+        for r in ranges:
+            own = slice(r.begin, r.end)
+            if r.together and r.max_norm is not None:
+                factor = self._numbers(())
+                self._join(norms[own], r.max_norm, self._numbers(()), factor)
+                scales[own] = factor
+            elif r.max_norm is not None or r.adaptive is not None:
+                rows = None if params is None else params[own]
+                scales[own] = each_factor(norms[own], r, rows, self._library.at_most)
+            else:
+                scales[own] = 1.0
+        return scales
+
+    def _join(self, norms: Any, max_norm: float, norm: Any, scale: Any) -> None:
+        native().join_norms(norms, max_norm, norm, scale, self.stream())
+
+    def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
+        norms: list[float] = self._queue_norms(plans, grads, order).tolist()
+        return norms
+
+    def _on_host(self, norms: Any) -> Array:
+        return np.array(norms.tolist())
+
+    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float, room: Any = None) -> Any:
+        norms = self._numbers((len(plans),)) if room is None else room
+        for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
+            plan.norm(gs, order, norms[i : i + 1], self.stream())
+        return norms
+
+    def norms(self, plan: Any, grads: list[Any], n: int | None = None) -> Any:
+        out = self._numbers((len(grads) if n is None else n,))
         plan.norms(grads, out, self.stream())
         return out
 
@@ -180,6 +259,8 @@ class Device:
         """Return room for float64 on the device."""
         return self._library.unwrap(self._library.empty(self._first, shape, np.float64))
 
+
+_zip = functools.partial(zip, strict=True)
 
 HOST = Host()
 

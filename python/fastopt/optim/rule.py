@@ -6,73 +6,28 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_not
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
-from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Optimizer, number, one_of
+from fastopt.optim.base import NONNEGATIVE, number, one_of
 from fastopt.optim.capture import Capturable
+from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
-from fastopt.optim.placement import NO_TAIL, Tail
+from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
+from fastopt.optim.groups import Pattern
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
+from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
-_COMMON_COEFS = 8
+__all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 
-
-class Common(TypedDict, total=False):
-    """The keyword arguments that all of these optimizers take.
-
-    Attributes
-    ----------
-    maximize : bool
-        Ascend instead of descend.
-    l1 : float
-        Strength of the L1 penalty: ``l1 * sign(p)`` is added to the gradient.
-    max_norm : float or None
-        Scale all gradients together by ``min(1, max_norm / (norm + 1e-6))``, `norm` being their L2 norm over
-        all groups.
-    clip_value : float or None
-        Limit every gradient element to ``[-clip_value, clip_value]``, after `max_norm`.
-    ema_decay : float or None
-        Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
-        see `RuleOptimizer.swap_ema`.
-    weight_decay_mode : {"l2", "decoupled", "decoupled_after", "fixed"}, optional
-        What ``weight_decay`` does: ``weight_decay * p`` is added to the gradient ("l2"), or `p` is multiplied by
-        ``1 - lr * weight_decay`` before the step ("decoupled") or after it ("decoupled_after"), or by
-        ``1 - weight_decay``, whatever the rate ("fixed"). None: one of the first two, as the optimizer's
-        ``decoupled_weight_decay`` says.
-    state_dtype : {"float32", "bfloat16", "int8"}
-        How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
-        element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
-        depend on the step's number alone. Of float64 parameters they stay float64.
-    rounding : {"nearest", "stochastic", "exact"}
-        How bfloat16 parameters are rounded after a step: to the nearest, by chance, or not at all: ``"exact"``
-        keeps the 16 bits that they lack of float32 as state.
-    foreach, fused : bool or None
-        Accepted for torch's sake and ignored: every step is fused.
-    """
-
-    maximize: bool
-    l1: float
-    max_norm: float | None
-    clip_value: float | None
-    ema_decay: float | None
-    weight_decay_mode: str | None
-    state_dtype: str
-    rounding: str
-    foreach: bool | None
-    fused: bool | None
+Kind = tuple[Storage, bool]
 
 
-#: Ranges of the settings that all of these optimizers have.
-COMMON_RANGES = {
-    "lr": NONNEGATIVE,
-    "weight_decay": NONNEGATIVE,
-    "l1": NONNEGATIVE,
-    "clip_value": POSITIVE,
-    "ema_decay": FRACTION,
-}
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
 
 
 class _Row:
@@ -88,13 +43,17 @@ class _Row:
 class _Plan:
     """The parameters that one native call updates."""
 
-    def __init__(self, rule: str, native: Any, index: list[int], whole: bool, packed: bool) -> None:
+    def __init__(
+        self, rule: str, native: Any, index: list[int], whole: bool, packed: bool, parts: list[int] | None
+    ) -> None:
         self.native = native
+        self.parts = parts
+        self.ranges: list[Range] = []
         self.packed = packed
         self.index = index
         self.whole = whole
         self.counts = packed or bool(RULES[rule]["states"])
-        self.width = _COMMON_COEFS + len(RULES[rule]["coefs"])
+        self.width = COMMON_COEFS + len(RULES[rule]["coefs"])
         self.rows: list[int] = []
         self.sets: Array | None = None
         self.coefs = np.empty((0, self.width))
@@ -103,15 +62,25 @@ class _Plan:
         """Take each parameter's row from `row_of`."""
         rows, local = np.unique(row_of[self.index], return_inverse=True)
         self.rows = rows.tolist()
-        self.sets = None if len(self.rows) <= 1 else local.astype(np.int32)
+        tensors = local if self.parts is None else np.repeat(local, self.parts)
+        self.sets = None if len(self.rows) <= 1 else tensors.astype(np.int32)
         self.coefs = np.zeros((len(self.rows), self.width))
         self.kept: dict[str, tuple[Array, Any]] = {}  # numbers of tensors that follow from the rows
+
+    def table(self, factors: Array | None) -> tuple[Array, Array | None]:
+        """Return the rows of coefficients and which tensor uses which; with `factors` each tensor has its own."""
+        if factors is None:
+            return self.coefs, self.sets
+        own = np.arange(len(factors), dtype=np.int32)
+        coefs = self.coefs[np.zeros_like(own) if self.sets is None else self.sets]
+        coefs[:, 0] *= factors
+        return coefs, own
 
     def select(self, grads: list[Any]) -> list[Any]:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Capturable, Optimizer):
+class RuleOptimizer(Capturable, GradientOptimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -126,14 +95,9 @@ class RuleOptimizer(Capturable, Optimizer):
         The subclass's settings.
     **common
         See `Common`.
-
-    Attributes
-    ----------
-    grad_norm : float, array of one float64, or None
-        The norm of all gradients of the last step, where `max_norm` is set; of parameters on a GPU it stays there.
     """
 
-    optional: ClassVar[tuple[str, ...]] = ("clip_value", "ema_decay")
+    optional: ClassVar[tuple[str, ...]] = ("clip_value", "adaptive_clip", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
     #: The values of ``weight_decay_mode``; none where a rule decays in a way of its own.
@@ -153,30 +117,40 @@ class RuleOptimizer(Capturable, Optimizer):
         maximize: bool = False,
         l1: float = 0.0,
         max_norm: float | None = None,
+        clip_scope: Scope = "global",
+        norm_type: float = 2.0,
+        adaptive_clip: float | None = None,
+        adaptive_clip_eps: float = 1e-3,
         clip_value: float | None = None,
         ema_decay: float | None = None,
         weight_decay_mode: str | None = None,
         state_dtype: str = "float32",
         rounding: str = "nearest",
+        no_decay: Pattern | None = None,
+        accumulate: int = 1,
+        accumulate_reduction: Reduction = "mean",
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.max_norm = max_norm
-        self.grad_norm: Any = None
         self._swapped = False
         self._shadows: list[Any] | None = None
         self._rows: list[_Row] = []
         self._row_of = np.empty(0, np.int32)
-        common = {
+        common: dict[str, Any] = {
             "maximize": maximize,
             "l1": l1,
             "clip_value": clip_value,
+            "adaptive_clip": adaptive_clip,
+            "adaptive_clip_eps": adaptive_clip_eps,
             "ema_decay": ema_decay,
             "weight_decay_mode": weight_decay_mode,
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
-        super().__init__(params, {**defaults, **common})
+        if no_decay is not None:
+            common["no_decay"] = no_decay
+        clipping = (max_norm, clip_scope, norm_type)
+        super().__init__(params, {**defaults, **common}, clipping, accumulate, accumulate_reduction)
 
     def rule(self, group: dict[str, Any]) -> str:
         """Return the name of the native rule for the settings of `group`."""
@@ -213,20 +187,20 @@ class RuleOptimizer(Capturable, Optimizer):
 
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
         super()._validate(group, where)
-        self._storage(group).check(type(self).__name__, where)
+        storage = self._storage(group)
+        storage.check(type(self).__name__, where)
         if group["weight_decay_mode"] is not None:
             one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
-
-    @property
-    def max_norm(self) -> float | None:
-        """The limit of the norm of all gradients together, or None."""
-        return self._max_norm
-
-    @max_norm.setter
-    def max_norm(self, value: float | None) -> None:
-        if value is not None:
-            self._require("max_norm", value, POSITIVE)
-        self._max_norm = value
+        if storage.packed and group["adaptive_clip"] is not None:
+            raise ValueError(
+                f"{type(self).__name__}: adaptive_clip needs state_dtype 'float32' and rounding 'nearest', got "
+                f"{storage.state_dtype!r} and {storage.rounding!r}{where}"
+            )
+        if not self.by_element and (self._clip_scope != "global" or group["adaptive_clip"] is not None):
+            raise ValueError(
+                f"{type(self).__name__}: gradients are clipped all together or by value, got clip_scope "
+                f"{self._clip_scope!r} and adaptive_clip {group['adaptive_clip']}{where}"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings that it lacks are the optimizer's defaults.
@@ -236,20 +210,18 @@ class RuleOptimizer(Capturable, Optimizer):
         TypeError, ValueError
             As the constructor; nothing is added then.
         """
-        if isinstance(param_group, dict) and "max_norm" in param_group:
-            raise ValueError(
-                f"{type(self).__name__}: max_norm is one for all groups, give it to the optimizer"
-            )
-        before = len(self._objects)
+        before = len(self.param_groups)
         super().add_param_group(param_group)
-        added = len(self._objects) - before
-        self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
-        self._rows.append(_Row(len(self.param_groups) - 1, dict(self.scalars)))
+        for g in range(before, len(self.param_groups)):
+            added = len(self.param_groups[g]["params"])
+            self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
+            self._rows.append(_Row(g, dict(self.scalars)))
 
     def _index_parameters(self) -> None:
         super()._index_parameters()
         self._plans: list[_Plan] | None = None
-        self._kinds: list[Storage] = []
+        self._kinds: list[Kind] = []
+        self._scoped = False
         self._seen: list[dict[str, Any]] = []
 
     def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
@@ -280,55 +252,106 @@ class RuleOptimizer(Capturable, Optimizer):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
+        self._take(grads, None)
+        return loss
+
+    def step_scaled(self, grads: Any, inverse: float) -> bool:
+        """Step with gradients times `inverse`; False, and nothing has changed, where they are not all finite.
+
+        What `fastopt.optim.GradScaler` calls. The product costs no pass over the gradients. With `max_norm` it is what
+        is limited, and what `grad_norm` is the norm of: a float, also on a GPU, where the step waits for it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `step`.
+        """
+        self._require_weights()
+        return self._take(grads, inverse)
+
+    def _take(self, grads: Any, inverse: float | None) -> bool:
+        """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
         flat = self._gather(grads)
         types = set(map(type, flat))
         if types != self._placement.types or not self._plain:
-            self._update(self._usable(flat), type(None) in types)
-            return loss
+            return self._update(self._usable(flat), type(None) in types, inverse)
         try:
-            self._update(flat, False)
+            return self._update(flat, False, inverse)
         except (TypeError, ValueError):
             # The native check refused before any change. A layout can be rearranged; the rest
             # is raised by name.
             usable = self._usable(flat)
             if not any(map(is_not, flat, usable)):
                 raise
-            self._update(usable, False)
-        return loss
+            return self._update(usable, False, inverse)
 
     def _require_weights(self) -> None:
         """Refuse a step while the averages are swapped in."""
         if self._swapped:
             raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
 
-    def _update(self, grads: list[Any], missing: bool) -> None:
-        """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
+    def _update(self, grads: list[Any], missing: bool, inverse: float | None) -> bool:
+        """Add gradients to those that wait, or update with all of them; False where they are not finite."""
         if self._captured is not None and self._placement.capturing():
-            self._captured.record(self, grads)
-            return
+            self._captured.record(self, grads, inverse)
+            return True
         plans = self._refresh()
+        if self._accumulate == 1 and not self._accumulator.count:
+            return self._apply(plans, grads, missing, inverse)
+        if inverse is not None:
+            natives = [plan.native for plan in plans]
+            if self._placement.tail(natives, [plan.select(grads) for plan in plans], None, inverse) is None:
+                return False
+        whole = self._add(grads, inverse)
+        if whole is None:
+            return True
+        try:
+            return self._apply(plans, whole, any(g is None for g in whole), inverse)
+        finally:
+            self._accumulator.clear()
+
+    def _apply(self, plans: list[_Plan], grads: list[Any], missing: bool, inverse: float | None) -> bool:
+        """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
-        tail = NO_TAIL
-        if self._max_norm is not None:
-            tail = self._placement.limit([plan.native for plan in plans], chosen, self._max_norm)
+        tails = [NO_TAIL] * len(plans)
+        if self._max_norm is not None or inverse is not None or self._scoped:
+            found = self._tails(plans, chosen, inverse)
+            if found is None:
+                return False
+            tails = found
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tail.factor)
         for dense in self._copied:
             dense.load()
-        for plan, gs in zip(plans, chosen, strict=True):
+        if not self._prepare(plans, chosen, tails[0]):
+            return True
+        advanced = self._advance(plans, active, tails[0].factor)
+        for plan, gs, tail in zip(plans, chosen, tails, strict=True):
             self._run(plan, gs, tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
             row.scalars = s
-        self.grad_norm = tail.norm
+        self.grad_norm = tails[0].norm
+        return True
+
+    def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
+        """Return how each plan's gradients are scaled; None where the step is to be skipped."""
+        natives = [plan.native for plan in plans]
+        if self._scoped:
+            return self._placement.tails(natives, grads, [plan.ranges for plan in plans], inverse)
+        tail = self._placement.tail(natives, grads, self._max_norm, inverse, self._norm_type)
+        return None if tail is None else [tail] * len(plans)
 
     def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
         """Run the native step of one plan."""
-        self._placement.step(plan.native, grads, plan.coefs, plan.sets, tail)
+        self._placement.step(plan.native, grads, *plan.table(tail.factors), tail)
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -397,21 +420,32 @@ class RuleOptimizer(Capturable, Optimizer):
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
             if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
                 raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
-        kinds = [self._storage(group) for group in self.param_groups]
+        kinds = self._kinds_now()
         plans = self._plans
         if plans is None or kinds != self._kinds:
             plans = self._build(kinds)
+        self._scoped = self._clip_scope != "global" or self._clips_by_units()
+        if self._scoped:
+            groups = [self._rows[r].group for r in self._row_of]
+            for plan in plans:
+                sizes = plan.parts or [1] * len(plan.index)
+                plan.ranges = self._ranges([groups[i] for i in plan.index], sizes)
         self._plans = plans
         self._kinds = kinds
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _build(self, kinds: list[Storage]) -> list[_Plan]:
-        """Make one native plan for each rule and storage in use, with state arrays for its parameters."""
+    def _kinds_now(self) -> list[Kind]:
+        """Return what plans are made for: the rule and storage of each group, and whether it is clipped by units."""
+        return [(self._storage(group), group["adaptive_clip"] is not None) for group in self.param_groups]
+
+    def _build(self, kinds: list[Kind]) -> list[_Plan]:
+        """Make one native plan for each rule and storage in use, of units or not, with state arrays."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
-        for storage in dict.fromkeys(kinds):
-            index = [i for i, g in enumerate(groups) if kinds[g] == storage]
+        for kind in dict.fromkeys(kinds):
+            storage, by_unit = kind
+            index = [i for i, g in enumerate(groups) if kinds[g] == kind]
             if not index:
                 continue
             dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
@@ -424,9 +458,11 @@ class RuleOptimizer(Capturable, Optimizer):
             packed = storage.arguments(state)
             if self._shadows is not None:
                 packed["shadows"] = [self._shadows[i] for i in index]
+            parts = packed["parts"] = [self._units(i) for i in index] if by_unit else None
             native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
             whole = len(index) == len(groups)
-            plan = _Plan(storage.rule, native, index, whole, storage.packed or self._shadows is not None)
+            packs = storage.packed or self._shadows is not None
+            plan = _Plan(storage.rule, native, index, whole, packs, parts)
             plan.assign(self._row_of)
             plans.append(plan)
         return plans

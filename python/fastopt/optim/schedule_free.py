@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 
 from fastopt.optim.base import FINITE, FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.placement import NO_TAIL
-from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer, bare
+from fastopt.optim.tail import NO_TAIL
 
 INSIDE = Interval(0.0, 1.0, "(0, 1)")
 _RANGES = {
@@ -19,8 +19,6 @@ _RANGES = {
     "r": FINITE,
     "weight_lr_power": NONNEGATIVE,
 }
-# Scale, clipping, L1, L2, step size, decay and average of a pass that does nothing of all that.
-_STILL = (0.0, math.inf, 0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 class _ScheduleFree(RuleOptimizer):
@@ -82,7 +80,7 @@ class _ScheduleFree(RuleOptimizer):
             for k, row in enumerate(rows):
                 momentum = self._momentum(self.param_groups[row.group])
                 way = 1.0 - (momentum if train else 1.0 / momentum)
-                coefs[k] = (*_STILL, way, 0.0, 0.0, 1.0, *self._rest)
+                coefs[k] = (*bare(0.0, 1.0, 1.0, row.scalars["step"]), way, 0.0, 0.0, 1.0, *self._rest)
             # The parameters are their own gradients, times 0.
             arrays = [self._dense[i].array for i in plan.index]
             own = [

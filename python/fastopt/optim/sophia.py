@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from fastopt._arrays import assign, zeros_for
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import NONNEGATIVE, Interval
-from fastopt.optim.placement import NO_TAIL
-from fastopt.optim.rule import Common
+from fastopt.optim.rule import Common, bare
 from fastopt.optim.state import computed_dtype, in_layout
+from fastopt.optim.tail import NO_TAIL
 
 
 class Sophia(AdamFamily):
@@ -110,11 +109,12 @@ class Sophia(AdamFamily):
     def _average(group: dict[str, Any]) -> tuple[float, ...]:
         """Return the coefficients of plain descent with which it averages."""
         beta2 = group["betas"][1]
-        return 1.0, math.inf, 0.0, 0.0, beta2 - 1.0, beta2, 0.0, 0.0
+        return bare(1.0, beta2 - 1.0, beta2)
 
     def _as_state(self, i: int, estimate: Any) -> Any:
         """Return the estimate of parameter i in the dtype of its state."""
-        dense, dtype = self._dense[i], computed_dtype(self._dense[i])
+        dense = self._dense[i]
+        dtype = computed_dtype(dense)
         if dense.source.dtype == dtype:
             return estimate
         wide = dense.arrange(zeros_for(dense, dtype))

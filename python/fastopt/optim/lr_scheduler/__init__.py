@@ -18,6 +18,7 @@ from fastopt.optim.lr_scheduler.factors import (
     PolynomialLR,
     StepLR,
 )
+from fastopt.optim.lr_scheduler.param import ParamScheduler
 from fastopt.optim.lr_scheduler.plateau import ReduceLROnPlateau
 from fastopt.optim.lr_scheduler.sequential import SequentialLR
 
@@ -32,6 +33,7 @@ __all__ = [
     "LinearLR",
     "MultiStepLR",
     "OneCycleLR",
+    "ParamScheduler",
     "PolynomialLR",
     "ReduceLROnPlateau",
     "SequentialLR",

@@ -1,0 +1,370 @@
+"""Scaling of losses, so that gradients in half precision do not underflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt._arrays import Array, as_view
+from fastopt._device import is_device_array, library
+from fastopt.optim.base import Interval, Optimizer, number
+from fastopt.optim.clip import get_total_norm, scale_in_place
+from fastopt.optim.lbfgs import LBFGS
+from fastopt.optim.params import is_tensor
+from fastopt.optim.rule import RuleOptimizer
+
+_RANGES = {
+    "scale": Interval(0.0, math.inf, "(0, inf)"),
+    "growth_factor": Interval(1.0, math.inf, "(1, inf)"),
+    "backoff_factor": Interval(0.0, 1.0, "(0, 1)"),
+    "growth_interval": Interval(1.0, math.inf, "[1, inf)"),
+    "_growth_tracker": Interval(0.0, math.inf, "[0, inf)"),
+}
+_HALF = ("float16", "bfloat16")
+
+
+class _Use:
+    """What was done with one optimizer since the last update: found_inf is None before its gradients were checked."""
+
+    __slots__ = ("found_inf", "stepped")
+
+    def __init__(self) -> None:
+        self.found_inf: bool | None = None
+        self.stepped = False
+
+
+class GradScaler:
+    """Scale losses up, undo that in the optimizer's step, and skip steps whose gradients are not finite.
+
+    The scale backs off after a skipped step and grows after `growth_interval` steps without one, as with
+    ``torch.amp.GradScaler``::
+
+        loss = scaler.scale(loss_fn(model(x), y))
+        loss.backward()
+        scaler.step(optimizer)             # of plain arrays: scaler.step(optimizer, grads)
+        scaler.update()
+
+    Undoing the scale costs no pass over the gradients: it is part of the factor that the step multiplies them by.
+    Whether they are finite is asked in one pass, which is that of `max_norm` where the optimizer has one; that
+    limits the norm of the unscaled gradients. A skipped step changes nothing: neither parameters nor state,
+    averages or step counts. On a GPU a step waits for the answer, as in torch.
+
+    Parameters
+    ----------
+    device : str, optional
+        Accepted for torch's sake and ignored: a step is taken where the parameters are.
+    init_scale : float
+        The scale to begin with.
+    growth_factor : float
+        Multiplies the scale after `growth_interval` updates in a row without a skipped step; above 1.
+    backoff_factor : float
+        Multiplies the scale after an update with a skipped step; in (0, 1).
+    growth_interval : int
+        At least 1.
+    enabled : bool
+        False makes everything pass through.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A setting is no number or out of range.
+
+    References
+    ----------
+    Micikevicius et al., Mixed Precision Training, ICLR 2018.
+    """
+
+    def __init__(
+        self,
+        device: str | None = None,
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ) -> None:
+        if device is not None and not isinstance(device, str):
+            raise TypeError(f"GradScaler: device must be a name or None, got {device!r}")
+        self._enabled = bool(enabled)
+        self._scale = _checked("GradScaler", "init_scale", init_scale, "scale")
+        self._growth_factor = _checked("GradScaler", "growth_factor", growth_factor)
+        self._backoff_factor = _checked("GradScaler", "backoff_factor", backoff_factor)
+        self._growth_interval = int(_checked("GradScaler", "growth_interval", growth_interval))
+        self._growth_tracker = 0
+        self._was_read = False
+        self._uses: dict[int, _Use] = {}
+
+    def is_enabled(self) -> bool:
+        """Tell whether the scaler does anything."""
+        return self._enabled
+
+    def get_scale(self) -> float:
+        """Return the scale, 1 of a disabled scaler."""
+        self._was_read = True
+        return self._scale if self._enabled else 1.0
+
+    def scale(self, outputs: Any) -> Any:
+        """Return a loss times the scale.
+
+        Parameters
+        ----------
+        outputs : Tensor, array, number, or a list or tuple of such
+            Half-precision arrays become float32, in which the scale fits.
+
+        Raises
+        ------
+        TypeError
+            It is none of these.
+        """
+        if not self._enabled:
+            return outputs
+        self._was_read = True
+        if isinstance(outputs, list | tuple):
+            return type(outputs)([self.scale(x) for x in outputs])
+        if isinstance(outputs, np.ndarray | np.generic) and outputs.dtype.name in _HALF:
+            return outputs.astype(np.float32) * self._scale
+        if isinstance(outputs, str | bytes | Mapping) or not hasattr(outputs, "__mul__"):
+            raise TypeError(
+                f"scale: outputs is {type(outputs).__name__}, expected a Tensor, an array, a number or a list of such"
+            )
+        return outputs * self._scale
+
+    def unscale_(self, optimizer: Optimizer, grads: Any = None) -> None:
+        """Divide gradients by the scale in place, for code that looks at them before `step`.
+
+        `step` does without: it undoes the scale and clips in the update itself.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            Whose gradients they are.
+        grads : list, dict or tree, optional
+            Gradients of plain arrays, as for its `step`; without it the Tensors' ``.grad``.
+
+        Raises
+        ------
+        RuntimeError
+            It was called for this optimizer since the last `update`, or after `step`; or nothing was scaled.
+        ValueError
+            A gradient is float16, which does not hold what the scale was for, or read-only. Nothing is changed then.
+        """
+        if not self._enabled:
+            return
+        self._require_read("unscale_")
+        use = self._use(optimizer)
+        if use.stepped:
+            raise RuntimeError("unscale_: called after step(), call update() first")
+        if use.found_inf is not None:
+            raise RuntimeError("unscale_: already called for this optimizer since the last update()")
+        arrays = _arrays(optimizer, grads, "unscale_")
+        for label, a in arrays:
+            if a.dtype == np.float16:
+                raise ValueError(
+                    f"unscale_: {label} is float16, which unscaled gradients underflow; leave it to step()"
+                )
+            if not is_device_array(a) and not a.flags.writeable:
+                raise ValueError(f"unscale_: {label} is read-only")
+        use.found_inf = not _all_finite(arrays)
+        scale_in_place([a for _, a in arrays], 1.0 / self._scale)
+
+    def step(self, optimizer: Optimizer, grads: Any = None, closure: Any = None) -> Any:
+        """Step with unscaled gradients if they are all finite.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            Any but those that evaluate the model themselves.
+        grads : list, dict or tree, optional
+            The scaled gradients of plain arrays, as for its `step`; without it the Tensors' ``.grad``.
+        closure : callable, optional
+            For a disabled scaler only.
+
+        Returns
+        -------
+        bool
+            False where the step was skipped. A disabled scaler returns the closure's loss where there is one.
+
+        Raises
+        ------
+        RuntimeError
+            It was called for this optimizer since the last `update`; nothing was scaled; or with a closure.
+        TypeError, ValueError
+            As the optimizer's `step`; nothing has changed then.
+        """
+        if callable(grads):
+            grads, closure = None, grads
+        if not self._enabled:
+            return optimizer.step(grads) if closure is None else optimizer.step(closure)  # type: ignore[attr-defined]
+        if closure is not None or isinstance(optimizer, LBFGS):
+            raise RuntimeError(
+                "step: closures are not supported by an enabled GradScaler, its loss is not scaled"
+            )
+        self._require_read("step")
+        use = self._use(optimizer)
+        if use.stepped:
+            raise RuntimeError("step: already called for this optimizer since the last update()")
+        if use.found_inf is None:
+            ran = _step_scaled(optimizer, grads, 1.0 / self._scale)
+        else:
+            ran = not use.found_inf
+            if ran:
+                optimizer.step(grads)  # type: ignore[attr-defined]
+        use.found_inf = not ran
+        use.stepped = True
+        return ran
+
+    def update(self, new_scale: float | None = None) -> None:
+        """Change the scale by what the steps since the last update found, or to `new_scale`.
+
+        Raises
+        ------
+        RuntimeError
+            No optimizer took a step, or had its gradients unscaled.
+        ValueError
+            `new_scale` is out of range.
+        """
+        if not self._enabled:
+            return
+        self._require_read("update")
+        if new_scale is not None:
+            self._scale = _checked("update", "new_scale", new_scale, "scale")
+        else:
+            found = [use.found_inf for use in self._uses.values() if use.found_inf is not None]
+            if not found:
+                raise RuntimeError("update: no gradients were checked, call step() first")
+            if any(found):
+                self._scale *= self._backoff_factor
+                self._growth_tracker = 0
+            else:
+                self._grow()
+        self._uses = {}
+
+    def _grow(self) -> None:
+        self._growth_tracker += 1
+        if self._growth_tracker >= self._growth_interval:
+            # A scale is one that float32 holds, in which kernels multiply by its inverse.
+            if self._scale * self._growth_factor <= float(np.finfo(np.float32).max):
+                self._scale *= self._growth_factor
+            self._growth_tracker = 0
+
+    def get_growth_factor(self) -> float:
+        """Return the growth factor."""
+        return self._growth_factor
+
+    def set_growth_factor(self, new_factor: float) -> None:
+        """Set the growth factor; ValueError when it is out of range."""
+        self._growth_factor = _checked("set_growth_factor", "growth_factor", new_factor)
+
+    def get_backoff_factor(self) -> float:
+        """Return the backoff factor."""
+        return self._backoff_factor
+
+    def set_backoff_factor(self, new_factor: float) -> None:
+        """Set the backoff factor; ValueError when it is out of range."""
+        self._backoff_factor = _checked("set_backoff_factor", "backoff_factor", new_factor)
+
+    def get_growth_interval(self) -> int:
+        """Return the growth interval."""
+        return self._growth_interval
+
+    def set_growth_interval(self, new_interval: int) -> None:
+        """Set the growth interval; ValueError when it is out of range."""
+        self._growth_interval = int(_checked("set_growth_interval", "growth_interval", new_interval))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale, the settings and the growth tracker with torch's keys; empty of a disabled scaler."""
+        return {key: getattr(self, attribute) for key, attribute in _KEYS.items()} if self._enabled else {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned, of torch's class too.
+
+        Raises
+        ------
+        RuntimeError
+            It is empty: saved from a disabled scaler.
+        TypeError, ValueError
+            A key is missing or its value out of range; nothing is changed then.
+        """
+        if not self._enabled:
+            return
+        if not state_dict:
+            raise RuntimeError(
+                "load_state_dict: state_dict is empty, it may be that of a disabled GradScaler"
+            )
+        missing = [key for key in _KEYS if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"load_state_dict: state_dict has no {missing[0]!r}, it has {sorted(state_dict)}"
+            )
+        values = {key: _checked("load_state_dict", key, state_dict[key]) for key in _KEYS}
+        for key, value in values.items():
+            whole = key in ("growth_interval", "_growth_tracker")
+            setattr(self, _KEYS[key], int(value) if whole else value)
+
+    # Uses since the last update -----------------------------------------------------------------------------
+
+    def _use(self, optimizer: Optimizer) -> _Use:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"GradScaler: optimizer is {type(optimizer).__name__}, expected a fastopt optimizer"
+            )
+        return self._uses.setdefault(id(optimizer), _Use())
+
+    def _require_read(self, call: str) -> None:
+        if not self._was_read:
+            raise RuntimeError(
+                f"{call}: no loss was scaled, use scale(loss) or get_scale() for the gradients first"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._uses:
+            raise RuntimeError("GradScaler: can only be pickled right after update()")
+        return self.__dict__
+
+
+_KEYS = {
+    "scale": "_scale",
+    "growth_factor": "_growth_factor",
+    "backoff_factor": "_backoff_factor",
+    "growth_interval": "_growth_interval",
+    "_growth_tracker": "_growth_tracker",
+}
+
+
+def _checked(owner: str, name: str, value: Any, key: str | None = None) -> float:
+    """Return a setting as a number, or raise."""
+    result, interval = number(owner, name, value), _RANGES[key or name]
+    if not interval.holds(result):
+        raise ValueError(f"{owner}: {name} must be in {interval.text}, got {value}")
+    return result
+
+
+def _arrays(optimizer: Optimizer, grads: Any, call: str) -> list[tuple[str, Array]]:
+    """Return the gradients that there are as views, with what messages call them."""
+    found = []
+    for i, g in enumerate(optimizer._gather(grads)):
+        if g is not None:
+            label = optimizer._label(i, "grads")
+            found.append((label, as_view(g.data if is_tensor(g) else g, f"{call}: {label}")))
+    return found
+
+
+def _all_finite(arrays: list[tuple[str, Array]]) -> bool:
+    """Tell whether all elements are; of arrays on a GPU this waits for the answer."""
+    return math.isfinite(get_total_norm([a for _, a in arrays], math.inf))
+
+
+def _step_scaled(optimizer: Optimizer, grads: Any, inverse: float) -> bool:
+    """Step with the gradients times `inverse`; tell whether they are finite, nothing has changed otherwise."""
+    if isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step:
+        return optimizer.step_scaled(grads, inverse)
+    if not _all_finite(_arrays(optimizer, grads, "step")):
+        return False
+    flat = optimizer._gather(grads)
+    scaled = [None if g is None else optimizer._checked(i, g).copy() for i, g in enumerate(flat)]
+    scale_in_place([g for g in scaled if g is not None], inverse)
+    optimizer.step([library(g).unwrap(g) if is_device_array(g) else g for g in scaled])  # type: ignore[attr-defined]
+    return True
