@@ -54,7 +54,7 @@ class LAMB(LayerwiseOptimizer):
         "eps": NONNEGATIVE,
         "max_param_norm": POSITIVE,
     }
-    optional = ("clip_value", "ema_decay", "max_param_norm")
+    optional = (*LayerwiseOptimizer.optional, "max_param_norm")
 
     def __init__(
         self,
