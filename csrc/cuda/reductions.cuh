@@ -162,7 +162,7 @@ __device__ void merge_blocks(double part, const Parts& parts, const F& leave) {
 }
 
 // Blocks of a reduction of n elements, a chunk each; of nothing one, which leaves the monoid's identity.
-inline Index chunk_blocks(Index n) { return n > 0 ? (n + kChunk - 1) / kChunk : 1; }
+FO_HD Index chunk_blocks(Index n) { return n > 0 ? (n + kChunk - 1) / kChunk : 1; }
 
 // Most blocks of other kernels that leave parts.
 inline constexpr Index kMostParts = 1024;

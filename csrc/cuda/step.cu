@@ -87,7 +87,8 @@ __device__ void update_chunk(const StepPiece& piece) {
 
 // Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
 template <template <class> class Rule, bool Wide>
-constexpr int kBlocks = Wide || Rule<float>::states.size >= 3 ? 2 : 3;
+constexpr int kBlocks =
+    Wide || Rule<float>::states.size >= 3 || Rule<float>::coefs.size == Names::kMax ? 2 : 3;
 
 // Narrow and Wide: the plan has tensors that compute in float, in double. The registers of double would
 // cost float its occupancy, so only a plan with both pays for both.
