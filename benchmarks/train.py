@@ -33,6 +33,7 @@ class Net:
     ys: list[np.ndarray]
     lr: float = 1e-3
     compile: bool = True
+    optimizer: str = "Adam"  # or "SGD", of providers on a GPU
 
 
 def net(sizes: Sequence[int], batch: int, batches: int = BATCHES, compile: bool = True) -> Net:

@@ -6,6 +6,10 @@ instruction sets), "errors" are settings that are refused, with the message.
 
 from __future__ import annotations
 
+import cases_compat
+import cases_elementwise
+from cases_layerwise import layerwise, matrices
+
 COUPLED = {"maximize": True, "weight_decay": 0.05173}
 REGULARISED = {"l1": 0.01, "max_norm": 20.0, "clip_value": 0.5}
 AVERAGED = {"ema_decay": 0.9, "weight_decay": 0.1, "decoupled_weight_decay": True}
@@ -197,6 +201,8 @@ OPTIMIZERS = {
         ],
         "errors": [*COMMON_ERRORS, *BETAS_ERRORS],
     },
+    **layerwise(COMMON_ERRORS, BETAS_ERRORS),
+    **matrices(),
     "LBFGS": {
         "options": [
             {"lr": 0.1},
@@ -215,3 +221,5 @@ OPTIMIZERS = {
         ],
     },
 }
+OPTIMIZERS |= cases_elementwise.rows(COUPLED, REGULARISED, AVERAGED, COMMON_ERRORS, BETAS_ERRORS)
+cases_compat.extend(OPTIMIZERS)

@@ -8,18 +8,38 @@ from functools import cache
 import numpy as np
 import pytest
 
+import cases_elementwise
 from cases import OPTIMIZERS
 from conftest import SIZES
 from fastopt import _core, optim
+from fastopt.optim.rule import RuleOptimizer
 from reference_optim import Run, run
 
 STEPS = 50
-RULES = [name for name in OPTIMIZERS if name != "LBFGS"]
+#: Not SparseAdam, whose gradients are rows.
+RULES = [
+    name for name in OPTIMIZERS if issubclass(getattr(optim, name), RuleOptimizer) and name != "SparseAdam"
+]
 ROWS = [(name, row) for name in RULES for row in range(len(OPTIMIZERS[name]["options"]))]
 
 
 def make(name, params, options=None):
     return getattr(optim, name)(params, **(options or {}))
+
+
+def packed_rows() -> dict[str, tuple[str, dict]]:
+    """A row of each native rule that has a state to pack: the optimizer and its options."""
+    found: dict[str, tuple[str, dict]] = {}
+    for name in RULES:
+        for options in OPTIMIZERS[name]["options"]:
+            opt = make(name, [np.ones(1, np.float32)], options)
+            rule = opt.rule(opt.param_groups[0])
+            if _core.rules()[rule]["packable"] and options.get("ema_decay") is None:
+                found.setdefault(rule, (name, {**options, "max_norm": None}))
+    return found
+
+
+PACKED = packed_rows()
 
 
 @cache
@@ -81,13 +101,22 @@ def assert_matches(opt, params, exact: Run, plain: Run, dtype):
 
 
 #: Classes that torch does not have.
-TORCH_HAS_NO = ("Lion", "AdaBelief")
+TORCH_HAS_NO = ("Lion", "AdaBelief", "LARS", "LAMB", "NovoGrad", *cases_elementwise.TORCH_HAS_NO)
 TORCH_LACKS = ("l1", "max_norm", "clip_value", "ema_decay")
+#: Variants of other libraries.
+NOT_TORCH_S = (
+    "eps_mode",
+    "amsgrad_max",
+    "momentum_form",
+    "weight_decay_mode",
+    "initial_square_avg",
+    "threshold",
+)
 
 
 def torch_options(name, options):
     """The row as torch's arguments, or None where torch cannot do it."""
-    if options.get("momentum_form", "torch") != "torch":
+    if any(key in options for key in NOT_TORCH_S) or options.get("momentum_decay", 0.0) is None:
         return None
     if name in TORCH_HAS_NO or (
         options.get("decoupled_weight_decay") and name not in ("Adam", "NAdam", "RAdam")

@@ -123,7 +123,9 @@ def optimizer_of(name, model, options):
 
 def tame(name, options, case):
     """The options with a rate at which plain descent does not diverge on sums, nor ascent on anything."""
-    if name not in ("SGD", "RAdam") or "lr" not in options:  # RAdam begins with plain momentum
+    if (
+        name not in ("SGD", "ASGD", "SGDScheduleFree", "RAdam") or "lr" not in options
+    ):  # RAdam begins with plain momentum
         return options
     return {**options, "lr": options["lr"] / 50 ** (("sum" in case) + options.get("maximize", False))}
 

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+import reference_elementwise as elementwise
+import reference_layerwise
+
 Array = npt.NDArray[Any]
 Options = dict[str, Any]
 State = dict[str, Any]
@@ -20,28 +23,55 @@ State = dict[str, Any]
 #: The settings of each class where a row of the table does not give them.
 DEFAULTS: dict[str, Options] = {
     "SGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "momentum_form": "torch"},
-    "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
+    "Adagrad": {
+        "lr": 1e-2,
+        "lr_decay": 0.0,
+        "initial_accumulator_value": 0.0,
+        "eps": 1e-10,
+        "eps_mode": "outside",
+    },
     "Adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6},
-    "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False},
-    "Adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "RMSprop": {
+        "lr": 1e-2,
+        "alpha": 0.99,
+        "eps": 1e-8,
+        "momentum": 0.0,
+        "centered": False,
+        "eps_mode": "outside",
+        "momentum_form": "torch",
+        "initial_square_avg": 0.0,
+    },
+    "Adam": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "amsgrad": False,
+        "eps_mode": "outside",
+        "amsgrad_max": "biased",
+    },
     "AdamW": {
         "lr": 1e-3,
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "amsgrad": False,
+        "eps_mode": "outside",
+        "amsgrad_max": "biased",
         "weight_decay": 1e-2,
         "decoupled_weight_decay": True,
     },
     "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "momentum_decay": 4e-3},
-    "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8},
-    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8},
+    "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "eps_mode": "inside"},
+    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "eps_mode": "hat", "threshold": 5.0},
     "Rprop": {"lr": 1e-2, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True},
     "AdaBelief": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "decoupled_weight_decay": True},
+    **elementwise.DEFAULTS,
+    **reference_layerwise.DEFAULTS,
 }
 COMMON: Options = {
     "weight_decay": 0.0,
     "decoupled_weight_decay": False,
+    "weight_decay_mode": None,
     "maximize": False,
     "l1": 0.0,
     "max_norm": None,
@@ -70,7 +100,11 @@ def sgd(g: Array, s: State, t: int, o: Options) -> Array:
 
 def adagrad(g: Array, s: State, t: int, o: Options) -> Array:
     s["sum"] = s.get("sum", np.full_like(g, o["initial_accumulator_value"])) + g * g
-    return o["lr"] / (1 + (t - 1) * o["lr_decay"]) * g / (np.sqrt(s["sum"]) + o["eps"])
+    return o["lr"] / (1 + (t - 1) * o["lr_decay"]) * g / _root(s["sum"], o)
+
+
+def _root(v: Array, o: Options) -> Array:
+    return np.sqrt(v + o["eps"]) if o["eps_mode"] == "inside" else np.sqrt(v) + o["eps"]
 
 
 def adadelta(g: Array, s: State, t: int, o: Options) -> Array:
@@ -84,13 +118,17 @@ def adadelta(g: Array, s: State, t: int, o: Options) -> Array:
 
 def rmsprop(g: Array, s: State, t: int, o: Options) -> Array:
     alpha = o["alpha"]
-    v = s["square_avg"] = alpha * s.get("square_avg", np.zeros_like(g)) + (1 - alpha) * g * g
+    before = s.get("square_avg", np.full_like(g, o["initial_square_avg"]))
+    v = s["square_avg"] = alpha * before + (1 - alpha) * g * g
     if o["centered"]:
         m = s["grad_avg"] = alpha * s.get("grad_avg", np.zeros_like(g)) + (1 - alpha) * g
         v = v - m * m
-    u = g / (np.sqrt(v) + o["eps"])
+    u = g / _root(v, o)
     if o["momentum"]:
-        u = s["momentum_buffer"] = o["momentum"] * s.get("momentum_buffer", np.zeros_like(g)) + u
+        k = o["lr"] if o["momentum_form"] == "velocity" else 1.0
+        u = s["momentum_buffer"] = o["momentum"] * s.get("momentum_buffer", np.zeros_like(g)) + k * u
+        if o["momentum_form"] == "velocity":
+            return u
     return o["lr"] * u
 
 
@@ -104,15 +142,32 @@ def _moments(g: Array, s: State, o: Options) -> tuple[Array, Array]:
 def adam(g: Array, s: State, t: int, o: Options) -> Array:
     beta1, beta2 = o["betas"]
     m, v = _moments(g, s, o)
+    bc2 = 1 - beta2**t
     if o["amsgrad"]:
+        if o["amsgrad_max"] == "corrected":
+            v, bc2 = v / bc2, 1.0
         v = s["max_exp_avg_sq"] = np.maximum(s.get("max_exp_avg_sq", np.zeros_like(g)), v)
-    return o["lr"] / (1 - beta1**t) * m / (np.sqrt(v) / math.sqrt(1 - beta2**t) + o["eps"])
+    lr = o["lr"] / (1 - beta1**t)
+    if o["eps_mode"] == "hat":
+        return lr * math.sqrt(bc2) * m / (np.sqrt(v) + o["eps"])
+    return (
+        lr
+        * m
+        / (
+            np.sqrt(v / bc2 + o["eps"])
+            if o["eps_mode"] == "inside"
+            else np.sqrt(v) / math.sqrt(bc2) + o["eps"]
+        )
+    )
 
 
 def nadam(g: Array, s: State, t: int, o: Options) -> Array:
     beta1, beta2 = o["betas"]
     m, v = _moments(g, s, o)
-    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (k * o["momentum_decay"])) for k in (t, t + 1))
+    if o["momentum_decay"] is None:
+        mu = mu_next = beta1
+    else:
+        mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (k * o["momentum_decay"])) for k in (t, t + 1))
     product = s["mu_product"] = s.get("mu_product", 1.0) * mu
     denominator = np.sqrt(v) / math.sqrt(1 - beta2**t) + o["eps"]
     look_ahead = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
@@ -122,8 +177,9 @@ def nadam(g: Array, s: State, t: int, o: Options) -> Array:
 def adamax(g: Array, s: State, t: int, o: Options) -> Array:
     beta1, beta2 = o["betas"]
     m = s["exp_avg"] = beta1 * s.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g
-    u = s["exp_inf"] = np.maximum(beta2 * s.get("exp_inf", np.zeros_like(g)), np.abs(g) + o["eps"])
-    return o["lr"] / (1 - beta1**t) * m / u
+    inside, outside = (o["eps"], 0.0) if o["eps_mode"] == "inside" else (0.0, o["eps"])
+    u = s["exp_inf"] = np.maximum(beta2 * s.get("exp_inf", np.zeros_like(g)), np.abs(g) + inside)
+    return o["lr"] / (1 - beta1**t) * m / (u + outside)
 
 
 def radam(g: Array, s: State, t: int, o: Options) -> Array:
@@ -132,9 +188,11 @@ def radam(g: Array, s: State, t: int, o: Options) -> Array:
     m = m / (1 - beta1**t)
     most = 2 / (1 - beta2) - 1
     rho = most - 2 * t * beta2**t / (1 - beta2**t)
-    if rho <= 5:
+    if rho <= o["threshold"]:
         return o["lr"] * m
     r = math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    if o["eps_mode"] == "outside":
+        return o["lr"] * m * r / (np.sqrt(v / (1 - beta2**t)) + o["eps"])
     return o["lr"] * m * r * math.sqrt(1 - beta2**t) / (np.sqrt(v) + o["eps"])
 
 
@@ -176,6 +234,7 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "Rprop": rprop,
     "Lion": lion,
     "AdaBelief": adabelief,
+    **elementwise.UPDATES,
 }
 
 
@@ -201,36 +260,52 @@ def run(
     parameters' dtype by default. A parameter whose gradient is None is skipped.
     """
     o = {**COMMON, **DEFAULTS[name], **options}
-    update = UPDATES[name]
+    whole = reference_layerwise.UPDATES.get(name)
+    update = {**UPDATES, **elementwise.UPDATES}.get(name)
     compute = params[0].dtype if compute is None else np.dtype(compute)
     storage = compute if storage is None else np.dtype(storage)
     ps = [p.astype(storage) for p in params]
     emas = [p.astype(compute) for p in ps]
     states: list[State] = [{} for _ in ps]
     counts = [0] * len(ps)
+    shared: State = {}
+    mode = o["weight_decay_mode"] or ("decoupled" if o["decoupled_weight_decay"] else "l2")
     for grads in steps:
         scale = 1.0
         if o["max_norm"] is not None:
             norm = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in grads if g is not None))
             scale = min(1.0, o["max_norm"] / (norm + 1e-6))
+        gs: list[Array | None] = [None] * len(ps)
         for i, given in enumerate(grads):
             if given is None:
                 continue
-            counts[i] += 1
             p, g = ps[i].astype(compute), given.astype(compute)
             g = scale * g
             if o["clip_value"] is not None:
                 g = np.clip(g, -o["clip_value"], o["clip_value"])
             if o["maximize"]:
                 g = -g
-            if o["decoupled_weight_decay"]:
-                shrink = 1 - o["lr"] * o["weight_decay"]
-            else:
-                shrink = 1.0
+            if not whole and mode == "l2":
                 g = g + o["weight_decay"] * p
-            g = g + o["l1"] * np.sign(p)
-            u = update(g, states[i], counts[i], o)
-            p = p * shrink - u
+            gs[i] = g + o["l1"] * np.sign(p)
+            states[i]["p"] = p
+        if name in elementwise.PREPARE and not elementwise.PREPARE[name](gs, states, o, shared):
+            continue
+        for i, (g, s) in enumerate(zip(gs, states, strict=True)):
+            if g is None:
+                continue
+            counts[i] += 1
+            p = s["p"]
+            u = whole(g, p, s, counts[i], o) if whole else update(g, s, counts[i], o)
+            if mode == "fixed":
+                p = p * (1 - o["weight_decay"])
+            elif not whole and o["weight_decay_mode"] is None:
+                p = p * elementwise.decay(name, counts[i], o, s)
+            elif mode == "decoupled":
+                p = p * (1 - o["lr"] * o["weight_decay"])
+            p = p - u
+            if mode == "decoupled_after":
+                p = p - o["lr"] * o["weight_decay"] * p
             if o["ema_decay"] is not None:
                 emas[i] = o["ema_decay"] * emas[i] + (1 - o["ema_decay"]) * p
             ps[i] = p.astype(storage)

@@ -206,7 +206,7 @@ FLOORS = [
     {"_device_linear", "interop"},
     {"torch"},
     {"creation", "_linear", "_losses"},
-    {"operations", "functional"},
+    {"operations", "functional", "_minimize"},
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},
     {"data", "checkpoint", "_reading", "_device_program"},
@@ -257,7 +257,7 @@ def test_imports_run_one_way(path: Path) -> None:
             )
 
 
-OPTIONAL = {"torch", "ml_dtypes", "safetensors", "tqdm", "sklearn", "matplotlib", "threadpoolctl"}
+OPTIONAL = {"torch", "ml_dtypes", "safetensors", "tqdm", "scipy", "sklearn", "matplotlib", "threadpoolctl"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=_module_name)

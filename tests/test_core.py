@@ -16,7 +16,7 @@ import threadpoolctl
 import fastopt as fo
 from fastopt import _core
 
-ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 1.0, 0.9, 0.999, 1.5, 1e-8]])
+ADAM = np.array([[1.0, np.inf, 0.0, 0.0, 1e-3, 1.0, 0.0, 1.0, 0.9, 0.999, 1.5, 1e-8, 0.0]])
 SGD = np.array([[1.0, np.inf, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0]])
 
 
@@ -170,7 +170,7 @@ def test_rules_list_states_and_coefficients() -> None:
     rules = _core.rules()
     assert rules["adam"] == {
         "states": ("exp_avg", "exp_avg_sq"),
-        "coefs": ("beta1", "beta2", "rsqrt_bc2", "eps"),
+        "coefs": ("beta1", "beta2", "rsqrt_bc2", "eps", "eps_root"),
         "packable": ("exp_avg", "exp_avg_sq"),
         "signed": ("exp_avg",),
     }
@@ -238,7 +238,7 @@ def test_centred_rmsprop_stays_finite_on_constant_gradients(isa: str) -> None:
     p, v, m = np.zeros_like(g), np.zeros_like(g), np.zeros_like(g)
     plan = _core.StepPlan("rmsprop_centered", [p], [[v], [m]])
     for _ in range(60):
-        plan.step([g], np.array([[1.0, np.inf, 0.0, 0.0, 1e-9, 1.0, 0.0, 1.0, 0.5, 1e-3]]))
+        plan.step([g], np.array([[1.0, np.inf, 0.0, 0.0, 1e-9, 1.0, 0.0, 1.0, 0.5, 1e-3, 0.0]]))
     assert (v.astype(np.float64) < m.astype(np.float64) ** 2).any()
     assert np.isfinite(p).all()
 
@@ -376,7 +376,7 @@ def test_refused_gradients_change_nothing(case: str) -> None:
 
 def test_refused_coefficients_and_states() -> None:
     plan = _core.StepPlan("sgd", [P.copy()], [])
-    with pytest.raises(ValueError, match=r"coefs has 12 columns, rule 'sgd' takes 8"):
+    with pytest.raises(ValueError, match=r"coefs has 13 columns, rule 'sgd' takes 8"):
         plan.step([P], ADAM)
     with pytest.raises(ValueError, match=r"sets\[0\] is 1, coefs has 1 rows"):
         plan.step([P], SGD, np.array([1], np.int32))

@@ -27,7 +27,7 @@ from gpu_tools import (
     sizes,
     unaligned,
 )
-from optim_tools import ROWS
+from optim_tools import PACKED, ROWS
 
 __all__ = ["cp", "fused", "kind"]
 
@@ -75,6 +75,48 @@ def test_every_optimizer_has_the_bits_of_the_cpu(
 def test_storage_of_two_bytes_has_the_bits_of_the_cpu(cp: Any, fused: None, name: str) -> None:
     for dtype in dtypes("float16", "bfloat16"):
         _both(cp, name, {"lr": 0.02}, dtype)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("rule", PACKED)
+def test_packed_state_has_the_bits_of_the_cpu(cp: Any, fused: None, rule: str, state_dtype: str) -> None:
+    name, options = PACKED[rule]
+    for dtype in dtypes("float32", "float16", "bfloat16"):
+        _both(cp, name, {**options, "ema_decay": 0.9, "state_dtype": state_dtype}, dtype)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "exact"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_rounding_has_the_bits_of_the_cpu(cp: Any, fused: None, name: str, rounding: str) -> None:
+    for dtype in dtypes("bfloat16", "float64"):
+        _both(cp, name, {"lr": 0.02, "l1": 0.01, "rounding": rounding, "state_dtype": "int8"}, dtype)
+
+
+def test_shadows_on_the_device(cp: Any, fused: None) -> None:
+    for dtype in dtypes("float16", "bfloat16"):
+        params, grads = _problem("float32", 2)
+        on_device = [cp.asarray(p) for p in params]
+        shadows = [cp.asarray(np.zeros(p.shape, dtype)) for p in params]
+        opt = fo.optim.AdamW(on_device, state_dtype="bfloat16")
+        opt.keep_shadow(shadows)
+        for g in grads:
+            opt.step([cp.asarray(a) for a in g])
+            for p, s in zip(on_device, shadows, strict=True):
+                assert_same_bits(s, p.get().astype(dtype))
+
+
+def test_packed_state_goes_from_place_to_place(cp: Any, fused: None) -> None:
+    params, grads = _problem("float32", 2)
+    host = fo.optim.AdamW(params, state_dtype="int8")
+    host.step(grads[0])
+    device = fo.optim.AdamW(on_device := [cp.asarray(p) for p in params], state_dtype="float32")
+    device.load_state_dict(host.state_dict())
+    host.step(grads[1])
+    device.step([cp.asarray(g) for g in grads[1]])
+    back = fo.optim.AdamW([p.get() for p in on_device])
+    back.load_state_dict(device.state_dict())
+    for ours, theirs in zip(flattened(back.state), flattened(host.state), strict=True):
+        assert_same_bits(ours, theirs)
 
 
 def test_arrays_that_start_anywhere_and_gradients_of_any_layout(cp: Any, fused: None) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cases import OPTIMIZERS
 from fastopt import optim
-from fastopt.optim.lbfgs import _Point, strong_wolfe
+from fastopt.optim.line_search import Point, strong_wolfe
 
 ROWS = range(len(OPTIMIZERS["LBFGS"]["options"]))
 
@@ -279,9 +279,9 @@ def test_errors():
 )
 def test_line_search_meets_the_conditions(phi, t):
     f0, slope = phi(0.0)
-    start = _Point(0.0, f0, np.zeros(1), slope)
+    start = Point(0.0, f0, np.zeros(1), slope)
     point, evals = strong_wolfe(
-        lambda t: _Point(t, phi(t)[0], np.zeros(1), phi(t)[1]), start, t, 1.0, 1e-9, 25
+        lambda t: Point(t, phi(t)[0], np.zeros(1), phi(t)[1]), start, t, 1.0, 1e-9, 25
     )
     assert point.loss <= f0 + 1e-4 * point.t * slope
     assert abs(point.slope) <= 0.9 * abs(slope)
@@ -315,7 +315,7 @@ def test_a_rate_of_zero_moves_nothing(line_search_fn):
 
 
 def test_line_search_without_descent_stays():
-    start = _Point(0.0, 0.0, np.zeros(1), -1.0)  # the slope promises what the function does not keep
-    point, evals = strong_wolfe(lambda t: _Point(t, t, np.zeros(1), 1.0), start, 1.0, 1.0, 1e-9, 8)
+    start = Point(0.0, 0.0, np.zeros(1), -1.0)  # the slope promises what the function does not keep
+    point, evals = strong_wolfe(lambda t: Point(t, t, np.zeros(1), 1.0), start, 1.0, 1.0, 1e-9, 8)
     assert point is start
     assert evals == 9

@@ -70,7 +70,7 @@ def test_every_native_rule_is_used():
     used = set()
     for name, row in ROWS:
         opt = make(name, [np.zeros(1)], OPTIMIZERS[name]["options"][row])
-        used.add(opt.rule(opt.param_groups[0]))
+        used |= {opt.rule(opt.param_groups[0])} | OPTIMIZERS[name].get("rules", set())
     assert used == set(_core.rules())
 
 
@@ -96,9 +96,11 @@ def test_velocity_keeps_the_rate_of_each_step():
 
 @pytest.mark.parametrize("name", RULES)
 def test_minimises_parabola_and_rosenbrock(name):
-    lr = {"Adadelta": 30.0, "Adagrad": 0.5, "Lion": 0.01}.get(name, 0.05 if name != "SGD" else 0.2)
+    lr = {"Adadelta": 30.0, "Adagrad": 0.5, "Lion": 0.01, "LAMB": 0.02}.get(
+        name, 0.05 if name != "SGD" else 0.2
+    )
     x = np.array([-1.0, 10.0])
-    opt = make(name, [x], {"lr": lr})
+    opt = make(name, [x], OPTIMIZERS[name].get("parabola", {"lr": lr}))
     target = np.array([3.0, -2.0])
     for _ in range(3000):
         opt.step([2 * (x - target)])
@@ -112,9 +114,13 @@ def test_minimises_parabola_and_rosenbrock(name):
         "Adadelta": ({"lr": 0.3}, 0.25),
         "RMSprop": ({"lr": 1e-3, "centered": True}, 5e-3),
         "Lion": ({"lr": 1e-3}, 5e-3),
+        "LARS": ({"lr": 1e-3}, 5e-3),
+        "LAMB": ({"lr": 3e-3}, 5e-3),
+        "NovoGrad": ({"lr": 5e-3}, 5e-3),
         "RAdam": ({"lr": 1e-3}, 5e-3),  # begins with plain momentum
     }
-    options, bound = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    usual = rosenbrock.get(name, ({"lr": 0.02}, 5e-3))
+    options, bound = OPTIMIZERS[name].get("rosenbrock", usual)
     opt = make(name, [x], options)
     for _ in range(8000):
         a, b = x

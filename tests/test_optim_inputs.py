@@ -132,14 +132,15 @@ def test_wrong_nested_structure():
     [(name, *error) for name in OPTIMIZERS for error in OPTIMIZERS[name]["errors"]],
 )
 def test_settings_out_of_range(name, options, message):
+    shape = (3, 2) if name == "Muon" else 3
     with pytest.raises((TypeError, ValueError), match=name + ": .*" + message):
-        make(name, [np.zeros(3)], options)
+        make(name, [np.zeros(shape)], options)
     if "max_norm" in options:
         return
-    opt = make(name, [np.zeros(3)])
+    opt = make(name, [np.zeros(shape)])
     refuse(
         opt,
-        lambda: opt.add_param_group({"params": [np.zeros(2)], **options}),
+        lambda: opt.add_param_group({"params": [np.zeros(shape)], **options}),
         "works on one" if name == "LBFGS" else message,
     )
     assert len(opt.param_groups) == 1

@@ -206,18 +206,26 @@ def linear(mode: str, m: int, n: int, k: int, kind: str) -> Case:
 # ------------------------------------------------------------------------------------------------ training
 
 
-def _train(sizes: Sequence[int], batch: int, batches: int, _: Mapping[str, Any]) -> dict[str, Any]:
-    return _gather("train", cpu_train.net(sizes, batch, batches))
+def _train(
+    sizes: Sequence[int], batch: int, batches: int, optimizer: str, _: Mapping[str, Any]
+) -> dict[str, Any]:
+    return _gather("train", replace(cpu_train.net(sizes, batch, batches), optimizer=optimizer))
 
 
-def train(sizes: Sequence[int], batch: int, batches: int = BATCHES, aims: tuple[Aim, ...] = ()) -> Case:
-    """Forward, cross-entropy, backward, Adam; one step a call with its loss as a number, and many in a call."""
+def train(
+    sizes: Sequence[int],
+    batch: int,
+    batches: int = BATCHES,
+    aims: tuple[Aim, ...] = (),
+    optimizer: str = "Adam",
+) -> Case:
+    """Forward, cross-entropy, backward, update; one step a call with its loss as a number, and many in a call."""
     like = cpu_train.case(sizes, batch)
     return Case(
-        op="train",
+        op="train" if optimizer == "Adam" else f"train.{optimizer}",
         mode="step",
         size=like.size,
-        build=partial(_train, sizes, batch, batches),
+        build=partial(_train, sizes, batch, batches, optimizer),
         flops=like.flops,
         nbytes=like.nbytes,
         unit="GFLOP/s",
@@ -247,6 +255,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
         train((784, 256, 10), 64, aims=MNIST_AIMS),
         train((784, 512, 512, 10), 128),
         train((784, 1024, 1024, 10), 1024, batches=8),
+        train((784, 1024, 1024, 10), 128, optimizer="SGD"),
     ],
     "linear": lambda: [
         linear(mode, *size, kind) for kind in DTYPES for size in LINEAR for mode in ("forward", "backward")
@@ -259,6 +268,9 @@ DRY_CASES: dict[str, Callable[[], list[Case]]] = {
         part(clock.Device, "dry", [(5, 3), (3,)]),
     ],
     "losses": lambda: [cross_entropy(5, 17)],
-    "train": lambda: [train((12, 9, 8, 4), 6, batches=3)],
+    "train": lambda: [
+        train((12, 9, 8, 4), 6, batches=3),
+        train((12, 9, 8, 4), 6, batches=3, optimizer="SGD"),
+    ],
     "linear": lambda: [linear(mode, 5, 7, 19, kind) for kind in DTYPES for mode in ("forward", "backward")],
 }

@@ -27,10 +27,33 @@ def steps(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], gra
     return data.in_turn(timed)
 
 
+def replays(name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]) -> Timed:
+    """The same from CUDA graphs: the next step's numbers, and a replay."""
+    timed = []
+    for arrays in sets:
+        mine = [a.copy() for a in arrays]
+        opt = getattr(fo.optim, name)(mine, **options)
+        opt.prepare_capture()
+        with data.xp.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            opt.step(grads)
+            graph = stream.end_capture()
+
+        def call(opt: Any = opt, graph: Any = graph) -> None:
+            opt.advance()
+            graph.launch()
+
+        timed.append(Timed(call, lambda mine=mine: mine[0].ravel()[:1000]))
+    return data.in_turn(timed)
+
+
 def optimizer(
     name: str, options: dict[str, Any], sets: Sequence[Sequence[Any]], grads: Sequence[Any]
 ) -> Calls:
-    return {"fastopt": steps(name, options, sets, grads)}
+    return {
+        "fastopt": steps(name, options, sets, grads),
+        "fastopt-graph": replays(name, options, sets, grads),
+    }
 
 
 def cross_entropy(logits: Sequence[Any], target: Any) -> Calls:
@@ -80,7 +103,7 @@ def _network(net: Any) -> tuple[Any, Any, Any]:
         layer.weight.data[...], layer.bias.data[...] = w, b
         layers += [layer, fo.nn.ReLU()]
     model = fo.nn.Sequential(*layers[:-1]).to("cuda")
-    return model, fo.nn.CrossEntropyLoss(), fo.optim.Adam(model.parameters(), lr=net.lr)
+    return model, fo.nn.CrossEntropyLoss(), getattr(fo.optim, net.optimizer)(model.parameters(), lr=net.lr)
 
 
 def train(net: Any) -> Calls:
@@ -103,8 +126,14 @@ def train(net: Any) -> Calls:
     def many() -> Any:
         return run.run(x, y, batch_size=len(net.xs[0]), epochs=1, shuffle=False)
 
-    return {
+    calls: Calls = {
         "fastopt": Timed(lambda: float(step(*next(batches))), lambda: None),
         "fastopt-eager": Timed(eager, lambda: None),
         "fastopt-run": Many(many, len(net.xs)),
     }
+    if net.optimizer == "SGD":  # whose products update weights, unless they are told not to
+        apart = fo.compile(*_network(net), fuse_update=False)
+        calls["fastopt-apart-run"] = Many(
+            lambda: apart.run(x, y, batch_size=len(net.xs[0]), epochs=1, shuffle=False), len(net.xs)
+        )
+    return calls

@@ -164,6 +164,8 @@ def _network(net: Any, **flags: bool) -> tuple[torch.nn.Module, torch.optim.Opti
     model = torch.nn.Sequential(*layers[:-1])
     if not data.dry:
         model.cuda()
+    if net.optimizer == "SGD":  # which graphs may capture as it is
+        return model, torch.optim.SGD(model.parameters(), lr=net.lr, fused=True)
     return model, torch.optim.Adam(model.parameters(), lr=net.lr, fused=True, **flags)
 
 

@@ -36,8 +36,10 @@ class CudaProgram {
  public:
   // As _core's; the precision is a name, or None for ieee.
   CudaProgram(const std::string& dtype, const std::optional<std::string>& precision, const py::list& layers,
-              const py::tuple& loss, const py::list& plans)
-      : CudaProgram(ProgramCall(0), dtype, precision_of("Program", precision), layers, loss, plans) {}
+              const py::tuple& loss, const py::list& plans, bool fuse)
+      : CudaProgram(ProgramCall(0), dtype, precision_of("Program", precision), layers, loss, plans) {
+    program_->fuse_updates(fuse);
+  }
 
   void reserve(Index rows) {
     ProgramCall call(0);
@@ -171,8 +173,9 @@ class CudaProgram {
 void bind_cuda_program(py::module_& m) {
   using py::arg;
   py::class_<CudaProgram>(m, "Program", "A model, a loss and an optimizer's plans as one step on a device.")
-      .def(py::init<const std::string&, const std::optional<std::string>&, py::list, py::tuple, py::list>(),
-           arg("dtype"), arg("precision"), arg("layers"), arg("loss"), arg("plans"))
+      .def(py::init<const std::string&, const std::optional<std::string>&, py::list, py::tuple, py::list,
+                    bool>(),
+           arg("dtype"), arg("precision"), arg("layers"), arg("loss"), arg("plans"), arg("fuse") = true)
       .def("reserve", &CudaProgram::reserve, arg("rows"))
       .def("check_classes", &CudaProgram::check_classes, arg("call"), arg("target"), arg("stream"))
       .def("run", &CudaProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),

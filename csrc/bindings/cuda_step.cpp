@@ -48,29 +48,62 @@ class CudaPlan {
   // factor, each one float64 on the device. Without a max_norm a given `scale` is one more factor of all
   // gradients, or where it is a vector one for each tensor.
   void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream,
-            const py::object& max_norm, const py::object& norm, const py::object& scale) {
+            const py::object& max_norm, const py::object& norm, const py::object& scale,
+            const py::object& factors) {
     DeviceCall call(stream);
     const std::vector<const void*> pointers = gradient_pointers(call, grads);
-    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
-    require_running(call, "step");
-    DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
-    step.rows = row_of;
+    DeviceStep step = prepared(call, "step", pointers, coefs, rows);
+    step.factors = arrays_.checked_factors(call, factors);
     const ArgName scale_name{"step", "scale"};
-    step.scale_each = !scale.is_none() && call.view(scale, scale_name).ndim == 1;
-    double* const scale_at =
-        step.scale_each ? arrays_.one_each(call, scale, scale_name) : number(call, scale, scale_name);
-    step.grad_scale = scale_at;
-    if (!max_norm.is_none()) {
-      double* const norm_at = number(call, norm, {"step", "norm"});
-      plan_.norm_from_host(Monoid::sum_squares, {pointers.data(), max_norm.cast<double>(), norm_at, scale_at},
-                           call.stream());
-    }
+    step.scale_each = max_norm.is_none() && !scale.is_none() && call.view(scale, scale_name).ndim == 1;
+    step.grad_scale = step.scale_each ? arrays_.one_each(call, scale, scale_name)
+                                      : limited(call, "step", pointers, max_norm, norm, scale);
     plan_.step_from_host(step, Index(coefs.size()), call.stream());
+  }
+
+  // Leaves the norms of directions, then of parameters, in `out`: float64 on the device, a row of each. The
+  // rest is as in `step`.
+  void measure(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& out,
+               std::uintptr_t stream, const py::object& max_norm, const py::object& norm,
+               const py::object& scale) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    DeviceStep step = prepared(call, "measure", pointers, coefs, rows);
+    double* const to = arrays_.table(call, out, {"measure", "out"}, 2, arrays_.tensors().size());
+    step.grad_scale = limited(call, "measure", pointers, max_norm, norm, scale);
+    plan_.measure_from_host(step, Index(coefs.size()), to, call.stream());
   }
 
   void check(const py::list& grads) const {
     DeviceCall call(0);
     gradient_pointers(call, grads);
+  }
+
+  // Makes room for steps that the caller captures, and loads their kernels.
+  void prepare_capture(std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    if (is_capturing(call.stream()))
+      throw std::runtime_error("prepare_capture: the stream is being captured, call it before");
+    plan_.prepare_capture(arrays_.width(), call.stream());
+  }
+
+  // `step` with the numbers of the last `advance` before each replay, on a stream that is being captured.
+  void capture(const py::list& grads, std::uintptr_t stream, const py::object& max_norm,
+               const py::object& norm, const py::object& scale) {
+    DeviceCall call(stream);
+    const std::vector<const void*> pointers = gradient_pointers(call, grads);
+    DeviceStep step = {};
+    step.grad_scale = limited(call, "step", pointers, max_norm, norm, scale);
+    plan_.capture_step(pointers.data(), step, call.stream());
+  }
+
+  // The numbers of the next replay, queued on the stream.
+  void advance(const Arrays::Coefs& coefs, py::object rows, std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    plan_.advance_captured(coefs.data(), coefs.shape(0), row_of, call.stream());
   }
 
   // Leaves the norm of all gradients in `out`, one float64 on the device.
@@ -114,13 +147,35 @@ class CudaPlan {
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
 
-  // A step's numbers travel with its launches, so a graph would repeat the one that it has seen.
+  DeviceStep prepared(const DeviceCall& call, const char* what, const std::vector<const void*>& pointers,
+                      const Arrays::Coefs& coefs, py::object& rows) const {
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    require_running(call, what);
+    DeviceStep step{pointers.data(), coefs.data(), arrays_.width()};
+    step.rows = row_of;
+    return step;
+  }
+
+  // Where the factor of all gradients is, null without; with a max_norm it is computed first.
+  const double* limited(DeviceCall& call, const char* what, const std::vector<const void*>& pointers,
+                        const py::object& max_norm, const py::object& norm, const py::object& scale) {
+    double* const scale_at = number(call, scale, {what, "scale"});
+    if (!max_norm.is_none()) {
+      double* const norm_at = number(call, norm, {what, "norm"});
+      plan_.norm_from_host(Monoid::sum_squares, {pointers.data(), max_norm.cast<double>(), norm_at, scale_at},
+                           call.stream());
+    }
+    return scale_at;
+  }
+
+  // These numbers travel with the launch, so a graph would repeat those that it has seen.
   static void require_running(const DeviceCall& call, const char* what) {
     if (is_capturing(call.stream()))
       throw std::runtime_error(
           std::string(what) +
           ": the stream is being captured into a CUDA graph, which would repeat this step's "
-          "learning rate and bias corrections; capture the training step with fastopt.compile");
+          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
+          "advance() before each replay, or let fastopt.compile capture the training step");
   }
 
   Arrays arrays_;
@@ -141,8 +196,16 @@ void bind_cuda_step(py::module_& m) {
            py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
            py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
       .def("step", &CudaPlan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("stream"),
-           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
+           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none(),
+           py::arg("factors") = py::none())
+      .def("measure", &CudaPlan::measure, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("out"),
+           py::arg("stream"), py::arg("max_norm") = py::none(), py::arg("norm") = py::none(),
+           py::arg("scale") = py::none())
       .def("check", &CudaPlan::check, py::arg("grads"))
+      .def("prepare_capture", &CudaPlan::prepare_capture, py::arg("stream"))
+      .def("capture", &CudaPlan::capture, py::arg("grads"), py::arg("stream"),
+           py::arg("max_norm") = py::none(), py::arg("norm") = py::none(), py::arg("scale") = py::none())
+      .def("advance", &CudaPlan::advance, py::arg("coefs"), py::arg("sets"), py::arg("stream"))
       .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
       .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
       .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));

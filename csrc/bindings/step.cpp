@@ -30,13 +30,24 @@ class Plan {
       : arrays_(kNumpy, rule, params, states, emas, {exponents, remainders, shadows, by_chance}, parts),
         plan_(arrays_.rule(), arrays_.tensors()) {}
 
-  void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows) {
+  void step(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& factors) {
     const py::tuple held(grads);  // keeps the arrays alive while the GIL is released
     const std::vector<const void*> pointers = gradient_pointers(held);
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    const double* by = arrays_.checked_factors(kNumpy, factors);
     const double* table = coefs.data();
     const py::gil_scoped_release release;
-    plan_.step(pointers.data(), table, arrays_.width(), row_of);
+    plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
+  }
+
+  void measure(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& out) {
+    const py::tuple held(grads);
+    const std::vector<const void*> pointers = gradient_pointers(held);
+    const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
+    double* const to = arrays_.table(kNumpy, out, {"measure", "out"}, 2, arrays_.tensors().size());
+    const double* table = coefs.data();
+    const py::gil_scoped_release release;
+    plan_.measure(pointers.data(), table, arrays_.width(), row_of, to);
   }
 
   StepPlan& native() { return plan_; }
@@ -118,7 +129,7 @@ void bind_step(py::module_& m) {
           entry["coefs"] = words(rule.coefs);
           py::list any, with_sign;
           for (int i = 0; i < rule.states.size; ++i) {
-            const Packable how = packable(rule.states, i);
+            const Packable how = packable(rule, i);
             if (how != Packable::no) any.append(rule.states.at[i]);
             if (how == Packable::with_sign) with_sign.append(rule.states.at[i]);
           }
@@ -148,7 +159,9 @@ void bind_step(py::module_& m) {
            py::arg("rule"), py::arg("params"), py::arg("states"), py::arg("emas") = py::none(),
            py::arg("exponents") = py::list(), py::arg("remainders") = py::none(),
            py::arg("by_chance") = false, py::arg("shadows") = py::none(), py::arg("parts") = py::none())
-      .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none())
+      .def("step", &Plan::step, py::arg("grads"), py::arg("coefs"), py::arg("sets") = py::none(),
+           py::arg("factors") = py::none())
+      .def("measure", &Plan::measure, py::arg("grads"), py::arg("coefs"), py::arg("sets"), py::arg("out"))
       .def("check", &Plan::check, py::arg("grads"))
       .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)
       .def("norms", &Plan::norms, py::arg("grads"), py::arg("out"))

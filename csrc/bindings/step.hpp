@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.hpp"
 #include "core/plan.hpp"
+#include "formulas/common.hpp"
 #include "formulas/packed.hpp"
 #include "formulas/registry.hpp"
 
@@ -19,15 +20,21 @@ namespace fastopt {
 struct RuleInfo {
   const char* name;
   Names states, coefs;
+  bool measures;  // a step has a pass before, which knows states only as they are computed
 };
 
 template <class List>
 struct RuleList;
 template <template <class> class... Rule>
 struct RuleList<Formulas<Rule...>> {
-  static constexpr RuleInfo infos[] = {{Rule<double>::name, Rule<double>::states, Rule<double>::coefs}...};
+  static constexpr RuleInfo infos[] = {
+      {Rule<double>::name, Rule<double>::states, Rule<double>::coefs, measures<Rule>}...};
 };
 inline constexpr auto& kRules = RuleList<Rules>::infos;
+
+inline Packable packable(const RuleInfo& rule, int s) {
+  return rule.measures ? Packable::no : packable(rule.states, s);
+}
 
 inline int find_rule(const std::string& name) {
   std::string known;
@@ -133,6 +140,25 @@ class PlanArrays {
     return pointers;
   }
 
+  // A float64 array of two dimensions, dense.
+  double* table(Call& call, py::handle array, const ArgName& name, std::size_t rows,
+                std::size_t columns) const {
+    const typename Call::View view = call.view(array, name);
+    require_dense(view, name, true);
+    if (view.dtype != DType::f64 || view.ndim != 2 || view.shape[0] != Index(rows) ||
+        view.shape[1] != Index(columns))
+      throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
+                           ", expected float64 of shape (" + std::to_string(rows) + ", " +
+                           std::to_string(columns) + ")");
+    return static_cast<double*>(view.data);
+  }
+
+  // A step's factors, a row for each tensor; null for None.
+  const double* checked_factors(Call& call, const py::object& factors) const {
+    if (factors.is_none()) return nullptr;
+    return table(call, factors, {"step", "factors"}, tensors_.size(), Factors::kSize);
+  }
+
   // Where `out` has a float64 for each tensor.
   double* one_each(Call& call, py::handle out, const ArgName& name) const {
     const typename Call::View view = call.view(out, name);
@@ -222,7 +248,7 @@ class PlanArrays {
       tensor.states[s] = companion(call, object, name, i, extents);
       return;
     }
-    const Packable how = packable(info.states, s);
+    const Packable how = packable(info, s);
     if (how == Packable::no)
       throw py::type_error(name.prefix() + " is stored in fewer bytes, rule '" + info.name +
                            "' needs it as it is computed");

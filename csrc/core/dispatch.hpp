@@ -25,9 +25,23 @@ struct StorageKernels {
 struct StepKernels {
   StorageKernels at[kDTypes];  // [storage]
 };
+
+// The first pass of a step that depends on whole tensors: the sums of squares of a chunk's directions and of
+// its parameters. The rule's states are updated where it has such a pass of its own.
+struct Measured {
+  double update, param;
+};
+using MeasureKernel = Measured (*)(const StepChunk& chunk, const double* coefs);
+struct BoundedKernels {
+  MeasureKernel at[2];  // [clipped by value or with an L1 penalty]
+};
+struct MeasureKernels {
+  BoundedKernels at[kDTypes];  // [storage]
+};
+
 // grad_scale clip_value l1 l2 lr decay ema_decay step; the step's number is what rounding by chance starts
 // from
-inline constexpr int kClipValue = 1, kL1 = 2, kStep = 7, kCommonCoefs = 8;
+inline constexpr int kClipValue = 1, kL1 = 2, kL2 = 3, kLr = 4, kStep = 7, kCommonCoefs = 8;
 
 // One chunk of a reduction, in the monoid's 16 lanes; chunk results are merged in chunk order by the caller.
 enum class Monoid : std::uint8_t { sum, abs_sum, sum_squares, abs_max };
@@ -191,6 +205,7 @@ struct MathKernels {
 struct KernelTable {
   const char* isa;
   const StepKernels* step;                // [rule]
+  const MeasureKernels* measure;          // [rule]
   const ReduceKernels* reduce;            // [Monoid]
   const SumKernels* sums;                 // [compute type]
   const RowKernels* rows;                 // [compute type]

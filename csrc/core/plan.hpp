@@ -51,8 +51,15 @@ class StepPlan {
   const std::vector<PlanTensor>& tensors() const { return tensors_; }
 
   // One optimizer step of every tensor with a gradient (null: skipped). Row rows[t] of coefs, `width` wide,
-  // holds the coefficients of tensor t; without rows all use the first.
-  void step(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows);
+  // holds the coefficients of tensor t; without rows all use the first. factors: null, or three for each
+  // tensor, as in Factors.
+  void step(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows,
+            const double* factors = nullptr);
+
+  // The first pass of a step that depends on whole tensors (see MeasureKernel): out receives the L2 norm of
+  // each tensor's direction, then of each parameter; 0 for one without a gradient. As fixed as `norm`.
+  void measure(const void* const* grads, const double* coefs, Index width, const std::int32_t* rows,
+               double* out);
 
   // The norm of all gradients together: ord 1, 2 or infinity. Chunks and merge order are fixed, so the
   // result does not depend on the number of threads.
@@ -74,11 +81,14 @@ class StepPlan {
   // update_piece of a tensor with a packing: a tile at a time is unpacked, updated in cache, and packed.
   void update_packed(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
   void reduce_chunks(Monoid monoid, const void* const* arrays);
+  void join_chunks(const std::vector<double>& parts, double* out) const;
+  StepChunk piece(Index tensor, Index begin, Index end, const void* grad) const;
 
   int rule_;
   std::vector<PlanTensor> tensors_;
   std::vector<PlanChunk> chunks_;
-  std::vector<double> partials_;  // of a norm, one per chunk
+  std::vector<double> partials_;        // of a norm, one per chunk
+  std::vector<double> param_partials_;  // of the second norm of `measure`
   Index elements_ = 0;
   std::mutex mutex_;  // two Python threads may step the same optimizer; the second waits
 };

@@ -37,7 +37,7 @@ std::uint8_t* exponents_at(const Packing& packing, int s, Index element) {
 const std::uint32_t* noise_table() {
   static const std::vector<std::uint32_t> table = [] {
     std::vector<std::uint32_t> words(kNoiseWords + kNoiseBlock);
-    for (std::size_t j = 0; j < words.size(); ++j) words[j] = noise_word(j);
+    for (std::size_t j = 0; j < words.size(); ++j) words[j] = noise_word(std::uint32_t(j));
     return words;
   }();
   return table.data();

@@ -15,7 +15,7 @@ template <template <class> class Rule, class P, class S, bool WithEma, bool Boun
 void step_chunk(const StepChunk& chunk, const double* coefs) {
   using T = Compute<P>;
   constexpr int kStates = Rule<T>::states.size;
-  static_assert(kStates <= 3);
+  static_assert(kStates <= 4);
   const Common<T> common(coefs);
   const Rule<T> rule(coefs + kCommonCoefs);
   P* p = static_cast<P*>(chunk.p);
@@ -23,14 +23,16 @@ void step_chunk(const StepChunk& chunk, const double* coefs) {
   S* s0 = static_cast<S*>(chunk.states[0]);
   S* s1 = static_cast<S*>(chunk.states[1]);
   S* s2 = static_cast<S*>(chunk.states[2]);
+  S* s3 = static_cast<S*>(chunk.states[3]);
   S* ema = static_cast<S*>(chunk.ema);
   const Index n = chunk.n;
   FO_INDEPENDENT
   for (Index i = 0; i < n; ++i) {
-    T state[3];
+    T state[4];
     if constexpr (kStates > 0) state[0] = load(s0[i]);
     if constexpr (kStates > 1) state[1] = load(s1[i]);
     if constexpr (kStates > 2) state[2] = load(s2[i]);
+    if constexpr (kStates > 3) state[3] = load(s3[i]);
     const T old = load(p[i]);
     const T u = rule(common.template gradient<Bounded>(load(g[i]), old), old, state);
     const T updated = common.parameter(old, u);
@@ -38,6 +40,7 @@ void step_chunk(const StepChunk& chunk, const double* coefs) {
     if constexpr (kStates > 0) s0[i] = Store<S>::from(state[0]);
     if constexpr (kStates > 1) s1[i] = Store<S>::from(state[1]);
     if constexpr (kStates > 2) s2[i] = Store<S>::from(state[2]);
+    if constexpr (kStates > 3) s3[i] = Store<S>::from(state[3]);
     if constexpr (WithEma) ema[i] = Store<S>::from(common.average(load(ema[i]), updated));
   }
 }

@@ -7,6 +7,14 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
+// Where a formula is in its list.
+template <template <class> class Wanted, template <class> class... F>
+constexpr int index_in(Formulas<F...>) {
+  int index = 0;
+  (void)((std::is_same_v<Wanted<float>, F<float>> || (++index, false)) || ...);
+  return index;
+}
+
 // A formula's parameters by value: the kernel runs when the caller's may be gone.
 struct Params {
   double at[Names::kMax];

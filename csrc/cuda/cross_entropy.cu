@@ -1,6 +1,6 @@
-// Cross-entropy and its gradient in one read and one write of rows that fit in registers, of logits or of
-// log-probabilities, and what its mean divides by.
-#include "cuda/rows.cuh"
+// Cross-entropy and its gradient in one read and one write of rows that fit in registers, of a warp, a block
+// or a cluster of blocks; of logits or of log-probabilities; and what its mean divides by.
+#include "cuda/cluster.cuh"
 #include "formulas/target.hpp"
 
 namespace fastopt {
@@ -38,8 +38,8 @@ struct CrossEntropy {
   DeviceSum sum;
   Parts parts;
 
-  template <int K>
-  __device__ void run(const Team& team, Index rows) const {
+  template <int K, class Threads>
+  __device__ void run(const Threads& team, Index rows) const {
     const T scale = T(args.grad_scale / divisor_at(sum));
     double total = 0.0;
     for_rows(team, rows, [&](Index row, bool live) {
@@ -66,8 +66,8 @@ struct CrossEntropy {
     }
   }
 
-  template <int K>
-  __device__ __forceinline__ double row_loss(const Team& team, Index row, Index columns, T scale) const {
+  template <int K, class Threads>
+  __device__ __forceinline__ double row_loss(const Threads& team, Index row, Index columns, T scale) const {
     const S* x = static_cast<const S*>(args.x) + row * args.columns;
     S* grad = args.grad ? static_cast<S*>(args.grad) + row * args.columns : nullptr;
     const Deal<S, K> deal(team, columns, x, alike<S>(x, grad));
@@ -176,9 +176,9 @@ void cross_entropy_on_device(DType dtype, const CrossEntropyArgs& args, bool log
     if (log_probabilities) return launch_warps<1>(Nll<S>{args, sum, parts}, rows, args.columns, stream);
     // Where q is spread, what belongs to it needs registers too.
     if (spread)
-      return launch_rows<S, sizeof(S) == 8 ? 8 : 16>(CrossEntropy<S, true>{args, sum, parts}, rows,
-                                                     args.columns, stream);
-    launch_rows<S>(CrossEntropy<S, false>{args, sum, parts}, rows, args.columns, stream);
+      return launch_rows_on_clusters<S, sizeof(S) == 8 ? 8 : 16>(CrossEntropy<S, true>{args, sum, parts},
+                                                                 rows, args.columns, stream);
+    launch_rows_on_clusters<S>(CrossEntropy<S, false>{args, sum, parts}, rows, args.columns, stream);
   });
 }
 

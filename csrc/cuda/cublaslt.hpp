@@ -44,7 +44,10 @@ enum class Epilogue : std::uint32_t {
   bgrad_b = 512
 };
 
+enum class PointerMode : std::int32_t { host = 0, device = 1 };
+
 enum class DescAttribute : int {
+  pointer_mode = 2,  // PointerMode, of alpha and beta
   transpose_a = 3,
   transpose_b = 4,
   epilogue = 7,      // Epilogue
@@ -92,7 +95,8 @@ struct Functions {
                            std::size_t bytes);
   Status (*heuristic)(Handle handle, Desc desc, Layout a, Layout b, Layout c, Layout d, Preference preference,
                       int wanted, Heuristic* results, int* found);
-  // D = epilogue(alpha op(A) op(B) + beta C); alpha and beta are in host memory.
+  // D = epilogue(alpha op(A) op(B) + beta C); alpha and beta are where the description says, of its scale
+  // type.
   Status (*matmul)(Handle handle, Desc desc, const void* alpha, const void* a, Layout a_layout, const void* b,
                    Layout b_layout, const void* beta, const void* c, Layout c_layout, void* d,
                    Layout d_layout, const Algo* algo, void* workspace, std::size_t workspace_bytes,

@@ -7,10 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/elements.cuh"
+#include "cuda/args.cuh"
 #include "cuda/gemm_epilogue.hpp"
 #include "cuda/gemm_plan.hpp"
-#include "formulas/registry.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -34,12 +33,6 @@ int current_device() {
   return device;
 }
 
-template <template <class> class Wanted, template <class> class... F>
-constexpr int index_in(Formulas<F...>) {
-  int index = 0;
-  (void)((std::is_same_v<Wanted<float>, F<float>> || (++index, false)) || ...);
-  return index;
-}
 constexpr int kGeluTanh = index_in<GeluTanh>(Activations{});
 
 lt::DataType lt_type(DType dtype) {
@@ -96,6 +89,7 @@ lt::Epilogue lt_epilogue(DType dtype, const DeviceGemm& args) {
     return args.c_sums ? Epilogue::dgelu_bgrad : Epilogue::dgelu;
   if (e.gradient >= 0) return Epilogue::none;
   if (e.bias) return Epilogue::bias;
+  if (args.alpha_at) return Epilogue::none;  // nothing says whether alpha scales the sums
   // Of rounded factors it would sum the rounded ones.
   const bool as_stored = dtype != DType::f32 || args.precision == Precision::ieee;
   return args.a_sums && as_stored && args.k > 1 ? Epilogue::bgrad_b : Epilogue::none;
@@ -166,7 +160,7 @@ class Multiplication {
   // The product and all that follows it.
   void multiply(lt::Plan& plan, CudaStream stream) {
     const lt::Epilogue done = plan.epilogue();
-    plan.run(args_.alpha, args_.beta, pointers(done), stream);
+    plan.run({args_.alpha, args_.beta, args_.alpha_at, args_.beta_at}, pointers(done), stream);
     const bool finished = done != lt::Epilogue::none && done != lt::Epilogue::bgrad_b;
     if (!finished && needs_finish(args_.epilogue)) finish_on_device(dtype_, args_, stream);
     sum(done, stream);
@@ -202,7 +196,8 @@ class Multiplication {
     product.d = {lt_type(dtype_), args_.n, args_.m, args_.m > 1 ? args_.c_row : args_.n};
     product.a_transposed = a_.along_k;
     product.b_transposed = !b_.along_k;
-    product.adds = args_.beta != 0.0;
+    product.adds = args_.beta != 0.0 || args_.beta_at;
+    product.scalars_on_device = args_.alpha_at;
     product.compute = compute_type(dtype_, args_.precision);
     product.epilogue = lt_epilogue(dtype_, args_);
     product.aux_ld = args_.n;

@@ -17,6 +17,9 @@ struct DeviceGemm : GemmArgs {
   void* c_sums = nullptr;                 // receives the sums of C's columns, n values
   void* a_sums = nullptr;  // receives the sums of A's rows, m values; A's columns are dense then
   double alpha = 1.0;
+  // Null, or where alpha and beta lie in device memory, of the arrays' dtype. For float32 and float64, k > 0,
+  // and without an epilogue.
+  const void *alpha_at = nullptr, *beta_at = nullptr;
   const std::uint64_t* mask_offset = nullptr;  // null, or what is added to epilogue.offset
 };
 

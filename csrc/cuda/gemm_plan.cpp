@@ -79,12 +79,34 @@ std::shared_ptr<Plan> new_plan(const Product& product, const Pointers& pointers,
 
 }  // namespace
 
-std::array<Index, 25> Product::fields() const {
+std::array<Index, 26> Product::fields() const {
   const auto type = [](const Matrix& matrix) { return Index(matrix.type); };
-  return {device,       type(a),     a.rows,         a.columns,       a.ld,      type(b),   b.rows,
-          b.columns,    b.ld,        type(d),        d.rows,          d.columns, d.ld,      a_transposed,
-          b_transposed, adds,        Index(compute), Index(epilogue), aux_ld,    workspace, a_alignment,
-          b_alignment,  d_alignment, bias_alignment, aux_alignment};
+  return {device,
+          type(a),
+          a.rows,
+          a.columns,
+          a.ld,
+          type(b),
+          b.rows,
+          b.columns,
+          b.ld,
+          type(d),
+          d.rows,
+          d.columns,
+          d.ld,
+          a_transposed,
+          b_transposed,
+          adds,
+          scalars_on_device,
+          Index(compute),
+          Index(epilogue),
+          aux_ld,
+          workspace,
+          a_alignment,
+          b_alignment,
+          d_alignment,
+          bias_alignment,
+          aux_alignment};
 }
 
 Index alignment(const void* pointer) {
@@ -96,6 +118,7 @@ Index alignment(const void* pointer) {
 Plan::Plan(const Product& product, Epilogue epilogue, const Pointers& pointers)
     : epilogue_(epilogue),
       compute_(product.compute),
+      scalars_on_device_(product.scalars_on_device),
       workspace_(product.workspace),
       handle_(handle_of(product.device)),
       a_(layout_of(product.a)),
@@ -108,6 +131,7 @@ Plan::Plan(const Product& product, Epilogue epilogue, const Pointers& pointers)
   set(DescAttribute::transpose_a, product.a_transposed ? Operation::transpose : Operation::none);
   set(DescAttribute::transpose_b, product.b_transposed ? Operation::transpose : Operation::none);
   set(DescAttribute::epilogue, epilogue);
+  if (scalars_on_device_) set(DescAttribute::pointer_mode, PointerMode::device);
   if (pointers.aux) set(DescAttribute::aux_ld, product.aux_ld);
   set_pointers(pointers);
   find_candidates(product);
@@ -157,11 +181,14 @@ void Plan::find_candidates(const Product& product) {
   if (!candidates_.empty()) choose(candidates_.front());
 }
 
-void Plan::run(double alpha, double beta, const Pointers& pointers, CUstream_st* stream) {
-  const float narrow_alpha = float(alpha), narrow_beta = float(beta);
+void Plan::run(const Scalars& scalars, const Pointers& pointers, CUstream_st* stream) {
+  const float alpha = float(scalars.alpha), beta = float(scalars.beta);
   const bool wide = compute_ == Compute::f64;
-  const void* const alpha_at = wide ? static_cast<const void*>(&alpha) : &narrow_alpha;
-  const void* const beta_at = wide ? static_cast<const void*>(&beta) : &narrow_beta;
+  const void *alpha_at = scalars.alpha_at, *beta_at = scalars.beta_at;
+  if (!scalars_on_device_) {
+    alpha_at = wide ? static_cast<const void*>(&scalars.alpha) : &alpha;
+    beta_at = wide ? static_cast<const void*>(&scalars.beta) : &beta;
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
   set_pointers(pointers);
   check(functions().matmul(handle_, desc_.get(), alpha_at, pointers.a, a_.get(), pointers.b, b_.get(),

@@ -23,7 +23,8 @@ struct Product {
   int device;
   Matrix a, b, d;
   bool a_transposed, b_transposed;
-  bool adds;  // beta is not 0
+  bool adds;  // beta may be other than 0
+  bool scalars_on_device;
   Compute compute;
   Epilogue epilogue;  // all that follows, where cuBLASLt can do it; else `none`
   Index aux_ld;
@@ -31,7 +32,7 @@ struct Product {
   // In bytes; 0 where there is none.
   Index a_alignment, b_alignment, d_alignment, bias_alignment, aux_alignment;
 
-  std::array<Index, 25> fields() const;
+  std::array<Index, 26> fields() const;
   bool operator==(const Product& other) const { return fields() == other.fields(); }
 };
 
@@ -45,6 +46,12 @@ struct Pointers {
   void* workspace;
 };
 
+// Alpha and beta: numbers of the host, or where they lie in device memory, in the type that sums have.
+struct Scalars {
+  double alpha, beta;
+  const void *alpha_at = nullptr, *beta_at = nullptr;
+};
+
 // One way to compute a product.
 class Plan {
  public:
@@ -56,7 +63,7 @@ class Plan {
   void choose(const Heuristic& candidate) { algo_ = candidate.algo; }
 
   Epilogue epilogue() const { return epilogue_; }
-  void run(double alpha, double beta, const Pointers& pointers, CUstream_st* stream);
+  void run(const Scalars& scalars, const Pointers& pointers, CUstream_st* stream);
 
  private:
   struct Destroy {
@@ -74,6 +81,7 @@ class Plan {
 
   Epilogue epilogue_;
   Compute compute_;
+  bool scalars_on_device_;
   Index workspace_;
   Handle handle_;
   std::unique_ptr<DescOpaque, Destroy> desc_;

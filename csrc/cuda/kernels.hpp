@@ -17,6 +17,7 @@ struct DeviceStep {
   const std::int32_t* rows = nullptr;       // null, or the row of each tensor; without, all use the first
   const double* grad_scale = nullptr;       // null, or one more factor of all gradients
   bool scale_each = false;                  // grad_scale has a factor for each tensor
+  const double* factors = nullptr;          // null, or three for each tensor, as in Factors
   const std::int32_t* found_inf = nullptr;  // null, or a flag: the step changes nothing where it is set
 };
 
@@ -44,6 +45,9 @@ class DevicePlan {
   // The tensors' own pointers are to device memory; the vector is copied.
   DevicePlan(int rule, const std::vector<PlanTensor>& tensors);
   void step(const DeviceStep& step, CudaStream stream) const;
+  // Whether the update of a tensor is a sum of multiples of parameter and gradient, unless it is clipped or
+  // has an L1 penalty: a product may then do it (formulas/common.hpp: linear_update).
+  bool is_linear(Index tensor) const { return linear_[std::size_t(tensor)]; }
 
   // In one launch, with the bits of StepPlan::norm; monoid: abs_sum, sum_squares or abs_max.
   void norm(Monoid monoid, const DeviceNorm& norm, CudaStream stream) const;
@@ -57,7 +61,19 @@ class DevicePlan {
   // call is back. They travel with the launch where they are few; many go to device memory first, in launches
   // of their own, addresses and rows only where they differ from the last call's.
   void step_from_host(DeviceStep step, Index n_coefs, CudaStream stream);
+  // StepPlan::measure in one launch, with its bits.
+  void measure_from_host(DeviceStep step, Index n_coefs, double* out, CudaStream stream);
   void norm_from_host(Monoid monoid, DeviceNorm norm, CudaStream stream);
+
+  // Steps in a graph that the caller captures, where nothing may be allocated: makes room for rows of `width`
+  // coefficients before that.
+  void prepare_capture(Index width, CudaStream stream);
+  bool is_prepared() const { return bool(captured_.coefs); }
+  // The step that each replay repeats, with the coefficients and rows of the last `advance_captured`; those
+  // of `step` are not read. The gradients' addresses, in host memory here, become part of the graph.
+  void capture_step(const void* const* grads, DeviceStep step, CudaStream stream);
+  // What the next replay on this stream reads; rows: null, or each tensor's.
+  void advance_captured(const double* coefs, Index n_rows, const std::int32_t* rows, CudaStream stream);
 
  private:
   void launch_step(const DeviceStep& step, const Inline<double>& coefs, const Inline<const void*>& grads,
@@ -66,16 +82,25 @@ class DevicePlan {
                    CudaStream stream) const;
   void launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own, double* out,
                     CudaStream stream) const;
+  // Puts what a step has in host memory into device memory, or into what travels with its launch.
+  void place(DeviceStep& step, Index n_coefs, Inline<double>& coefs, Inline<const void*>& grads,
+             CudaStream stream);
   // The addresses in device memory, or null where they are few enough to travel with a launch, in `own`.
   const void* const* place_grads(const void* const* grads, Inline<const void*>& own, CudaStream stream);
+  const void* const* place_captured_grads(const void* const* grads, CudaStream stream);
+  void step_captured(const void* const* grads, DeviceStep step, const Inline<const void*>& own,
+                     CudaStream stream) const;
 
   int rule_;
   Index size_;
+  std::vector<bool> linear_;            // of each tensor
   bool narrow_ = false, wide_ = false;  // there are tensors that compute in float, in double
+  bool packed_ = false;                 // or that are packed
   Index chunks_size_ = 0, norm_chunks_size_ = 0;
   DeviceArray<PlanTensor> tensors_;
   DeviceArray<PlanChunk> chunks_, norm_chunks_;
-  DeviceArray<double> partials_;       // of a norm, one for each of its chunks
+  DeviceArray<std::uint32_t> noise_;
+  DeviceArray<double> partials_;       // of two norms, one for each of their chunks
   DeviceArray<unsigned> blocks_done_;  // of the running norm; of running norms one for each tensor
 
   // What the last call from the host has left in device memory.
@@ -85,6 +110,15 @@ class DevicePlan {
   DeviceArray<std::int32_t> rows_;
   DeviceArray<double> coefs_;
   Index coefs_room_ = 0;
+
+  // What captured steps read: rows of coefficients, as many as there are tensors; the row of each.
+  struct Captured {
+    Index width = 0;
+    DeviceArray<double> coefs;
+    DeviceArray<std::int32_t> rows;
+    DeviceArray<const void*> grads;
+    std::vector<std::int32_t> known_rows;
+  } captured_;
 };
 
 // The arguments of the CPU's kernels over n elements or over rows; `params` stays a host pointer, `stream`

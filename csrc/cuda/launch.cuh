@@ -45,5 +45,32 @@ void launch(void (*kernel)(P...), Index grid, int block, int shared_bytes, CudaS
   check(cudaGetLastError());
 }
 
+// The same with so many blocks that follow one another as a cluster each; it divides the grid.
+template <class... P, class... A>
+void launch_clusters(void (*kernel)(P...), Index grid, int cluster, int block, int shared_bytes,
+                     CudaStream stream, const A&... args) {
+#ifdef __CUDACC__
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(grid));
+  config.blockDim = dim3(unsigned(block));
+  config.dynamicSmemBytes = std::size_t(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, P(args)...));
+#else
+  host_cuda::enqueue(stream, [=] {
+    host_cuda::launch(
+        unsigned(grid), unsigned(block), std::size_t(shared_bytes), [&] { kernel(args...); },
+        unsigned(cluster));
+  });
+  check(cudaGetLastError());
+#endif
+}
+
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -31,6 +31,7 @@ DeviceProgram::DeviceProgram(DType dtype, Precision precision, std::vector<Progr
       item_(item_bytes(dtype)),
       loss_(loss),
       use_graphs_(graphs_wanted()) {
+  find_fusable(layers, plans);
   place_gradients(layers);
   for (const ProgramLayer& layer : layers) {
     dropouts_ += layer.dropout;
@@ -39,9 +40,27 @@ DeviceProgram::DeviceProgram(DType dtype, Precision precision, std::vector<Progr
   lowest_ = lowest_trained(layers_);
   for (const DeviceProgramPlan& plan : plans) coefs_width_ += plan.rows * plan.width;
   place_plans(plans);
-  const Index numbers = coefs_width_ + Index(plans.size());
+  const Index numbers = numbers_width() + Index(plans.size());
   state_ = device_memory(Index(sizeof(Progress)) + numbers * Index(sizeof(double)));
-  norms_ = coefs_now() + coefs_width_;
+  norms_ = coefs_now() + numbers_width();
+}
+
+// Numbers the weights whose gradient nobody else wants and whose update a product can be.
+void DeviceProgram::find_fusable(const std::vector<ProgramLayer>& layers,
+                                 const std::vector<DeviceProgramPlan>& plans) {
+  std::map<const void*, Index> uses;
+  for (const ProgramLayer& layer : layers)
+    for (const ProgramParameter* p : {&layer.weight, &layer.bias}) ++uses[p->data];
+  for (const ProgramLayer& layer : layers) {
+    const ProgramParameter& weight = layer.weight;
+    fused_.push_back(-1);
+    if (weight.plan < 0 || weight.grad || uses[weight.data] > 1) continue;
+    const DeviceProgramPlan& plan = plans[std::size_t(weight.plan)];
+    if (!plan.plan->is_linear(weight.tensor)) continue;
+    fused_.back() = Index(fused_rows_.size());
+    const Index set = plan.sets.empty() ? 0 : plan.sets[std::size_t(weight.tensor)];
+    fused_rows_.push_back(plan.first + set * plan.width);
+  }
 }
 
 // Gives each trained parameter an array for its gradient. `use` becomes the number of layers above that have
@@ -75,30 +94,36 @@ void DeviceProgram::place_plans(const std::vector<DeviceProgramPlan>& plans) {
   std::vector<const void*> grads;
   std::vector<std::int32_t> sets;
   for (const DeviceProgramPlan& plan : plans) {
-    plans_.push_back({plan.plan, plan.first, plan.width, nullptr, nullptr, false});
+    plans_.push_back({plan.plan, plan.first, plan.width, nullptr, nullptr, nullptr, false, false});
     grads.resize(grads.size() + std::size_t(plan.tensors), nullptr);
     sets.insert(sets.end(), plan.sets.begin(), plan.sets.end());
     sets.resize(grads.size());
   }
   if (grads.empty()) return;
+  std::vector<const void*> others = grads;
   const Index grads_bytes = Index(grads.size() * sizeof(void*)),
               sets_bytes = Index(sets.size() * sizeof(sets[0]));
-  tables_ = device_memory(grads_bytes + sets_bytes);
-  const auto grads_at = static_cast<const void**>(tables_.get());
-  const auto sets_at = reinterpret_cast<std::int32_t*>(grads_at + grads.size());
+  tables_ = device_memory(2 * grads_bytes + sets_bytes);
+  const auto grads_at = static_cast<const void**>(tables_.get()), others_at = grads_at + grads.size();
+  const auto sets_at = reinterpret_cast<std::int32_t*>(others_at + others.size());
   Index begin = 0;
   for (std::size_t i = 0; i < plans.size(); ++i) {
     plans_[i].grads = grads_at + begin;
+    plans_[i].others = others_at + begin;
     if (!plans[i].sets.empty()) plans_[i].sets = sets_at + begin;
-    for (const PlacedLayer& layer : layers_)
-      for (const ProgramParameter* p : {&layer.weight, &layer.bias})
-        if (p->plan == Index(i)) {
-          grads[std::size_t(begin + p->tensor)] = p->grad;
-          plans_[i].any_grad = true;
-        }
+    for (std::size_t l = 0; l < layers_.size(); ++l)
+      for (const ProgramParameter* p : {&layers_[l].weight, &layers_[l].bias}) {
+        if (p->plan != Index(i)) continue;
+        grads[std::size_t(begin + p->tensor)] = p->grad;
+        plans_[i].any_grad = true;
+        if (p == &layers_[l].weight && fused_[l] >= 0) continue;
+        others[std::size_t(begin + p->tensor)] = p->grad;
+        plans_[i].any_other = true;
+      }
     begin += plans[i].tensors;
   }
   copy_to_device(grads_at, grads.data(), grads_bytes, nullptr);
+  copy_to_device(others_at, others.data(), grads_bytes, nullptr);
   copy_to_device(sets_at, sets.data(), sets_bytes, nullptr);
   synchronize(nullptr);
 }
@@ -145,7 +170,7 @@ void DeviceProgram::reserve_scratch(Index rows, bool training) {
     if (layer.kind != LayerKind::linear) continue;
     reserve_for(forward_product(layer, rows, training));
     if (training && l > lowest_) reserve_for(backward_product(l, rows));
-    if (training && layer.weight.trained()) reserve_for(weight_product(l, rows));
+    if (training && layer.weight.trained()) reserve_for(weight_product(l, rows, false));
     if (training && layer.bias.trained()) bytes = std::max(bytes, column_sums_scratch_bytes(rows, layer.out));
   }
   if (bytes <= scratch_bytes_) return;
@@ -177,10 +202,16 @@ DeviceGemm DeviceProgram::backward_product(Index l, Index rows) const {
   return args;
 }
 
-DeviceGemm DeviceProgram::weight_product(Index l, Index rows) const {
+// The product that gives a weight its gradient, or that updates it at once.
+DeviceGemm DeviceProgram::weight_product(Index l, Index rows, bool fused) const {
   const PlacedLayer& layer = layers_[std::size_t(l)];
   DeviceGemm args{weight_args(layer, rows)};
   args.precision = precision_;
+  if (const Index number = fused_[std::size_t(l)]; fused && number >= 0) {
+    args.c = layer.weight.data;
+    args.alpha_at = coefs_now() + coefs_width_ + 2 * number;
+    args.beta_at = coefs_now() + coefs_width_ + 2 * number + 1;
+  }
   if (layer.bias.trained() && layer.bias.use == 0 && !has_sums_above(l)) args.a_sums = layer.bias.grad;
   return args;
 }
@@ -211,11 +242,12 @@ void DeviceProgram::queue_step(const Batch& batch, CudaStream stream) {
   queue_loss(batch, stream);
   if (lowest_ <= top) begin_backward(top, rows, stream);
   for (Index l = top; l >= lowest_; --l) {
-    queue_gradients(l, rows, stream);
-    if (l > lowest_) queue_backward(l, rows, stream);
+    if (l > lowest_) queue_backward(l, rows, stream);  // first: the other may leave another weight
+    queue_gradients(l, rows, batch.fused, stream);
   }
-  queue_updates(batch.max_norm, stream);
-  advance_on_device({dtype_, output, coefs_now(), coefs_width_, batch.samples, masks_}, progress(), stream);
+  queue_updates(batch, stream);
+  advance_on_device({dtype_, output, coefs_now(), numbers_width(), batch.samples, masks_}, progress(),
+                    stream);
 }
 
 void DeviceProgram::queue_forward(Index rows, bool training, CudaStream stream) {
@@ -287,12 +319,12 @@ void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) const
 }
 
 // The gradients of a layer's parameters, from that by the result of its operation.
-void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) const {
+void DeviceProgram::queue_gradients(Index l, Index rows, bool fused, CudaStream stream) const {
   const PlacedLayer& layer = layers_[std::size_t(l)];
   const ProgramParameter& bias = layer.bias;
   bool has_bias = !bias.trained() || has_sums_above(l);
   if (layer.weight.trained()) {
-    const DeviceGemm args = weight_product(l, rows);
+    const DeviceGemm args = weight_product(l, rows, fused);
     gemm_on_device(dtype_, args, scratch_.get(), stream);
     has_bias = has_bias || args.a_sums;
   }
@@ -301,20 +333,21 @@ void DeviceProgram::queue_gradients(Index l, Index rows, CudaStream stream) cons
                           stream);
 }
 
-// All plans' updates, with the gradients clipped together. A run that has stopped changes nothing.
-void DeviceProgram::queue_updates(double max_norm, CudaStream stream) const {
-  const bool clipped = !std::isinf(max_norm), one = plans_.size() == 1;
+// The updates of all plans that no product has made, with the gradients clipped together. A run that has
+// stopped changes nothing.
+void DeviceProgram::queue_updates(const Batch& batch, CudaStream stream) const {
+  const bool clipped = !std::isinf(batch.max_norm), one = plans_.size() == 1;
   for (std::size_t i = 0; clipped && i < plans_.size(); ++i) {
-    DeviceNorm norm{plans_[i].grads, max_norm, one ? &progress()->norm : norms_ + i};
+    DeviceNorm norm{plans_[i].grads, batch.max_norm, one ? &progress()->norm : norms_ + i};
     if (one) norm.grad_scale = &progress()->grad_scale;
     plans_[i].plan->norm(Monoid::sum_squares, norm, stream);
   }
   if (clipped && !one)
-    join_norms_on_device(norms_, Index(plans_.size()), max_norm, &progress()->norm, &progress()->grad_scale,
-                         stream);
+    join_norms_on_device(norms_, Index(plans_.size()), batch.max_norm, &progress()->norm,
+                         &progress()->grad_scale, stream);
   for (const Plan& plan : plans_) {
-    if (!plan.any_grad) continue;
-    DeviceStep step{plan.grads, coefs_now() + plan.first, plan.width, plan.sets};
+    if (batch.fused ? !plan.any_other : !plan.any_grad) continue;
+    DeviceStep step{batch.fused ? plan.others : plan.grads, coefs_now() + plan.first, plan.width, plan.sets};
     if (clipped) step.grad_scale = &progress()->grad_scale;
     step.found_inf = &progress()->stopped;
     plan.plan->step(step, stream);

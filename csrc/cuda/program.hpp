@@ -53,13 +53,17 @@ class DeviceProgram {
   // it off.
   void use_graphs(bool on) { use_graphs_ = on; }
 
+  // Whether plain gradient descent updates a weight in the product that would be its gradient, where that may
+  // be: C = W, alpha = -lr, beta what is left of W.
+  void fuse_updates(bool on) { fuses_ = on; }
+
  private:
   struct Plan {
     const DevicePlan* plan;
     Index first, width;
-    const void* const* grads;
+    const void *const *grads, *const *others;  // others: without those that products may update by
     const std::int32_t* sets;
-    bool any_grad;
+    bool any_grad, any_other;
   };
   // All that the kernels of a step depend on, and where they find the data: null where it is in the room.
   struct Batch {
@@ -70,6 +74,7 @@ class DeviceProgram {
     std::vector<double> rates;
     std::uint64_t seed;
     double max_norm;
+    bool fused;  // products update weights
     bool operator==(const Batch&) const = default;
     Index rows() const { return samples * repeat; }
   };
@@ -79,13 +84,14 @@ class DeviceProgram {
   };
 
   // program.cu: one step.
+  void find_fusable(const std::vector<ProgramLayer>& layers, const std::vector<DeviceProgramPlan>& plans);
   void place_gradients(std::vector<ProgramLayer>& layers);
   void place_plans(const std::vector<DeviceProgramPlan>& plans);
   void connect(const void* x, bool training, void* out);
   void reserve_scratch(Index rows, bool training);
   DeviceGemm forward_product(PlacedLayer& layer, Index rows, bool training) const;
   DeviceGemm backward_product(Index l, Index rows) const;
-  DeviceGemm weight_product(Index l, Index rows) const;
+  DeviceGemm weight_product(Index l, Index rows, bool fused) const;
   bool has_sums_above(Index l) const;
   void queue_step(const Batch& batch, CudaStream stream);
   void prepare(const Batch& batch);
@@ -94,8 +100,8 @@ class DeviceProgram {
   void queue_loss(const Batch& batch, CudaStream stream) const;
   void begin_backward(Index l, Index rows, CudaStream stream) const;
   void queue_backward(Index l, Index rows, CudaStream stream) const;
-  void queue_gradients(Index l, Index rows, CudaStream stream) const;
-  void queue_updates(double max_norm, CudaStream stream) const;
+  void queue_gradients(Index l, Index rows, bool fused, CudaStream stream) const;
+  void queue_updates(const Batch& batch, CudaStream stream) const;
 
   // program_run.cu: many steps.
   Index target_bytes(const Batch& batch) const;
@@ -103,12 +109,17 @@ class DeviceProgram {
   CudaStream begin(CudaStream given);
   void end(CudaStream stream, CudaStream given);
   void upload(const ProgramRun& run, Index first, CudaStream stream);
+  void stage_coefs(const double* from, void* to) const;
   void queue_class_check(const ProgramRun& run, Index samples, CudaStream stream);
+  bool can_fuse(const ProgramRun& run, CudaStream stream);
   void replay(const Batch& batch, Index steps, CudaStream stream);
   ProgramStop download(ProgramRun& run, CudaStream stream);
   static ProgramStop stop_of(const Progress& reached, const Index* classes, CudaStream stream);
 
+  // A step's numbers on the device: the coefficients of all plans, then alpha and beta of each product that
+  // may update a weight, in the arrays' dtype, each in the room of a double.
   double* coefs_now() const { return reinterpret_cast<double*>(progress() + 1); }
+  Index numbers_width() const { return coefs_width_ + 2 * Index(fused_rows_.size()); }
   Progress* progress() const { return static_cast<Progress*>(state_.get()); }
 
   DType dtype_;
@@ -118,8 +129,10 @@ class DeviceProgram {
   ProgramLoss loss_;
   std::vector<Plan> plans_;
   Index dropouts_ = 0, coefs_width_ = 0, steps_ = 0;
-  Index lowest_ = 0;  // layer with a trained parameter
-  Index masks_ = 0;   // of a step
+  std::vector<Index> fused_;       // of each layer: its product's number, or -1 where it updates no weight
+  std::vector<Index> fused_rows_;  // of each such product: where its coefficients begin
+  Index lowest_ = 0;               // layer with a trained parameter
+  Index masks_ = 0;                // of a step
 
   DeviceArray<void> gradients_, tables_;  // tables: addresses of gradients, and sets, of the plans
   DeviceArray<void> state_;               // the progress, the step's coefficients, norms of the plans
@@ -130,7 +143,7 @@ class DeviceProgram {
   DeviceArray<void> coefs_, losses_, order_;  // of a run
   Index coefs_room_ = 0, losses_room_ = 0, order_room_ = 0;
 
-  bool use_graphs_;
+  bool use_graphs_, fuses_ = true;
   std::list<Recorded> recorded_;  // the last used first
   std::unique_ptr<OwnStream> own_stream_;
   Event given_, done_, uploaded_;

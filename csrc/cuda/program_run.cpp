@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cuda/program.hpp"
+#include "formulas/common.hpp"
 
 namespace fastopt {
 namespace {
@@ -46,15 +47,31 @@ void DeviceProgram::end(CudaStream stream, CudaStream given) {
 
 // Data ---------------------------------------------------------------------------------------------------
 
+// A step's numbers as its kernels read them.
+void DeviceProgram::stage_coefs(const double* from, void* to) const {
+  double* const numbers = static_cast<double*>(to);
+  if (coefs_width_ > 0) std::memcpy(numbers, from, std::size_t(coefs_width_) * sizeof(double));
+  double* at = numbers + coefs_width_;
+  for (const Index row : fused_rows_) {
+    const LinearUpdate update = linear_update(from + row);
+    for (const double value : {update.of_gradient, update.of_parameter}) {
+      const float narrow = float(value);
+      *at = value;
+      if (dtype_ == DType::f32) std::memcpy(at, &narrow, sizeof narrow);
+      ++at;
+    }
+  }
+}
+
 // What the run's steps read. `first`: the sample of the first batch, in the order that is uploaded.
 void DeviceProgram::upload(const ProgramRun& run, Index first, CudaStream stream) {
-  const Index number = Index(sizeof(double)), width_bytes = coefs_width_ * number;
+  const Index number = Index(sizeof(double)), width_bytes = numbers_width() * number;
   const Index samples = std::min(run.end - run.begin, run.batch * run.steps);
   const Index state_bytes = Index(sizeof(Progress)) + width_bytes,
               coefs_bytes = run.steps > 1 ? run.steps * width_bytes : 0,
               order_bytes = run.order ? samples * Index(sizeof(Index)) : 0;
   reserve_items(losses_, losses_room_, run.steps, number);
-  reserve_items(coefs_, coefs_room_, run.steps > 1 ? run.steps * coefs_width_ : 0, number);
+  reserve_items(coefs_, coefs_room_, run.steps > 1 ? run.steps * numbers_width() : 0, number);
   // For all samples, so that the next part of the order finds room in the same place.
   if (run.order && reserve_items(order_, order_room_, run.end, Index(sizeof(Index)))) recorded_.clear();
   uploaded_.wait();  // until the last run's copies are done
@@ -67,12 +84,10 @@ void DeviceProgram::upload(const ProgramRun& run, Index first, CudaStream stream
   start.coefs = static_cast<const double*>(coefs_.get());
   start.losses = static_cast<double*>(losses_.get());
   std::memcpy(state, &start, sizeof(start));
-  const auto stage = [](char* to, const void* from, Index bytes) {
-    if (bytes > 0) std::memcpy(to, from, std::size_t(bytes));
-  };
-  stage(state + sizeof(start), run.coefs, width_bytes);
-  stage(coefs, run.coefs, coefs_bytes);
-  if (order_bytes > 0) stage(order, run.order + run.begin, order_bytes);
+  stage_coefs(run.coefs, state + sizeof(start));
+  for (Index s = 0; run.steps > 1 && s < run.steps; ++s)
+    stage_coefs(run.coefs + s * coefs_width_, coefs + s * width_bytes);
+  if (order_bytes > 0) std::memcpy(order, run.order + run.begin, std::size_t(order_bytes));
   copy_to_device(progress(), state, state_bytes, stream);
   if (coefs_bytes > 0) copy_to_device(coefs_.get(), coefs, coefs_bytes, stream);
   if (order_bytes > 0) copy_to_device(order_.get(), order, order_bytes, stream);
@@ -98,6 +113,24 @@ void DeviceProgram::queue_class_check(const ProgramRun& run, Index samples, Cuda
                           progress(), stream);
 }
 
+// Whether products may update weights in this run: nothing bounds gradients, and nothing can stop the run
+// once its steps are queued, since a product would not see it. Classes are known to be good when the device
+// has said so; a single step does not wait for that.
+bool DeviceProgram::can_fuse(const ProgramRun& run, CudaStream stream) {
+  if (!fuses_ || fused_rows_.empty() || !std::isinf(run.max_norm) || loss_.probabilities) return false;
+  for (Index s = 0; s < run.steps; ++s)
+    for (const Index row : fused_rows_)
+      if (is_bounded(run.coefs + s * coefs_width_ + row)) return false;
+  if (!run.classes) return true;
+  if (run.steps == 1) return false;
+  char* const results = results_.reserve(Index(sizeof(Progress)));
+  copy_to_host(results, progress(), Index(sizeof(Progress)), stream);
+  synchronize(stream);
+  Progress found;
+  std::memcpy(&found, results, sizeof(found));
+  return found.stopped == Progress::none;
+}
+
 // Runs ---------------------------------------------------------------------------------------------------
 
 ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
@@ -112,13 +145,15 @@ ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
               run.param,
               {run.rates, run.rates + dropouts_},
               run.seed,
-              run.max_norm};
-  Batch rest = batch;
-  rest.samples = samples - (run.steps - 1) * run.batch;
+              run.max_norm,
+              false};
   reserve(batch.rows());
   const CudaStream stream = begin(given);
   upload(run, run.order ? 0 : run.begin, stream);
   if (run.classes) queue_class_check(run, samples, stream);
+  batch.fused = can_fuse(run, stream);
+  Batch rest = batch;
+  rest.samples = samples - (run.steps - 1) * run.batch;
   if (run.steps == 1) {
     // Data that comes batch by batch lies elsewhere each time: it is no part of the graph.
     gather(batch, run.x, run.target, stream);

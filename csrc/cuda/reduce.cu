@@ -29,21 +29,6 @@ __device__ double lane_value(DType dtype, const void* grad, const PlanChunk& chu
   }
 }
 
-// All parts merged in their order, as the CPU does; for thread 0. The others fetch them.
-template <class M>
-__device__ double merge_partials(const volatile double* partials, Index n) {
-  __shared__ double fetched[kThreads];
-  double total = M::identity;
-  for (Index at = 0; at < n; at += kThreads) {
-    if (at + threadIdx.x < n) fetched[threadIdx.x] = partials[at + threadIdx.x];
-    __syncthreads();
-    if (threadIdx.x == 0)
-      for (int i = 0; i < kThreads && at + i < n; ++i) total = M::merge(total, fetched[i]);
-    __syncthreads();
-  }
-  return total;
-}
-
 __device__ void leave(double norm, const DeviceNorm& out) {
   if (out.norm) *out.norm = norm;
   if (out.grad_scale) *out.grad_scale = is_finite(out.max_norm) ? clip_factor(norm, out.max_norm) : 1.0;
@@ -84,10 +69,6 @@ __global__ void __launch_bounds__(kThreads)
   if (!is_last(blocks_done + chunk.tensor, unsigned(size))) return;
   const double total = merge_partials<M>(partials + blockIdx.x - chunk.begin / kChunk, size);
   if (threadIdx.x == 0) out[chunk.tensor] = sqrt(total);
-}
-
-__global__ void zero_kernel(double* out, Index n) {
-  for (Index t = threadIdx.x; t < n; t += kThreads) out[t] = 0.0;
 }
 
 // The norm of no gradients.
@@ -211,7 +192,10 @@ void DevicePlan::param_norms(double* out, CudaStream stream) const {
 
 void DevicePlan::launch_norms(bool of_params, const void* const* grads, const Inline<const void*>& own,
                               double* out, CudaStream stream) const {
-  if (norm_chunks_size_ == 0) return launch(zero_kernel, 1, kThreads, 0, stream, out, size_);
+  if (norm_chunks_size_ == 0) {
+    check(cudaMemsetAsync(out, 0, std::size_t(size_) * sizeof(double), stream));
+    return;
+  }
   launch(of_params ? norms_kernel<true> : norms_kernel<false>, norm_chunks_size_, kThreads, 0, stream,
          tensors_.get(), size_, norm_chunks_.get(), partials_.get(), blocks_done_.get(), grads, own, out);
 }

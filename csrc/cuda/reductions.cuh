@@ -96,6 +96,21 @@ __device__ inline bool is_last_block(double part, double* parts, unsigned* done)
   return is_last(done, gridDim.x);
 }
 
+// All parts merged in their order, as the CPU does; for thread 0. The others fetch them.
+template <class M>
+__device__ double merge_partials(const volatile double* partials, Index n) {
+  __shared__ double fetched[kThreads];
+  double total = M::identity;
+  for (Index at = 0; at < n; at += kThreads) {
+    if (at + threadIdx.x < n) fetched[threadIdx.x] = partials[at + threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0)
+      for (int i = 0; i < kThreads && at + i < n; ++i) total = M::merge(total, fetched[i]);
+    __syncthreads();
+  }
+  return total;
+}
+
 // The parts of one node at the depth where nodes have one or two: halves are taken as merge_parts takes them.
 template <class M>
 __device__ double merge_node(const volatile double* parts, Index n, Index nodes, Index node) {

@@ -32,12 +32,13 @@ struct Team {
   }
 };
 
-template <class T>
-__device__ __forceinline__ T team_sum(const Team& team, T value) {
+// `Threads` of these is a Team, or a larger one with the same merge (cluster.cuh).
+template <class Threads, class T>
+__device__ __forceinline__ T team_sum(const Threads& team, T value) {
   return team.merge(value, [](T a, T b) { return Sum<T>::merge(a, b); });
 }
-template <class T>
-__device__ __forceinline__ T team_max(const Team& team, T value) {
+template <class Threads, class T>
+__device__ __forceinline__ T team_max(const Threads& team, T value) {
   return team.merge(value, [](T a, T b) { return max(a, b); });
 }
 
@@ -124,8 +125,8 @@ struct Deal {
 // A row's largest element, and the sum of exp(x - top). The last tile is left in registers: as it is, or as
 // its exponentials where the row has no other and `Keep` asks for them. see(tile, at, shift) is shown every
 // tile before that, and moved(by) what the shift has risen by since the tile before.
-template <bool Keep, class S, int K, class See, class Moved>
-__device__ __forceinline__ OnlineSoftmax<Compute<S>> normalizer(const Team& team, const Deal<S, K>& deal,
+template <bool Keep, class Threads, class S, int K, class See, class Moved>
+__device__ __forceinline__ OnlineSoftmax<Compute<S>> normalizer(const Threads& team, const Deal<S, K>& deal,
                                                                 const S* row, Compute<S> (&at)[K],
                                                                 const See& see, const Moved& moved) {
   using T = Compute<S>;

@@ -2,9 +2,10 @@
 #include <algorithm>
 
 #include "core/parallel.hpp"
-#include "cuda/packs.cuh"
-#include "formulas/common.hpp"
-#include "formulas/registry.hpp"
+#include "cuda/args.cuh"
+#include "cuda/step.cuh"
+#include "cuda/store.cuh"
+#include "formulas/packed.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -30,15 +31,15 @@ struct Update {
   S* states[kStates > 0 ? kStates : 1];
   S* ema;
 
-  __device__ Update(const PlanTensor& tensor, Index begin, const void* grad, const double* coefs,
-                    double scale)
-      : common(coefs, scale),
-        rule(coefs + kCommonCoefs),
-        bounded(is_bounded(coefs)),
-        p(static_cast<P*>(tensor.p) + begin),
-        g(static_cast<const P*>(grad) + begin),
-        ema(tensor.ema ? static_cast<S*>(tensor.ema) + begin : nullptr) {
-    for (int s = 0; s < kStates; ++s) states[s] = static_cast<S*>(tensor.states[s]) + begin;
+  __device__ explicit Update(const StepPiece& piece)
+      : common(piece.coefs, piece.scale, piece.factors),
+        rule(piece.coefs + kCommonCoefs),
+        bounded(is_bounded(piece.coefs)),
+        p(static_cast<P*>(piece.tensor->p) + piece.chunk.begin),
+        g(static_cast<const P*>(piece.grad) + piece.chunk.begin),
+        ema(piece.tensor->ema ? static_cast<S*>(piece.tensor->ema) + piece.chunk.begin : nullptr) {
+    for (int s = 0; s < kStates; ++s)
+      states[s] = static_cast<S*>(piece.tensor->states[s]) + piece.chunk.begin;
   }
 
   __device__ bool fits() const {
@@ -77,41 +78,34 @@ struct Update {
 };
 
 template <template <class> class Rule, class P>
-__device__ void update_chunk(const PlanTensor& tensor, const PlanChunk& chunk, const void* grad,
-                             const double* coefs, double scale) {
+__device__ void update_chunk(const StepPiece& piece) {
   using Updates = Update<Rule, P>;
-  const Updates update(tensor, chunk.begin, grad, coefs, scale);
-  for_each_pack<Updates::kPack>(update.fits(), 0, int(chunk.end - chunk.begin), int(threadIdx.x), kThreads,
-                                update);
+  const Updates update(piece);
+  for_each_pack<Updates::kPack>(update.fits(), 0, int(piece.chunk.end - piece.chunk.begin), int(threadIdx.x),
+                                kThreads, update);
 }
 
 // Blocks of one multiprocessor that share its registers: as many as leave no kernel short of them.
 template <template <class> class Rule, bool Wide>
-constexpr int kBlocks = Wide || Rule<float>::states.size == 3 ? 2 : 3;
+constexpr int kBlocks = Wide || Rule<float>::states.size >= 3 ? 2 : 3;
 
 // Narrow and Wide: the plan has tensors that compute in float, in double. The registers of double would
-// cost float its occupancy, so only a plan with both pays for both. What is null in `step` travels with the
-// launch.
+// cost float its occupancy, so only a plan with both pays for both.
 template <template <class> class Rule, bool Narrow, bool Wide>
 __global__ void __launch_bounds__(kThreads, (kBlocks<Rule, Wide>))
     step_kernel(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step,
                 const __grid_constant__ Inline<double> own_coefs,
                 const __grid_constant__ Inline<const void*> own_grads) {
-  if (step.found_inf && *step.found_inf) return;
-  const PlanChunk chunk = chunks[blockIdx.x];
-  const PlanTensor& tensor = tensors[chunk.tensor];
-  const void* grad = (step.grads ? step.grads : own_grads.at)[chunk.tensor];
-  if (!grad) return;
-  const double* coefs = step.coefs ? step.coefs : own_coefs.at;
-  coefs += (step.rows ? step.rows[chunk.tensor] : 0) * step.width;
-  const double scale = step.grad_scale ? step.grad_scale[step.scale_each ? chunk.tensor : 0] : 1.0;
+  StepPiece piece;
+  if (!find_piece(tensors, chunks, step, own_coefs.at, own_grads.at, piece)) return;
+  const DType dtype = piece.tensor->dtype;
   if constexpr (Wide) {
-    if (tensor.dtype == DType::f64) update_chunk<Rule, double>(tensor, chunk, grad, coefs, scale);
+    if (dtype == DType::f64) update_chunk<Rule, double>(piece);
   }
   if constexpr (Narrow) {
-    if (tensor.dtype == DType::f32) update_chunk<Rule, float>(tensor, chunk, grad, coefs, scale);
-    if (tensor.dtype == DType::bf16) update_chunk<Rule, Bf16>(tensor, chunk, grad, coefs, scale);
-    if (tensor.dtype == DType::f16) update_chunk<Rule, F16>(tensor, chunk, grad, coefs, scale);
+    if (dtype == DType::f32) update_chunk<Rule, float>(piece);
+    if (dtype == DType::bf16) update_chunk<Rule, Bf16>(piece);
+    if (dtype == DType::f16) update_chunk<Rule, F16>(piece);
   }
 }
 
@@ -144,30 +138,6 @@ DeviceArray<T> upload(const std::vector<T>& from) {
   return copy;
 }
 
-// Values that travel with a launch into device memory: unlike a copy from pageable memory it waits for
-// nothing.
-template <class T>
-__global__ void store_kernel(T* to, const __grid_constant__ Inline<T> values, Index n) {
-  for (Index i = threadIdx.x; i < n; i += blockDim.x) to[i] = values.at[i];
-}
-
-template <class T>
-void store(T* to, const T* from, Index n, CudaStream stream) {
-  for (Index at = 0; at < n; at += Inline<T>::kSize) {
-    const Index part = std::min(n - at, Inline<T>::kSize);
-    Inline<T> values;
-    std::copy_n(from + at, part, values.at);
-    launch(store_kernel<T>, 1, 32, 0, stream, to + at, values, part);
-  }
-}
-
-// Room for n values, kept where it has been made before.
-template <class T>
-T* room(DeviceArray<T>& memory, Index n) {
-  if (!memory) memory.reset(static_cast<T*>(device_memory(n * Index(sizeof(T))).release()));
-  return memory.get();
-}
-
 }  // namespace
 }  // namespace FASTOPT_ISA
 
@@ -176,7 +146,10 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   Index elements = 0;
   for (const PlanTensor& tensor : tensors) {
     elements += tensor.n;
+    linear_.push_back(rule == index_in<Sgd>(Rules{}) && !tensor.ema && !tensor.packing.any() &&
+                      (tensor.dtype == DType::f32 || tensor.dtype == DType::f64));
     (tensor.dtype == DType::f64 ? wide_ : narrow_) = true;
+    packed_ = packed_ || tensor.packing.any();
   }
   const std::vector<PlanChunk> chunks = cut(tensors, chunk_size(elements));
   const std::vector<PlanChunk> norm_chunks = cut(tensors, kChunk);
@@ -187,7 +160,12 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   tensors_ = upload(tensors);
   chunks_ = upload(chunks);
   norm_chunks_ = upload(norm_chunks);
-  partials_ = upload(std::vector<double>(norm_chunks.size()));
+  if (packed_) {
+    std::vector<std::uint32_t> noise(kNoiseWords + kNoiseBlock);
+    for (std::size_t j = 0; j < noise.size(); ++j) noise[j] = noise_word(std::uint32_t(j));
+    noise_ = upload(noise);
+  }
+  partials_ = upload(std::vector<double>(2 * norm_chunks.size()));
 }
 
 void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
@@ -196,6 +174,13 @@ void DevicePlan::step(const DeviceStep& step, CudaStream stream) const {
 
 void DevicePlan::step_from_host(DeviceStep step, Index n_coefs, CudaStream stream) {
   Inline<double> coefs;
+  Inline<const void*> grads;
+  place(step, n_coefs, coefs, grads, stream);
+  launch_step(step, coefs, grads, stream);
+}
+
+void DevicePlan::place(DeviceStep& step, Index n_coefs, Inline<double>& coefs, Inline<const void*>& grads,
+                       CudaStream stream) {
   if (n_coefs <= Inline<double>::kSize) {
     std::copy_n(step.coefs, n_coefs, coefs.at);
     step.coefs = nullptr;
@@ -212,16 +197,21 @@ void DevicePlan::step_from_host(DeviceStep step, Index n_coefs, CudaStream strea
     }
     step.rows = rows_.get();
   }
-  Inline<const void*> grads;
   step.grads = place_grads(step.grads, grads, stream);
-  launch_step(step, coefs, grads, stream);
 }
 
 void DevicePlan::launch_step(const DeviceStep& step, const Inline<double>& coefs,
                              const Inline<const void*>& grads, CudaStream stream) const {
   if (chunks_size_ == 0) return;
   using Kernels = Table<Rules>;
-  const DeviceStepKernel* kernels = wide_ ? (narrow_ ? Kernels::both : Kernels::wide) : Kernels::narrow;
+  if (packed_) {
+    launch_packed_step(rule_, chunks_size_, tensors_.get(), chunks_.get(), step, noise_.get(), coefs, grads,
+                       stream);
+    if (!wide_) return;
+  }
+  const DeviceStepKernel* kernels = packed_ ? Kernels::wide
+                                    : wide_ ? (narrow_ ? Kernels::both : Kernels::wide)
+                                            : Kernels::narrow;
   launch(kernels[rule_], chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), step, coefs,
          grads);
 }
@@ -232,6 +222,7 @@ const void* const* DevicePlan::place_grads(const void* const* grads, Inline<cons
     std::copy_n(grads, size_, own.at);
     return nullptr;
   }
+  if (is_capturing(stream)) return place_captured_grads(grads, stream);
   if (known_grads_.empty() || !std::equal(known_grads_.begin(), known_grads_.end(), grads)) {
     store(room(grads_, size_), grads, size_, stream);
     known_grads_.assign(grads, grads + size_);

@@ -14,11 +14,20 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 // Noise: words of 20 random bits from a table, read from a place that differs from block to block of
-// elements, and from step to step.
+// elements, and from step to step. Each value of the upper 12 bits is there once, so that the table's own
+// chances are no worse than they are fine.
 inline constexpr int kNoiseBits = 20, kNoiseWords = 4096, kNoiseBlock = 1024;
 
-// The table's word j, for j in [0, kNoiseWords + kNoiseBlock).
-FO_HD uint32_t noise_word(uint64_t j) { return philox_word(0, 0, j) >> (32 - kNoiseBits); }
+// The table's word j, for j in [0, kNoiseWords + kNoiseBlock); it goes round.
+FO_HD uint32_t noise_word(uint32_t j) {
+  j %= uint32_t(kNoiseWords);
+  uint32_t place = j;  // a permutation: odd factors, and bits that are only added to lower ones
+  for (int round = 0; round < 3; ++round) {
+    place = (place * 0xb2du + 0x5a7u) % uint32_t(kNoiseWords);
+    place ^= place >> 5;
+  }
+  return place << (kNoiseBits - 12) | philox_word(0, 0, j) >> (32 - kNoiseBits + 12);
+}
 // Where the noise of elements [block kNoiseBlock, (block + 1) kNoiseBlock) of array `array` begins.
 FO_HD int noise_start(uint64_t step, uint64_t array, uint64_t block) {
   return int(philox_word(step, array, 4 * block) % uint32_t(kNoiseWords));
@@ -81,7 +90,7 @@ FO_HD float join(Bf16 high, int16_t low) {
 enum class Packable : uint8_t { no, with_sign, without_sign };
 
 constexpr Packable packable(const Names& states, int s) {
-  constexpr Names kSigned{"exp_avg", "momentum_buffer"},
+  constexpr Names kSigned{"exp_avg", "exp_avg_diff", "exp_avg_fast", "exp_avg_slow", "momentum_buffer"},
       kUnsigned{"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "exp_avg_var"};
   if (states.has("grad_avg")) return Packable::no;
   return kSigned.has(states.at[s])     ? Packable::with_sign

@@ -8,14 +8,23 @@
 #include "formulas/rules/adagrad.hpp"
 #include "formulas/rules/adam.hpp"
 #include "formulas/rules/adamax.hpp"
+#include "formulas/rules/adan.hpp"
+#include "formulas/rules/ademamix.hpp"
+#include "formulas/rules/adopt.hpp"
 #include "formulas/rules/amsgrad.hpp"
+#include "formulas/rules/asgd.hpp"
+#include "formulas/rules/lamb.hpp"
 #include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
 #include "formulas/rules/nadam.hpp"
+#include "formulas/rules/prodigy.hpp"
 #include "formulas/rules/radam.hpp"
 #include "formulas/rules/rmsprop.hpp"
 #include "formulas/rules/rprop.hpp"
+#include "formulas/rules/schedule_free.hpp"
 #include "formulas/rules/sgd.hpp"
+#include "formulas/rules/sophia.hpp"
+#include "formulas/rules/yogi.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -25,7 +34,14 @@ using Activations = Formulas<Relu, LeakyRelu, Sigmoid, Tanh, Gelu, GeluTanh, Sil
 using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlDivLog>;
 
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
-                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief>;
+                       RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
+                       Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb, Prodigy,
+                       ProdigyEstimate>;
+
+// Whether a rule has a first pass of its own for steps that depend on whole tensors.
+template <template <class> class Rule>
+inline constexpr bool measures =
+    requires(const Rule<double>& rule, double x, double* states) { rule.measure(x, x, states); };
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -12,6 +12,8 @@ nn
     Modules, layers, losses and initialisers.
 compile
     A model, a loss and an optimizer as one native training step.
+minimize
+    A function of one array and its gradient, as scipy.optimize.minimize, by any of the optimizers or L-BFGS.
 data, checkpoint
     Readers and batches; atomic saves.
 torch, interop
@@ -210,6 +212,8 @@ def __getattr__(name: str) -> Any:
     # Loaded when first asked for: most programs use none of these, and they cost import time.
     if name == "bfloat16":
         return _dtypes.bfloat16
+    if name in {"minimize", "minimize_method"}:
+        return getattr(importlib.import_module("fastopt._minimize"), name)
     if name in {"info", "interop", "plot", "torch"}:
         return importlib.import_module(f"fastopt.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,7 +45,18 @@ class StepPlan:
         parts: list[int] | None = None,
     ) -> None: ...
     def step(
-        self, grads: list[_Array | None], coefs: NDArray[np.float64], sets: NDArray[np.int32] | None = None
+        self,
+        grads: list[_Array | None],
+        coefs: NDArray[np.float64],
+        sets: NDArray[np.int32] | None = None,
+        factors: NDArray[np.float64] | None = None,
+    ) -> None: ...
+    def measure(
+        self,
+        grads: list[_Array | None],
+        coefs: NDArray[np.float64],
+        sets: NDArray[np.int32] | None,
+        out: NDArray[np.float64],
     ) -> None: ...
     def check(self, grads: list[_Array | None]) -> None: ...
     def norm(self, grads: list[_Array | None], ord: float = 2.0) -> float: ...

@@ -129,6 +129,14 @@ class CupyLibrary:
         """Return a number on a device, or the limit where it is larger."""
         return self.cupy.minimum(a, limit)
 
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Return `a` where a condition holds and `b` elsewhere; the arrays are the library's own."""
+        return self.cupy.where(condition, a, b)
+
+    def clip(self, x: Any, lower: Any, upper: Any) -> None:
+        """Limit `x` in place, element by element."""
+        self.cupy.clip(x, lower, upper, out=x)
+
     def from_host(self, a: Any, like: Any) -> Any:
         """Return a copy of an ndarray on the device of `like`."""
         with like.device:
@@ -202,6 +210,23 @@ class TorchArray:
     def fill(self, value: float) -> None:
         self.tensor.fill_(value)
 
+    def __neg__(self) -> TorchArray:
+        return TorchArray(-self.tensor)
+
+    def __sub__(self, other: TorchArray) -> TorchArray:
+        return TorchArray(self.tensor - other.tensor)
+
+    def __mul__(self, factor: Any) -> TorchArray:
+        return TorchArray(self.tensor * (factor.tensor if isinstance(factor, TorchArray) else factor))
+
+    def __imul__(self, factor: Any) -> TorchArray:
+        self.tensor *= factor
+        return self
+
+    def __iadd__(self, other: TorchArray) -> TorchArray:
+        self.tensor += other.tensor
+        return self
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tensor[key] = value.tensor if isinstance(value, TorchArray) else value
 
@@ -244,6 +269,12 @@ class TorchLibrary:
 
     def at_most(self, a: Any, limit: float) -> Any:
         return self.torch.clamp(a, max=limit)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self.torch.where(condition, a, b)
+
+    def clip(self, x: Any, lower: Any, upper: Any) -> None:
+        self.torch.clamp(x.tensor, lower.tensor, upper.tensor, out=x.tensor)
 
     def copy_into(self, target: Any, source: Any) -> None:
         target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)

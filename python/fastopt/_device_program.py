@@ -24,16 +24,24 @@ class DeviceProgram:
         As `fastopt.compile` has it.
     layers, loss, plans
         As `_core.Program` takes them, with CuPy arrays.
+    fuse : bool
+        Let products update weights where they can.
     """
 
     def __init__(
-        self, like: Any, precision: str | None, layers: list[Any], loss: tuple[Any, ...], plans: list[Any]
+        self,
+        like: Any,
+        precision: str | None,
+        layers: list[Any],
+        loss: tuple[Any, ...],
+        plans: list[Any],
+        fuse: bool = True,
     ) -> None:
         word = check_precision("compile", precision, like.dtype)
         self._like = like
         self._library = library(like)
         self._width_in, self._width = layers[0][1], layers[-1][2]
-        self._native: Any = native().Program(like.dtype.name, word, layers, loss, plans)
+        self._native: Any = native().Program(like.dtype.name, word, layers, loss, plans, fuse)
 
     @property
     def steps(self) -> int:

@@ -57,7 +57,11 @@ class Stepping:
         self._read, self._loss, self._optimizer = read, loss, optimizer
         self._fuse, self._precision, self._batch_size = fuse, precision, batch_size
         self._on_device = read.device != "cpu"
-        self._is_rule = isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+        self._is_rule = (
+            isinstance(optimizer, RuleOptimizer)
+            and type(optimizer).step is RuleOptimizer.step
+            and optimizer.by_element
+        )
         if self._on_device and not self.rule:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
@@ -203,7 +207,8 @@ class Stepping:
         updates = [(plan.native, len(plan.rows), plan.sets) for plan in plans]
         native: _core.Program | DeviceProgram
         if self._on_device:
-            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates)
+            fuse = self._fuse is not False
+            native = DeviceProgram(self._arrays[0], self._precision, layers, numbers, updates, fuse)
         else:
             native = _core.Program(self._read.dtype.name, self._precision == "bf16", layers, numbers, updates)
         if self._batch_size is not None:
@@ -296,7 +301,7 @@ class Stepping:
 
         def closure() -> tuple[float, list[Array | None]]:
             losses, _ = self._run(native, block, rates, np.empty(0), None)
-            return float(losses[0]), self._grads
+            return float(losses[0]), self._optimizer._as_given(self._grads)
 
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(closure))

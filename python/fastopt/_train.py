@@ -45,6 +45,15 @@ OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
     "adamax": (optim.Adamax, 2e-3, 0.0, {}),
     "adabelief": (optim.AdaBelief, 1e-3, 0.0, {}),
     "lion": (optim.Lion, 1e-3, 0.0, {}),
+    "lamb": (optim.LAMB, 1e-2, 0.0, {"use_nvlamb": True}),
+    "adafactor": (optim.Adafactor, 1e-2, 0.0, {}),
+    "muon": (optim.Muon, 2e-2, 0.0, {"adamw": {"lr": 1e-3, "weight_decay": 0.0}}),
+    "asgd": (optim.ASGD, 1e-1, 0.0, {}),
+    "yogi": (optim.Yogi, 1e-2, 0.0, {}),
+    "adopt": (optim.ADOPT, 1e-3, 0.0, {}),
+    "ademamix": (optim.AdEMAMix, 1e-3, 0.0, {}),
+    "adan": (optim.Adan, 1e-3, 0.0, {}),
+    "prodigy": (optim.Prodigy, 1.0, 0.0, {}),
 }
 MOMENTUM_OPTIMIZERS = ("sgd", "rmsprop")
 

@@ -80,7 +80,9 @@ def compile(
     fuse_update : bool or "auto"
         Update each piece of a weight while its gradient is in cache; the gradient is never stored. That
         needs a rule optimizer without `max_norm`, and weights that one layer uses. "auto" does it wherever
-        that holds. No bit of the result depends on it.
+        that holds. On the CPU no bit of the result depends on it. On a GPU plain `SGD` (no momentum, average, clipping
+        or L1) then updates weights in the very product that would give their gradient, which rounds once where two
+        steps round twice; a single step of a loss of classes is left out of that.
     precision : {"bf16", "tf32", "fp16"}, optional
         Round the factors of all matrix products to bfloat16 or, on a GPU, to one of the others; sums stay
         float32.

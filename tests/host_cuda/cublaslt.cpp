@@ -19,6 +19,7 @@ namespace fastopt::lt {
 struct DescOpaque {
   Compute compute;
   DataType scale;
+  PointerMode pointer_mode = PointerMode::host;
   Operation a = Operation::none, b = Operation::none;
   Epilogue epilogue = Epilogue::none;
   void *bias = nullptr, *aux = nullptr;
@@ -175,6 +176,8 @@ Status assign(T& to, const void* value, std::size_t bytes) {
 
 Status desc_set(Desc desc, DescAttribute attribute, const void* value, std::size_t bytes) {
   switch (attribute) {
+    case DescAttribute::pointer_mode:
+      return assign(desc->pointer_mode, value, bytes);
     case DescAttribute::transpose_a:
       return assign(desc->a, value, bytes);
     case DescAttribute::transpose_b:
@@ -246,6 +249,7 @@ Status multiply(Desc desc, const void* alpha_at, const void* a, Layout a_layout,
   std::memset(static_cast<char*>(workspace) + used - end, 0xff, end);
   const Epilogue e = desc->epilogue;
   cublaslt.epilogues.push_back(e);
+  cublaslt.scaled_on_device += desc->pointer_mode == PointerMode::device;
   host_cuda::device_clock += cublaslt.costs[e == Epilogue::none][number];
 
   const DataType scale = desc->scale, type = d_layout->type;
@@ -297,15 +301,19 @@ Status matmul(Handle, Desc desc, const void* alpha, const void* a, Layout a_layo
     double alpha = 0.0, beta = 0.0;
   } call{*desc, *a_layout, *b_layout, *c_layout, *d_layout, *algo};
   const std::size_t scalar = std::size_t(item_bytes(desc->scale));
-  std::memcpy(&call.alpha, alpha, scalar);
-  std::memcpy(&call.beta, beta, scalar);
+  const bool on_device = desc->pointer_mode == PointerMode::device;  // read when it runs
+  if (!on_device) {
+    std::memcpy(&call.alpha, alpha, scalar);
+    std::memcpy(&call.beta, beta, scalar);
+  }
   const auto status = std::make_shared<Status>(Status::success);
   cudaStreamCaptureStatus capture;
   cudaStreamIsCapturing(stream, &capture);
   const bool captured = capture != cudaStreamCaptureStatusNone;
   host_cuda::enqueue(stream, [=]() mutable {
-    *status = multiply(&call.desc, &call.alpha, a, &call.a, b, &call.b, &call.beta, c, &call.c, d, &call.d,
-                       &call.algo, workspace, workspace_bytes);
+    *status = multiply(&call.desc, on_device ? alpha : &call.alpha, a, &call.a, b, &call.b,
+                       on_device ? beta : &call.beta, c, &call.c, d, &call.d, &call.algo, workspace,
+                       workspace_bytes);
     if (captured && *status != Status::success) std::abort();
   });
   return *status;

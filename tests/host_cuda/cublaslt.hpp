@@ -15,6 +15,7 @@ struct CublasLt {
   std::vector<fastopt::lt::Epilogue> epilogues;  // of the products that have run
   float costs[2][3] = {{1, 1, 1}, {2, 2, 2}};  // milliseconds of an algorithm [with epilogue `none`][number]
   std::vector<int> algos;                      // likewise
+  int scaled_on_device = 0;                    // of those products, how many read alpha and beta there
 };
 extern CublasLt cublaslt;
 

@@ -1,5 +1,5 @@
 // The shim itself: barriers, shuffles, shared memory, atomics and captured graphs behave as a device's.
-#include "cuda/launch.cuh"
+#include "cuda/cluster.cuh"
 #include "native.hpp"
 #include "parts.hpp"
 
@@ -29,6 +29,35 @@ void sum_of_warp(int* sums, int* tickets, int* ticket) {
   if (threadIdx.x % 32 == 0) CHECK(across == down);
   sums[threadIdx.x] = across;
   ticket[threadIdx.x] = atomicAdd(tickets, 1);
+}
+
+// Each block hands its number on to the next of its cluster, `rounds` times.
+void rotate_blocks(int* out, int cluster, int rounds) {
+  int* slots = shared_memory<int>();
+  const int rank = int(blockIdx.x) % cluster;
+  int value = int(blockIdx.x);
+  for (int r = 0; r < rounds; ++r) {
+    if (threadIdx.x == blockDim.x - 1) slots[r % 2] = value;
+    wait_for_cluster();
+    value = *shared_of((rank + 1) % cluster, slots + r % 2);
+    __syncthreads();
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = value;
+  wait_for_cluster();
+}
+
+void check_clusters() {
+  for (const int threads : {1, 33, 256})
+    for (const int cluster : {1, 2, 5})
+      for (const int rounds : {1, 2, 5}) {
+        const Guarded<int> out(3 * cluster * threads, -1);
+        launch_clusters(rotate_blocks, 3 * cluster, cluster, threads, 2 * int(sizeof(int)), nullptr,
+                        out.data(), cluster, rounds);
+        for (Index i = 0; i < out.size(); ++i) {
+          const int block = int(i) / threads, first = block / cluster * cluster;
+          CHECK(out[i] == first + (block - first + rounds) % cluster);
+        }
+      }
 }
 
 void add_one(int* sum) { ++*sum; }
@@ -104,6 +133,7 @@ void check_graphs() {
 
 void test_cuda_fibers() {
   check_graphs();
+  check_clusters();
   for (const int threads : {1, 31, 32, 33, 256})
     for (const int rounds : {1, 2, 5}) {
       const Guarded<int> out(3 * threads, -1);

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -99,27 +100,49 @@ constexpr std::size_t kStackBytes = std::size_t(1) << 18;
   std::abort();
 }
 
+// A block of the cluster at work.
+struct Block {
+  unsigned index = 0;
+  std::unique_ptr<char[]> shared;
+  std::size_t shared_bytes = 0;
+  unsigned started = 0;  // threads
+  Barrier barrier;
+  std::vector<Barrier> warps;
+  std::vector<unsigned long> slots;
+  std::vector<Fiber*> waiting, parked;  // in the block, for the cluster
+};
+
 // A fiber runs one thread after another and is kept by the one that waits; the rest then get another fiber. A
 // kernel without barriers so costs one change of fibers a block.
 class Runner {
  public:
-  void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
+  void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel,
+              unsigned cluster) {
+    if (cluster == 0 || grid % cluster != 0) stop("the grid is not of whole clusters");
     kernel_ = &kernel;
     reverse_ = !reverse_;
     gridDim.x = grid, blockDim.x = block;
-    for (unsigned b = 0; b < grid; ++b) {
-      blockIdx.x = reverse_ ? grid - 1 - b : b;
-      shared_.reset(new char[shared_bytes]);
-      std::memset(shared_.get(), 0xff, shared_bytes);  // NaN
-      run_block();
+    for (unsigned c = 0; c < grid; c += cluster) {
+      blocks_.clear();
+      blocks_.resize(cluster);
+      for (unsigned b = 0; b < cluster; ++b) {
+        blocks_[b].index = (reverse_ ? grid - cluster - c : c) + b;
+        prepare(blocks_[b], shared_bytes);
+      }
+      run_cluster();
     }
-    shared_.reset();
+    blocks_.clear();
   }
 
-  void* shared() const { return shared_.get(); }
-  Barrier& block_barrier() { return block_barrier_; }
-  Barrier& warp_barrier() { return warp_barriers_[threadIdx.x / kWarp]; }
-  void* warp_slots() { return slots_.data() + threadIdx.x / kWarp * kWarp; }
+  void* shared() const { return block_->shared.get(); }
+  void* shared_of(unsigned rank, const void* own) const {
+    const std::size_t offset = std::size_t(static_cast<const char*>(own) - block_->shared.get());
+    if (rank >= blocks_.size() || offset >= block_->shared_bytes) stop("no such block in the cluster");
+    return blocks_[rank].shared.get() + offset;
+  }
+  Barrier& block_barrier() { return block_->barrier; }
+  Barrier& warp_barrier() { return block_->warps[threadIdx.x / kWarp]; }
+  void* warp_slots() { return block_->slots.data() + threadIdx.x / kWarp * kWarp; }
 
   void wait(Barrier& barrier, unsigned threads) {
     if (++barrier.arrived == threads) {
@@ -130,24 +153,51 @@ class Runner {
     }
     const HostIndex own = threadIdx;
     for (const unsigned passed = barrier.passed; barrier.passed == passed;) {
-      waiting_.push_back(current_);
+      block_->waiting.push_back(current_);
       change(*current_, main_);
     }
     threadIdx = own;
   }
 
+  void wait_for_cluster() {
+    const HostIndex own = threadIdx;
+    block_->parked.push_back(current_);
+    ++progress_;
+    change(*current_, main_);
+    threadIdx = own;
+  }
+
  private:
-  void run_block() {
+  static void prepare(Block& block, std::size_t shared_bytes) {
     const unsigned warps = (blockDim.x + kWarp - 1) / kWarp;
-    block_barrier_ = Barrier();
-    warp_barriers_.assign(warps, Barrier());
-    slots_.assign(std::size_t(warps) * kWarp, 0);
-    started_ = 0;
-    while (started_ < blockDim.x) resume(idle_fiber());
-    while (!waiting_.empty()) {
+    block.shared.reset(new char[shared_bytes]);
+    block.shared_bytes = shared_bytes;
+    std::memset(block.shared.get(), 0xff, shared_bytes);  // NaN
+    block.warps.assign(warps, Barrier());
+    block.slots.assign(std::size_t(warps) * kWarp, 0);
+  }
+
+  // Each block in turn until all its threads are done or wait for the cluster; then all go on.
+  void run_cluster() {
+    for (std::size_t parked = 1; parked > 0;) {
+      parked = 0;
+      for (std::size_t b = 0; b < blocks_.size(); ++b) {
+        block_ = &blocks_[reverse_ ? blocks_.size() - 1 - b : b];
+        blockIdx.x = block_->index;
+        block_->waiting = std::exchange(block_->parked, {});
+        run_block();
+        parked += block_->parked.size();
+      }
+      if (parked > 0 && parked != blocks_.size() * blockDim.x)
+        stop("threads wait where others of the cluster never come");
+    }
+  }
+
+  void run_block() {
+    while (block_->started < blockDim.x) resume(idle_fiber());
+    while (!block_->waiting.empty()) {
       const unsigned long before = progress_;
-      const std::vector<Fiber*> round = std::move(waiting_);
-      waiting_.clear();
+      const std::vector<Fiber*> round = std::exchange(block_->waiting, {});
       for (Fiber* fiber : round) resume(fiber);
       if (progress_ == before) stop("threads wait where others never come");
     }
@@ -180,8 +230,8 @@ class Runner {
     __sanitizer_finish_switch_fiber(nullptr, &main_.stack, &main_.stack_bytes);
 #endif
     for (;;) {
-      while (started_ < blockDim.x) {
-        const unsigned thread = started_++;
+      while (block_->started < blockDim.x) {
+        const unsigned thread = block_->started++;
         threadIdx.x = reverse_ ? blockDim.x - 1 - thread : thread;
         (*kernel_)();
         ++progress_;
@@ -201,16 +251,13 @@ class Runner {
  private:
   const std::function<void()>* kernel_ = nullptr;
   bool reverse_ = true;
-  unsigned started_ = 0;        // threads of the block
   unsigned long progress_ = 0;  // barriers passed and threads finished
   Context main_;
   Fiber* current_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<Fiber*> idle_, waiting_;
-  std::unique_ptr<char[]> shared_;
-  Barrier block_barrier_;
-  std::vector<Barrier> warp_barriers_;
-  std::vector<unsigned long> slots_;
+  std::vector<Fiber*> idle_;
+  std::vector<Block> blocks_;
+  Block* block_ = nullptr;
 };
 
 }  // namespace
@@ -245,11 +292,13 @@ extern "C" __attribute__((visibility("default"))) void host_cuda_give_to_device(
   give_to_device(begin, bytes, device);
 }
 
-void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel) {
-  Runner::own().launch(grid, block, shared_bytes, kernel);
+void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel,
+            unsigned cluster) {
+  Runner::own().launch(grid, block, shared_bytes, kernel, cluster);
 }
 
 void* shared_memory() { return Runner::own().shared(); }
+void* shared_of(unsigned block, void* own) { return Runner::own().shared_of(block, own); }
 void* warp_slots() { return Runner::own().warp_slots(); }
 
 unsigned warp_threads() {
@@ -258,6 +307,7 @@ unsigned warp_threads() {
 }
 
 void wait_for_block() { Runner::own().wait(Runner::own().block_barrier(), blockDim.x); }
+void wait_for_cluster() { Runner::own().wait_for_cluster(); }
 void wait_for_warp() { Runner::own().wait(Runner::own().warp_barrier(), warp_threads()); }
 
 }  // namespace host_cuda

@@ -1,7 +1,9 @@
 // CUDA's names for kernels that are compiled as C++. A launch that no graph records (host_graph.hpp) runs at
 // once, on the calling thread: its blocks one after another, the threads of a block as fibers that change
-// places only where one waits. Every other launch takes blocks and threads in reverse, so that what leans on
-// their order does not pass for long. Device memory is the heap's, so that the address sanitizer watches it.
+// places only where one waits. Of a cluster each block goes as far as where it waits for the others, then the
+// next; what is __shared__ by name is lost there, only dynamic shared memory stays and can be read by others.
+// Every other launch takes blocks and threads in reverse, so that what leans on their order does not pass for
+// long. Device memory is the heap's, so that the address sanitizer watches it.
 #pragma once
 
 #include <cstddef>
@@ -27,14 +29,19 @@ inline thread_local HostIndex threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host_cuda {
 
-void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel);
+void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel,
+            unsigned cluster = 1);
 
 // The running block's dynamic shared memory: as large as the launch said, and garbage when a block starts.
 void* shared_memory();
+// What lies at `own` of it in another block of the cluster.
+void* shared_of(unsigned block, void* own);
 
-// Waits until each thread of the block, or of the calling thread's warp, has called it as often.
+// Waits until each thread of the block, of the calling thread's warp, or of its cluster has called it as
+// often.
 void wait_for_block();
 void wait_for_warp();
+void wait_for_cluster();
 
 // Where the threads of the calling one's warp leave the values that they exchange: 32 of 8 bytes.
 void* warp_slots();

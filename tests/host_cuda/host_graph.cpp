@@ -237,3 +237,24 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
+
+// For Python tests of what a user captures ---------------------------------------------------------------
+
+#define FOR_PYTHON extern "C" __attribute__((visibility("default")))
+
+FOR_PYTHON int host_cuda_begin_capture(cudaStream_t stream) {
+  return cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+}
+// Null where something has spoilt the capture.
+FOR_PYTHON void* host_cuda_end_capture(cudaStream_t stream) {
+  cudaGraph_t graph;
+  if (cudaStreamEndCapture(stream, &graph) != cudaSuccess) return cudaGetLastError(), nullptr;
+  cudaGraphExec_t exec;
+  cudaGraphInstantiate(&exec, graph);
+  cudaGraphDestroy(graph);
+  return exec;
+}
+FOR_PYTHON void host_cuda_launch_graph(cudaGraphExec_t exec, cudaStream_t stream) {
+  cudaGraphLaunch(exec, stream);
+}
+FOR_PYTHON void host_cuda_free_graph(cudaGraphExec_t exec) { cudaGraphExecDestroy(exec); }

@@ -8,7 +8,11 @@
 
 #define CUDART_VERSION 13000
 
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrComputeCapabilityMajor = 75 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrClusterLaunch = 120
+};
 enum cudaMemoryType {
   cudaMemoryTypeUnregistered = 0,
   cudaMemoryTypeHost,
@@ -26,6 +30,7 @@ namespace host_cuda {
 // What the driver is said to be; tests change it. No device: count 0.
 struct Machine {
   int devices = 2, driver = 13000;
+  int clusters = 1, ptx = 90;  // whether blocks run in clusters, and what kernels were compiled for
 };
 inline Machine machine;
 inline thread_local int current_device = 0;
@@ -46,8 +51,18 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
 }
 inline cudaError_t cudaGetDevice(int* device) { return *device = host_cuda::current_device, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return host_cuda::current_device = device, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = 2, cudaSuccess;  // so few multiprocessors that small tests see chunks of several sizes
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  // So few multiprocessors that small tests see chunks of several sizes.
+  *value = attribute == cudaDevAttrClusterLaunch ? host_cuda::machine.clusters : 2;
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  return attributes->ptxVersion = host_cuda::machine.ptx, cudaSuccess;
 }
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
   const int device = host_cuda::device_of(pointer);

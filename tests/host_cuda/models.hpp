@@ -31,6 +31,8 @@ struct ModelSpec {
   bool factors = false;        // of each element, and parameters of the loss
   bool stored = false;         // gradients are wanted
   bool two_plans = false;      // of different rules, with two sets of coefficients each
+  bool descent = false;        // the first plan is of plain gradient descent
+  bool bounded = false;        // with an L1 penalty and clipping by value
   double max_norm = kInfinity, rate = 0.3;
 };
 
@@ -146,7 +148,10 @@ class Model {
 
   void place_plans() {
     const Index sets = spec_.two_plans ? 2 : 1;
-    plan_specs_.push_back({index_of<Adam>(Rules{}), 2, sets, coefficients<Adam>(false), {}});
+    if (spec_.descent)
+      plan_specs_.push_back({index_of<Sgd>(Rules{}), 0, sets, coefficients<Sgd>(spec_.bounded), {}});
+    else
+      plan_specs_.push_back({index_of<Adam>(Rules{}), 2, sets, coefficients<Adam>(false), {}});
     if (spec_.two_plans)
       plan_specs_.push_back({index_of<Momentum>(Rules{}), 1, sets, coefficients<Momentum>(true), {}});
   }

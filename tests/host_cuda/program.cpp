@@ -3,6 +3,7 @@
 #include "cuda/program.hpp"
 
 #include "bits.hpp"
+#include "cublaslt.hpp"
 #include "host_graph.hpp"
 #include "models.hpp"
 #include "parts.hpp"
@@ -225,6 +226,7 @@ void check_bad_classes() {
       "bad class", 5, {linear(6, kRelu), linear(4)}, class_loss(LossKind::cross_entropy, Reduction::mean)};
   spec.classes = true;
   for (const Index bad : {Index(-1), Index(4)}) {
+    spec.descent = bad == 4;
     DeviceModel<float> model(spec, true);
     CHECK(model.run(0, 8, 2, false, nullptr).reason == ProgramStop::none);
     const Guarded<float> before = parameter(model, 0);
@@ -275,9 +277,67 @@ void check_no_probability() {
   }
 }
 
+// Products that update weights by plain gradient descent, of runs of so many steps: how many there are in
+// one. None where the program is told so; then and otherwise the numbers are those of the CPU.
+void check_fused(ModelSpec spec, int each, Index steps = 6) {
+  spec.descent = true;
+  ModelSpec stored = spec;  // where the CPU asks for it
+  stored.stored =
+      spec.stored || !std::isinf(spec.max_norm) || spec.layers[1 % spec.layers.size()].same_as >= 0;
+  check_model(stored);
+  for (const bool on : {true, false}) {
+    DeviceModel<float> model(spec, false);
+    model.program().fuse_updates(on);
+    host_cuda::cublaslt.scaled_on_device = 0;
+    CHECK(model.run(0, 8, steps, true, nullptr).reason == ProgramStop::none);
+    CHECK(steps == 1 || host_cuda::cublaslt.scaled_on_device >= (on ? each * int(steps) : 0));
+    CHECK((host_cuda::cublaslt.scaled_on_device > 0) == (on && each > 0));
+  }
+}
+
+void check_descent() {
+  const std::vector<LayerSpec> layers = {linear(9, kRelu, true), linear(6, kTanh), pointwise(6, -1, true),
+                                         linear(4)};
+  ModelSpec spec{"descent", 5, layers};
+  check_fused(spec, 3);
+  check_fused(spec, 3, 1);
+  spec.layers[1].bias = spec.layers[3].bias = false;
+  check_fused(spec, 3);
+  spec.two_plans = true;
+  spec.name = "descent, two plans and sets";
+  check_fused(spec, 1);
+  spec = {"descent, clipped", 5, layers};
+  spec.max_norm = 0.05;
+  check_fused(spec, 0);
+  spec = {"descent, bounded", 5, layers};
+  spec.bounded = true;
+  check_fused(spec, 0);
+  spec = {"descent, gradients wanted", 5, layers};
+  spec.stored = true;
+  check_fused(spec, 0);
+  spec = {"descent, shared and frozen", 6, {linear(6, kTanh), linear(6), linear(6), linear(3)}};
+  spec.layers[1].same_as = 0;
+  spec.layers[2].frozen = true;
+  check_fused(spec, 1);
+  spec = {"descent, only a weight", 7, {linear(3)}};
+  spec.layers[0].bias = false;
+  check_fused(spec, 1);
+  const ProgramLoss loss = class_loss(LossKind::cross_entropy, Reduction::mean, 0.1);
+  spec = {"descent, classes", 5, {linear(8, kRelu), linear(4)}, loss};
+  check_fused(spec, 2);
+  spec.classes = true;
+  check_fused(spec, 2);
+  check_fused(spec, 0, 1);  // a single step does not wait to know its classes
+  spec = {"descent, probabilities", 5, {linear(8, kRelu), linear(4, kSigmoid)}};
+  spec.loss = element_loss(index_of<Bce>(Losses{}), Reduction::mean);
+  spec.loss.probabilities = true;
+  check_fused(spec, 0);
+}
+
 }  // namespace
 
 void test_cuda_program() {
+  check_descent();
   check_activations();
   check_layers();
   check_updates();

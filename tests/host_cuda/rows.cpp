@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "bits.hpp"
+#include "host_runtime.hpp"
 #include "parts.hpp"
 
 namespace fastopt::test {
@@ -316,10 +317,56 @@ void check_classes(Random& random) {
       }
 }
 
+// A machine whose blocks run in clusters or do not, or whose code is older.
+class Clusters {
+ public:
+  Clusters(int clusters, int ptx) : before_(host_cuda::machine) {
+    host_cuda::machine.clusters = clusters, host_cuda::machine.ptx = ptx;
+  }
+  ~Clusters() { host_cuda::machine = before_; }
+
+ private:
+  host_cuda::Machine before_;
+};
+
+// Rows on both sides of what one, two, four and eight blocks hold.
+template <class S>
+void check_clusters(Random& random) {
+  const Index each = sizeof(S) == 8 ? 4096 : 16384;
+  for (const Index blocks : {1, 2, 4, 8})
+    for (const Index columns : {blocks * each, blocks * each + 1}) {
+      check_cross_entropy<S>({1, columns}, kPlain, random, int(blocks) / 2 % 4);
+      check_cross_entropy<S>({2, columns / 2 + 1}, kWeightedProbabilities, random, int(blocks) / 4);
+    }
+  for (const auto& [clusters, ptx] : {std::pair{0, 90}, {1, 75}}) {
+    const Clusters none(clusters, ptx);
+    check_cross_entropy<S>({2, each + 1}, kBoth, random, clusters);
+    check_cross_entropy<S>({1, 2 * each + 5}, kPlain, random, 1);
+  }
+}
+
+// Two launches, which take blocks and threads the other way round, leave the same bits.
+void check_repeats(Random& random) {
+  const Index rows = 3, columns = 40000;
+  const Guarded<float> x = random.uniforms<float>(rows * columns, -3, 3);
+  const Guarded<Index> target(rows, 7);
+  std::vector<Guarded<float>> left;
+  for (int turn = 0; turn < 2; ++turn) {
+    Guarded<float> value(rows), grad(rows * columns), sum(1);
+    std::vector<char> scratch(std::size_t(sum_scratch_bytes(rows)), 0);
+    const CrossEntropyArgs args{x.data(),    target.data(), nullptr, nullptr, value.data(),
+                                grad.data(), columns,       -100,    0.1,     1.0};
+    cross_entropy_on_device(DType::f32, args, false, rows, {sum.data()}, scratch.data(), nullptr);
+    for (Guarded<float>* part : {&value, &grad, &sum}) left.push_back(std::move(*part));
+  }
+  for (std::size_t i = 0; i < 3; ++i) check_same("repeated cross_entropy", left[i], left[i + 3]);
+}
+
 // More rows than a launch has teams.
 void check_many(Random& random) {
   check_cross_entropy<float>({270000, 1}, kNll, random, 1);
   check_cross_entropy<float>({1030, 1030}, kWeights, random, 0);
+  check_cross_entropy<double>({515, 4097}, kBoth, random, 0);
 }
 
 template <class S>
@@ -356,6 +403,11 @@ void test_cuda_cross_entropy() {
   check_cross_entropies<Bf16>(random);
   check_cross_entropies<F16>(random);
   check_many(random);
+  check_clusters<float>(random);
+  check_clusters<double>(random);
+  check_clusters<Bf16>(random);
+  check_clusters<F16>(random);
+  check_repeats(random);
 }
 
 }  // namespace fastopt::test

@@ -1,5 +1,7 @@
 // The CUDA step driver, every rule, storage type and option, against the CPU's plan: the same bits.
 #include "bits.hpp"
+#include "cuda/queue.hpp"
+#include "formulas/common.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
 
@@ -124,6 +126,25 @@ class Planned {
     cpu_.step(cpu_grads_.data(), coefs.data(), width_, with_rows ? rows_.data() : nullptr);
   }
 
+  // The first pass of a step in two, and the second with factors that belong to tensors.
+  void step_in_two(const double* scale) {
+    const Index n = Index(cpu_grads_.size());
+    const Guarded<double> got(2 * n, -1.0), want(2 * n, -2.0), factors(Factors::kSize * n);
+    for (Index i = 0; i < factors.size(); ++i) factors[i] = 1.0 / double(1 + i % 7);
+    std::vector<double> coefs = coefs_;
+    for (std::size_t i = 0; scale && i < coefs.size(); i += std::size_t(width_)) coefs[i] *= *scale;
+    DeviceStep step{cuda_grads_.data(), coefs_.data(), width_};
+    step.rows = rows_.data();
+    step.grad_scale = scale;
+    cuda_.measure_from_host(step, Index(coefs_.size()), got.data(), nullptr);
+    cpu_.measure(cpu_grads_.data(), coefs.data(), width_, rows_.data(), want.data());
+    for (Index i = 0; i < 2 * n; ++i)
+      CHECK(std::memcmp(&got[i], &want[i], sizeof(double)) == 0 || (is_nan(got[i]) && is_nan(want[i])));
+    step.factors = factors.data();
+    cuda_.step_from_host(step, Index(coefs_.size()), nullptr);
+    cpu_.step(cpu_grads_.data(), coefs.data(), width_, rows_.data(), factors.data());
+  }
+
   // A step that its flag calls off.
   void step_on_overflow() {
     const std::int32_t found_inf = 1;
@@ -163,6 +184,10 @@ void check_steps(Planned& plan, const std::string& what, const auto&... twins) {
   (twins.check(what + " from the host"), ...);
   plan.step(true, &scale, true);
   (twins.check(what + " in rows from the host"), ...);
+  plan.step_in_two(nullptr);
+  (twins.check(what + " in two passes"), ...);
+  plan.step_in_two(&scale);
+  (twins.check(what + " in two passes, scaled"), ...);
 }
 
 const std::vector<Index> kAllSizes(std::begin(kSizes), std::end(kSizes));
@@ -230,10 +255,83 @@ void test_many_coefs(Random& random) {
   }
 }
 
+// Replays of one captured step, each with coefficients and rows of its own, beside steps that are not
+// captured: of `count` tensors, of which one has no gradient.
+void test_captured(Random& random, Index count) {
+  const int rule = index_of<Adam>(Rules{});
+  const Index width = kCommonCoefs + Index(Adam<double>::coefs.size);
+  Side cuda, cpu;
+  const Twins<float> twins(random, std::vector<Index>(std::size_t(count), 33), Adam<double>::states.size,
+                           &cuda, &cpu);
+  cuda.grads[1] = cpu.grads[1] = nullptr;
+  DevicePlan device(rule, cuda.tensors);
+  StepPlan host(rule, cpu.tensors);
+  const OwnStream stream;
+  CHECK(!device.is_prepared());
+  device.prepare_capture(width, stream.get());
+  CHECK(device.is_prepared());
+  twins.check("prepared");
+  double norm = 0.0, scale = 0.0;
+  std::vector<const void*> grads = cuda.grads;
+  const Graph graph(stream.get(), [&] {
+    device.norm_from_host(Monoid::sum_squares, {grads.data(), kInfinity, &norm}, stream.get());
+    DeviceStep step = {};
+    step.grad_scale = &scale;
+    device.capture_step(grads.data(), step, stream.get());
+  });
+  grads.assign(grads.size(), nullptr);  // the graph has its own
+  twins.check("captured");
+  std::vector<std::int32_t> rows;
+  for (Index t = 0; t < count; ++t) rows.push_back(std::int32_t(t % 2));
+  for (const Index turn : {0, 1, 2, 3}) {
+    std::vector<double> coefs;
+    for (const Index row : {0, 1}) {
+      const std::vector<double> one = coefficients<Adam>(turn == 2);
+      coefs.insert(coefs.end(), one.begin(), one.end());
+      coefs[coefs.size() - one.size() + 4] *= double(1 + row + turn);
+    }
+    const std::int32_t* const row_of = turn == 1 ? nullptr : rows.data();
+    std::vector<double> scaled = coefs;
+    if (turn == 3) {  // as it was before there was a graph
+      DeviceStep step{cuda.grads.data(), coefs.data(), width};
+      step.rows = row_of;
+      device.step_from_host(step, Index(coefs.size()), stream.get());
+    } else {
+      scale = 1.0 / double(turn + 3);
+      device.advance_captured(coefs.data(), 2, row_of, stream.get());
+      graph.launch(stream.get());
+      const double want = host.norm(cpu.grads.data(), 2.0);
+      CHECK(norm == want || (norm != norm && want != want));
+      for (const Index row : {0, 1}) scaled[std::size_t(row * width)] *= scale;
+    }
+    host.step(cpu.grads.data(), scaled.data(), width, row_of);
+    twins.check("replayed");
+  }
+}
+
+// Room for many addresses has to be there before a capture.
+void test_unprepared(Random& random) {
+  Side cuda, cpu;
+  const Twins<float> twins(random, std::vector<Index>(200, 3), 0, &cuda, &cpu);
+  DevicePlan plan(index_of<Sgd>(Rules{}), cuda.tensors);
+  const OwnStream stream;
+  std::string text;
+  try {
+    Graph(stream.get(), [&] { plan.capture_step(cuda.grads.data(), {}, stream.get()); });
+  } catch (const std::runtime_error& error) {
+    text = error.what();
+  }
+  CHECK(text == "a plan of 200 tensors needs prepare_capture before a stream is captured");
+  twins.check("unprepared");
+}
+
 }  // namespace
 
 void test_cuda_step() {
   Random random(11);
+  test_captured(random, 5);
+  test_captured(random, 2 * Inline<void*>::kSize + 7);
+  test_unprepared(random);
   check_rules(Rules{}, random);
   check_storage<Adam, float>(index_of<Adam>(Rules{}), random, kLargeSizes);
   check_storage<Sgd, Bf16>(index_of<Sgd>(Rules{}), random, kLargeSizes);
@@ -243,6 +341,12 @@ void test_cuda_step() {
   test_many_coefs(random);
   const DevicePlan empty(0, {{nullptr, {}, nullptr, 0, DType::f32}});
   empty.step({}, nullptr);
+  DevicePlan nothing(0, {{nullptr, {}, nullptr, 0, DType::f32}});
+  const void* const grad = nullptr;
+  const std::vector<double> coefs(std::size_t(kCommonCoefs), 0.0);
+  double norms[2] = {-1, -1};
+  nothing.measure_from_host({&grad, coefs.data(), kCommonCoefs}, kCommonCoefs, norms, nullptr);
+  CHECK(norms[0] == 0 && norms[1] == 0);
 }
 
 }  // namespace fastopt::test

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
 
 _local = threading.local()
+
+
+def _host_call(name: str, *handles: int) -> int:
+    """Call a function of the kernels over host memory that takes handles and returns one, or an error."""
+    function = getattr(ctypes.CDLL(sys.modules["fastopt._cuda"].__file__), f"host_cuda_{name}")
+    function.restype = ctypes.c_void_p
+    return function(*map(ctypes.c_void_p, handles)) or 0
 
 
 class CUDARuntimeError(RuntimeError):
@@ -60,9 +68,18 @@ class _BaseStream:
     def begin_capture(self, mode: int | None = None) -> None:
         if self.ptr == 0:
             raise RuntimeError("cannot capture on the default (legacy) stream")
+        _host_call("begin_capture", self.ptr)
 
     def end_capture(self) -> Graph:
-        return Graph()
+        handle = _host_call("end_capture", self.ptr)
+        if not handle:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture"
+            )
+        return Graph(handle)
+
+    def is_capturing(self) -> bool:
+        return bool(self.ptr and sys.modules["fastopt._cuda"].is_capturing(self.ptr))
 
 
 class Stream(_BaseStream):
@@ -83,13 +100,20 @@ class ExternalStream(_BaseStream):
 
 
 class Graph:
-    """What was captured: here it ran at once, and replaying it does nothing."""
+    """What was captured of our kernels; CuPy's own operations ran at once and are no part of it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
 
     def launch(self, stream: Any = None) -> None:
-        """Nothing was recorded."""
+        _host_call("launch_graph", self._handle, (stream or get_current_stream()).ptr)
 
     def upload(self, stream: Any = None) -> None:
-        """Nothing was recorded."""
+        """A graph is where it runs."""
+
+    def __del__(self) -> None:
+        if "fastopt._cuda" in sys.modules:
+            _host_call("free_graph", self._handle)
 
 
 class Event:

@@ -9,7 +9,7 @@ namespace fastopt::test {
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 struct Element {
-  double p, state[3], ema;
+  double p, state[4], ema;
 };
 
 // Coefficients as the kernels take them: what all rules share, then the rule's own.

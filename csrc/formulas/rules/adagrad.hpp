@@ -12,12 +12,12 @@ template <class T>
 struct Adagrad {
   static constexpr const char* name = "adagrad";
   static constexpr Names states{"sum"};
-  static constexpr Names coefs{"eps"};
-  T eps;
-  FO_HD explicit Adagrad(const double* c) : eps(T(c[0])) {}
+  static constexpr Names coefs{"eps", "eps_root"};
+  T eps, eps_root;
+  FO_HD explicit Adagrad(const double* c) : eps(T(c[0])), eps_root(T(c[1])) {}
   FO_HD T operator()(T g, T, T* s) const {
     s[0] = fma(g, g, s[0]);
-    return g / (sqrt(s[0]) + eps);
+    return g / (sqrt(s[0] + eps_root) + eps);
   }
 };
 

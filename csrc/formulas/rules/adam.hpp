@@ -20,18 +20,20 @@ struct Moments {
   }
 };
 
-// rsqrt_bc2 is 1 / sqrt(1 - beta2^t); the other bias correction is part of the step size.
+// rsqrt_bc2 is 1 / sqrt(1 - beta2^t), or 1 where both bias corrections are part of the step size; eps_root is
+// an epsilon inside the root, beside moments that are not corrected.
 template <class T>
 struct Adam {
   static constexpr const char* name = "adam";
   static constexpr Names states{"exp_avg", "exp_avg_sq"};
-  static constexpr Names coefs{"beta1", "beta2", "rsqrt_bc2", "eps"};
+  static constexpr Names coefs{"beta1", "beta2", "rsqrt_bc2", "eps", "eps_root"};
   Moments<T> moments;
-  T rsqrt_bc2, eps;
-  FO_HD explicit Adam(const double* c) : moments(c), rsqrt_bc2(T(c[2])), eps(T(c[3])) {}
+  T rsqrt_bc2, eps, eps_root;
+  FO_HD explicit Adam(const double* c) : moments(c), rsqrt_bc2(T(c[2])), eps(T(c[3])), eps_root(T(c[4])) {}
+  FO_HD T denominator(T v) const { return fma(sqrt(v + eps_root), rsqrt_bc2, eps); }
   FO_HD T operator()(T g, T, T* s) const {
     moments.update(g, s);
-    return s[0] / fma(sqrt(s[1]), rsqrt_bc2, eps);
+    return s[0] / denominator(s[1]);
   }
 };
 

@@ -7,17 +7,19 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
+// max_scale weighs the moments that enter the maximum: 1 for torch's, the bias correction for corrected ones.
 template <class T>
 struct Amsgrad {
   static constexpr const char* name = "amsgrad";
   static constexpr Names states{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr Names coefs = Adam<T>::coefs;
+  static constexpr Names coefs{"beta1", "beta2", "rsqrt_bc2", "eps", "eps_root", "max_scale"};
   Adam<T> adam;
-  FO_HD explicit Amsgrad(const double* c) : adam(c) {}
+  T max_scale;
+  FO_HD explicit Amsgrad(const double* c) : adam(c), max_scale(T(c[5])) {}
   FO_HD T operator()(T g, T, T* s) const {
     adam.moments.update(g, s);
-    s[2] = max(s[1], s[2]);  // of the uncorrected moments, as torch takes it
-    return s[0] / fma(sqrt(s[2]), adam.rsqrt_bc2, adam.eps);
+    s[2] = max(s[1] * max_scale, s[2]);
+    return s[0] / adam.denominator(s[2]);
   }
 };
 

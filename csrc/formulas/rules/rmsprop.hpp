@@ -8,6 +8,8 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
+// eps_root is an epsilon inside the root; k scales what goes into the momentum: 1, or the learning rate of
+// that step.
 template <class T, bool WithMomentum, bool Centered>
 struct RmspropRule {
   static constexpr const char* name = WithMomentum
@@ -17,10 +19,16 @@ struct RmspropRule {
                                       ? (Centered ? Names("square_avg", "momentum_buffer", "grad_avg")
                                                   : Names("square_avg", "momentum_buffer"))
                                       : (Centered ? Names("square_avg", "grad_avg") : Names("square_avg"));
-  static constexpr Names coefs = WithMomentum ? Names("alpha", "eps", "mu") : Names("alpha", "eps");
-  T alpha, rest, eps, mu;
+  static constexpr Names coefs =
+      WithMomentum ? Names("alpha", "eps", "eps_root", "mu", "k") : Names("alpha", "eps", "eps_root");
+  T alpha, rest, eps, eps_root, mu, k;
   FO_HD explicit RmspropRule(const double* c)
-      : alpha(T(c[0])), rest(T(1.0 - c[0])), eps(T(c[1])), mu(WithMomentum ? T(c[2]) : T(0)) {}
+      : alpha(T(c[0])),
+        rest(T(1.0 - c[0])),
+        eps(T(c[1])),
+        eps_root(T(c[2])),
+        mu(WithMomentum ? T(c[3]) : T(0)),
+        k(WithMomentum ? T(c[4]) : T(0)) {}
   FO_HD T operator()(T g, T, T* s) const {
     s[0] = fma(alpha, s[0], rest * g * g);
     T variance = s[0];
@@ -29,8 +37,8 @@ struct RmspropRule {
       mean = flushed(fma(alpha, mean, rest * g));
       variance = max(fma(-mean, mean, variance), T(0));  // rounding can take it below 0
     }
-    const T u = g / (sqrt(variance) + eps);
-    if constexpr (WithMomentum) return s[1] = flushed(fma(mu, s[1], u));
+    const T u = g / (sqrt(variance + eps_root) + eps);
+    if constexpr (WithMomentum) return s[1] = flushed(fma(mu, s[1], k * u));
     return u;
   }
 };

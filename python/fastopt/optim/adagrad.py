@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
-from fastopt.optim.base import NONNEGATIVE, Interval
+from fastopt.optim.base import NONNEGATIVE, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 
@@ -31,6 +31,8 @@ class Adagrad(RuleOptimizer):
         :math:`\epsilon`.
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    eps_mode : {"outside", "inside"}
+        The denominator: :math:`\sqrt s + \epsilon` (torch), or :math:`\sqrt{s + \epsilon}` (Keras, optax).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -58,6 +60,7 @@ class Adagrad(RuleOptimizer):
         eps: float = 1e-10,
         *,
         decoupled_weight_decay: bool = False,
+        eps_mode: Literal["outside", "inside"] = "outside",
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -67,8 +70,12 @@ class Adagrad(RuleOptimizer):
             "initial_accumulator_value": initial_accumulator_value,
             "eps": eps,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "eps_mode": eps_mode,
         }
         super().__init__(params, settings, **common)
+
+    def check(self, group: dict[str, Any]) -> None:
+        one_of("Adagrad", "eps_mode", group["eps_mode"], ("outside", "inside"))
 
     def rule(self, group: dict[str, Any]) -> str:
         return "adagrad"
@@ -78,4 +85,5 @@ class Adagrad(RuleOptimizer):
         return value
 
     def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
-        return group["lr"] / (1.0 + (s["step"] - 1.0) * group["lr_decay"]), group["eps"]
+        epsilons = (group["eps"], 0.0) if group["eps_mode"] == "outside" else (0.0, group["eps"])
+        return group["lr"] / (1.0 + (s["step"] - 1.0) * group["lr_decay"]), *epsilons

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
-from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
+from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
+
+EpsMode = Literal["outside", "hat", "inside"]
+AmsgradMax = Literal["biased", "corrected"]
 
 
 class Adam(RuleOptimizer):
@@ -28,13 +31,19 @@ class Adam(RuleOptimizer):
     betas : (float, float)
         Decay :math:`\beta_1` of the mean and :math:`\beta_2` of the mean square.
     eps : float
-        :math:`\epsilon`, outside the root.
+        :math:`\epsilon`.
     weight_decay : float
         Adds ``weight_decay * p`` to the gradient.
     amsgrad : bool
         Never let the denominator's :math:`v` shrink.
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient: AdamW.
+    eps_mode : {"outside", "hat", "inside"}
+        The denominator: :math:`\sqrt{\hat v} + \epsilon` with :math:`\hat v = v / (1 - \beta_2^t)`;
+        :math:`(\sqrt v + \epsilon) / \sqrt{1 - \beta_2^t}`, the paper's :math:`\hat\epsilon` (Keras, scikit-learn,
+        thinc); or :math:`\sqrt{\hat v + \epsilon}` (optax's ``eps_root``).
+    amsgrad_max : {"biased", "corrected"}
+        Whether `amsgrad` takes the largest :math:`v` (torch, Keras) or the largest :math:`\hat v` (optax).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -61,6 +70,8 @@ class Adam(RuleOptimizer):
         amsgrad: bool = False,
         *,
         decoupled_weight_decay: bool = False,
+        eps_mode: EpsMode = "outside",
+        amsgrad_max: AmsgradMax = "biased",
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -70,13 +81,35 @@ class Adam(RuleOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "eps_mode": eps_mode,
+            "amsgrad_max": amsgrad_max,
         }
         super().__init__(params, settings, **common)
+
+    def check(self, group: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        one_of(owner, "eps_mode", group["eps_mode"], ("outside", "hat", "inside"))
+        one_of(owner, "amsgrad_max", group["amsgrad_max"], ("biased", "corrected"))
+        if group["amsgrad"] and group["amsgrad_max"] == "corrected" and group["eps_mode"] == "hat":
+            raise ValueError(
+                f"{owner}: eps_mode 'hat' is of uncorrected moments, got amsgrad_max 'corrected'"
+            )
 
     def rule(self, group: dict[str, Any]) -> str:
         return "amsgrad" if group["amsgrad"] else "adam"
 
     def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
-        t = s["step"]
-        return group["lr"] / (1.0 - beta1**t), beta1, beta2, 1.0 / math.sqrt(1.0 - beta2**t), group["eps"]
+        t, eps, mode = s["step"], group["eps"], group["eps_mode"]
+        lr, bc2, max_scale = group["lr"] / (1.0 - beta1**t), 1.0 - beta2**t, 1.0
+        if group["amsgrad"] and group["amsgrad_max"] == "corrected":
+            bc2, max_scale = 1.0, 1.0 / bc2
+        root = math.sqrt(bc2)
+        if mode == "hat":
+            denominator = (1.0, eps, 0.0)
+            lr *= root
+        elif mode == "inside":
+            denominator = (1.0 / root, 0.0, eps * bc2)
+        else:
+            denominator = (1.0 / root, eps, 0.0)
+        return (lr, beta1, beta2, *denominator, *([max_scale] if group["amsgrad"] else []))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Unpack
 
-from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
+from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 
 class AdamFamily(RuleOptimizer):
-    """Base class of the rules with two moments, an eps and either form of weight decay."""
+    """Base class of the rules with betas, an eps and either form of weight decay; `more` are a rule's own settings."""
 
+    #: Where eps may be; a class with a choice has the setting ``eps_mode``.
+    eps_modes: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Interval]] = {
         **COMMON_RANGES,
         "beta1": FRACTION,
@@ -22,10 +24,11 @@ class AdamFamily(RuleOptimizer):
         self,
         params: Any,
         lr: float,
-        betas: tuple[float, float],
+        betas: tuple[float, ...],
         eps: float,
         weight_decay: float,
         decoupled_weight_decay: bool,
+        more: dict[str, Any] | None = None,
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -34,5 +37,10 @@ class AdamFamily(RuleOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
+            **(more or {}),
         }
         super().__init__(params, settings, **common)
+
+    def check(self, group: dict[str, Any]) -> None:
+        if self.eps_modes:
+            one_of(type(self).__name__, "eps_mode", group["eps_mode"], self.eps_modes)

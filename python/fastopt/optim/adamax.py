@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.rule import Common
@@ -26,11 +26,13 @@ class Adamax(AdamFamily):
     betas : (float, float)
         Decay :math:`\beta_1` of the mean and :math:`\beta_2` of the norm.
     eps : float
-        :math:`\epsilon`, inside the maximum.
+        :math:`\epsilon`.
     weight_decay : float
         Adds ``weight_decay * p`` to the gradient.
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    eps_mode : {"inside", "outside"}
+        Whether :math:`\epsilon` is inside the maximum (torch, optax) or added to it in the quotient (Keras).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -38,6 +40,8 @@ class Adamax(AdamFamily):
     ----------
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, section 7.1.
     """
+
+    eps_modes: ClassVar[tuple[str, ...]] = ("inside", "outside")
 
     def __init__(
         self,
@@ -48,13 +52,16 @@ class Adamax(AdamFamily):
         weight_decay: float = 0.0,
         *,
         decoupled_weight_decay: bool = False,
+        eps_mode: Literal["inside", "outside"] = "inside",
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, **common)
+        extra = {"eps_mode": eps_mode}
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, extra, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
         return "adamax"
 
     def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
-        return group["lr"] / (1.0 - beta1 ** s["step"]), beta1, beta2, group["eps"]
+        epsilons = (group["eps"], 0.0) if group["eps_mode"] == "inside" else (0.0, group["eps"])
+        return group["lr"] / (1.0 - beta1 ** s["step"]), beta1, beta2, *epsilons

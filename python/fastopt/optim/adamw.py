@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from fastopt.optim.adam import Adam
+from fastopt.optim.adam import Adam, AmsgradMax, EpsMode
 from fastopt.optim.rule import Common
 
 
@@ -26,11 +26,13 @@ class AdamW(Adam):
     betas : (float, float)
         Decay of the mean and of the mean square.
     eps : float
-        :math:`\epsilon`, outside the root.
+        :math:`\epsilon`.
     weight_decay : float
         :math:`\lambda`.
     amsgrad : bool
         Never let the denominator's :math:`v` shrink.
+    eps_mode, amsgrad_max : str
+        As for `Adam`.
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -47,6 +49,10 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
+        eps_mode: EpsMode = "outside",
+        amsgrad_max: AmsgradMax = "biased",
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **common)
+        modes: Any = {"decoupled_weight_decay": True, "eps_mode": eps_mode, "amsgrad_max": amsgrad_max}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **modes, **common)

@@ -38,6 +38,14 @@ POSITIVE = Interval(0.0, math.inf, "(0, inf)")
 COUNT = Interval(1.0, math.inf, "[1, inf)")
 FRACTION = Interval(0.0, 1.0, "[0, 1)")
 UNIT = Interval(0.0, 1.0, "[0, 1]")
+#: How messages call the parts of ``betas``.
+BETAS = ("beta1", "beta2", "beta3")
+
+
+def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}")
 
 
 def number(owner: str, name: str, value: Any, where: str = "") -> float:
@@ -84,7 +92,7 @@ class Optimizer:
         A parameter is read-only, given twice or overlaps another; a setting is out of range.
     """
 
-    #: Ranges of the settings; ``beta1`` and ``beta2`` are the parts of ``betas``.
+    #: Ranges of the settings; ``beta1``, ``beta2`` and, where there are three, ``beta3`` are the parts of ``betas``.
     ranges: ClassVar[dict[str, Interval]] = {}
     #: Settings that may be None.
     optional: ClassVar[tuple[str, ...]] = ()
@@ -219,14 +227,14 @@ class Optimizer:
             raise ValueError(f"{type(self).__name__}: {key} must be in {interval.text}, got {value}{where}")
 
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
+        parts = [key for key in BETAS if key in self.ranges]
         for key, interval in self.ranges.items():
-            if key in ("beta1", "beta2"):
+            if key in BETAS:
                 betas = group["betas"]
-                if not isinstance(betas, list | tuple) or len(betas) != 2:
-                    raise ValueError(
-                        f"{type(self).__name__}: betas must be a pair of numbers, got {betas!r}{where}"
-                    )
-                self._require(key, betas[key == "beta2"], interval, where)
+                if not isinstance(betas, list | tuple) or len(betas) != len(parts):
+                    wanted = "a pair of numbers" if len(parts) == 2 else f"{len(parts)} numbers"
+                    raise ValueError(f"{type(self).__name__}: betas must be {wanted}, got {betas!r}{where}")
+                self._require(key, betas[parts.index(key)], interval, where)
             elif group[key] is not None or key not in self.optional:
                 self._require(key, group[key], interval, where)
         self.check(group)
@@ -294,6 +302,10 @@ class Optimizer:
         for at, g in zip(self._order, grads, strict=True):
             flat[at] = g
         return flat
+
+    def _as_given(self, in_order: list[Any]) -> list[Any]:
+        """Return one gradient for each parameter as the flat list that `step` takes."""
+        return [in_order[at] for at in self._order] if self._moved else in_order
 
     def _usable(self, flat: list[Any]) -> list[Any]:
         """Return the gradients as dense ndarrays laid out like their parameters, or raise."""

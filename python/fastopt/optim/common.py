@@ -36,6 +36,11 @@ class Common(TypedDict, total=False):
     ema_decay : float or None
         Keep ``ema = ema_decay * ema + (1 - ema_decay) * p``, starting from the parameters at the first step;
         see `RuleOptimizer.swap_ema`.
+    weight_decay_mode : {"l2", "decoupled", "decoupled_after", "fixed"}, optional
+        What ``weight_decay`` does: ``weight_decay * p`` is added to the gradient ("l2"), or `p` is multiplied by
+        ``1 - lr * weight_decay`` before the step ("decoupled") or after it ("decoupled_after"), or by
+        ``1 - weight_decay``, whatever the rate ("fixed"). None: one of the first two, as the optimizer's
+        ``decoupled_weight_decay`` says.
     state_dtype : {"float32", "bfloat16", "int8"}
         How the rule's running averages are stored: in 4, 2 or 1 bytes (and one more for each 128 elements) an
         element. They are computed in float32 and rounded by chance, which keeps them unbiased; the chances
@@ -66,6 +71,7 @@ class Common(TypedDict, total=False):
     adaptive_clip_eps: float
     clip_value: float | None
     ema_decay: float | None
+    weight_decay_mode: str | None
     state_dtype: str
     rounding: str
     no_decay: str | Sequence[str] | Callable[[str, Any], bool] | None

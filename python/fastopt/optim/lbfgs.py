@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fastopt import _ops
-from fastopt._arrays import Array, as_view
+from fastopt._arrays import Array, as_view, assign
+from fastopt._device import is_device_array
 from fastopt.optim.base import COUNT, NONNEGATIVE, Interval, Optimizer
+from fastopt.optim.line_search import Point, strong_wolfe
+from fastopt.optim.vectors import add_scaled, empty, numbers, part, two_loop, unwrapped
 
 _VECTORS = ("d", "prev_flat_grad")
 _VECTOR_LISTS = ("old_dirs", "old_stps")
@@ -25,6 +27,9 @@ class LBFGS(Optimizer):
     and :math:`y` (change of the gradient) by the two-loop recursion; pairs with :math:`y^\top s \le
     10^{-10}` are left out. Without a line search the first step has length :math:`\eta \min(1, 1 / \lVert
     g \rVert_1)` and later ones :math:`\eta`.
+
+    Parameters on a GPU stay there, and so do all vectors. An iteration waits for the device twice, for a few numbers
+    that decide how it goes on, and a line search once more for each evaluation.
 
     Parameters
     ----------
@@ -114,83 +119,88 @@ class LBFGS(Optimizer):
         self._validate(group)
         max_iter, max_eval = int(group["max_iter"]), int(group["max_eval"])
         change = group["tolerance_change"]
-        first_loss, loss, g = self._evaluate_flat(closure)
+        first_loss, g = self._evaluate_flat(closure)
         evals = 1
         s = self._state[0]
         s["func_evals"] = s.get("func_evals", 0) + 1
         s.setdefault("n_iter", 0)
-        if _ops.abs_max(g) <= group["tolerance_grad"]:
+        pair = _Pair.of(s, g)
+        loss, largest = pair.read(first_loss, _ops.abs_max(g))
+        if largest <= group["tolerance_grad"]:
             return first_loss
 
         for iteration in range(1, max_iter + 1):
             s["n_iter"] += 1
-            s["d"] = d = self._direction(s, g, int(group["history_size"]))
+            s["d"] = d = self._direction(s, g, pair, int(group["history_size"]))
             s["prev_flat_grad"], s["prev_loss"] = g, loss
-            t = group["lr"] * (min(1.0, 1.0 / _ops.abs_sum(g)) if s["n_iter"] == 1 else 1.0)
+            slope, longest = _ops.dot(g, d), _ops.abs_max(d)
+            if s["n_iter"] == 1:
+                slope, longest, total = numbers(slope, longest, _ops.abs_sum(g))
+                t = group["lr"] * min(1.0, 1.0 / total)
+            else:
+                slope, longest = numbers(slope, longest)
+                t = group["lr"] * 1.0
             s["t"] = t
-            slope = _ops.dot(g, d)
             if slope > -change:
                 break
-            searched = 0
+            searched, result = 0, loss
             if group["line_search_fn"] is not None and t > 0.0:
                 x = self._weights()
 
-                def probe(t: float, x: Array = x, d: Array = d) -> _Point:
+                def probe(t: float, x: Array = x, d: Array = d) -> Point:
                     try:
                         self._place(x, t, d)
-                        _, loss, g = self._evaluate_flat(closure)
+                        result, g = self._evaluate_flat(closure)
                     finally:
                         self._place(x, 0.0, d)
-                    return _Point(t, loss, g, _ops.dot(g, d))
+                    loss, slope = numbers(result, _ops.dot(g, d))
+                    return Point(t, loss, g, slope)
 
-                start = _Point(0.0, loss, g, slope)
+                start = Point(0.0, loss, g, slope)
                 point, searched = strong_wolfe(
-                    probe, start, t, _ops.abs_max(d), change, min(_MAX_SEARCH, max_eval - evals)
+                    probe, start, t, longest, change, min(_MAX_SEARCH, max_eval - evals)
                 )
                 s["t"] = t = point.t
-                loss, g = point.loss, point.grad
+                result, g = point.loss, point.grad
                 self._place(x, t, d)
             else:
                 self._place(self._weights(), t, d)
                 # The last iteration's new loss would serve nothing, and a stochastic one would mislead.
                 if iteration < max_iter:
-                    _, loss, g = self._evaluate_flat(closure)
+                    result, g = self._evaluate_flat(closure)
                     searched = 1
             evals += searched
             s["func_evals"] += searched
+            if iteration == max_iter or evals >= max_eval:
+                break
+            pair = _Pair.of(s, g)
+            loss, largest = pair.read(result, _ops.abs_max(g))
             if (
-                evals >= max_eval
-                or _ops.abs_max(g) <= group["tolerance_grad"]
-                or abs(t) * _ops.abs_max(d) <= change
+                largest <= group["tolerance_grad"]
+                or abs(t) * longest <= change
                 or abs(loss - s["prev_loss"]) < change
             ):
                 break
         return first_loss
 
-    def _direction(self, s: dict[str, Any], g: Array, history_size: int) -> Array:
+    def _direction(self, s: dict[str, Any], g: Array, pair: _Pair, history_size: int) -> Array:
         """Return -H g, after taking the pair of the last step into the history."""
-        if "d" not in s:
+        d = -g
+        if pair.change is None:
             s.update(old_dirs=[], old_stps=[], ro=[], H_diag=1.0)
-            return -g
+            return d
         changes, steps, ro = s["old_dirs"], s["old_stps"], s["ro"]  # torch's names for y, s and 1 / y.s
-        change = g - s["prev_flat_grad"]
-        step = s["d"] * s["t"]
-        curvature = _ops.dot(change, step)
-        if curvature > _MIN_CURVATURE:
+        if pair.curvature > _MIN_CURVATURE:
             while len(changes) >= history_size:
                 del changes[0], steps[0], ro[0]
-            changes.append(change)
-            steps.append(step)
-            ro.append(1.0 / curvature)
-            s["H_diag"] = curvature / _ops.dot(change, change)
-        d = -g
-        al = s["al"] = [None] * history_size
-        for i in reversed(range(len(ro))):
-            al[i] = _ops.dot(steps[i], d) * ro[i]
-            _ops.axpy(-al[i], changes[i], d)
-        d *= s["H_diag"]
-        for i in range(len(ro)):
-            _ops.axpy(al[i] - _ops.dot(changes[i], d) * ro[i], steps[i], d)
+            changes.append(pair.change)
+            steps.append(pair.step)
+            ro.append(1.0 / pair.curvature)
+            s["H_diag"] = pair.curvature / pair.square
+        al = two_loop(d, changes, steps, ro, s["H_diag"])
+        # Factors on a device stay there; they serve nothing but the state's likeness to torch's.
+        known = [] if is_device_array(d) else al
+        s["al"] = known + [None] * (history_size - len(known))
         return d
 
     # Flat vectors ---------------------------------------------------------------------------------------
@@ -201,39 +211,46 @@ class LBFGS(Optimizer):
 
     def _flat(self, arrays: list[Array | None]) -> Array:
         """Return one vector of all arrays, zeros in place of None."""
-        flat = np.zeros(self._size(), self._dtype())
+        if not self._dense:
+            return np.zeros(0, self._dtype())
+        flat = empty(self._dense[0].source, (self._size(),), self._dtype())
         begin = 0
         for a, dense in zip(arrays, self._dense, strict=True):
-            end = begin + dense.source.size
-            if a is not None:
-                flat[begin:end] = a.reshape(-1)
-            begin = end
-        return flat
+            size = dense.source.size
+            here = part(flat, begin, begin + size)
+            if a is None:
+                here.fill(0)
+            else:
+                assign(here, a.reshape(-1))
+            begin += size
+        vector: Array = flat
+        return vector
 
     def _size(self) -> int:
         return sum(d.source.size for d in self._dense)
 
-    def _evaluate_flat(self, closure: Callable[[], Any]) -> tuple[Any, float, Array]:
-        """Call the closure; return its loss as it is and as a number, and the gradient."""
+    def _evaluate_flat(self, closure: Callable[[], Any]) -> tuple[Any, Array]:
+        """Call the closure; return its loss as it is, and the gradient."""
         result, grads = self._evaluate(closure)
         flat = self._gather(grads)
-        return (
-            result,
-            float(result),
-            self._flat([None if g is None else self._checked(i, g) for i, g in enumerate(flat)]),
-        )
+        return result, self._flat([None if g is None else self._checked(i, g) for i, g in enumerate(flat)])
 
     def _weights(self) -> Array:
         return self._flat([d.source for d in self._dense])
 
     def _place(self, x: Array, t: float, d: Array) -> None:
         """Set the parameters to x + t d."""
-        x = x if t == 0.0 else x + t * d
+        if t != 0.0:
+            x = x.copy()
+            add_scaled(float(t), d, x)
         begin = 0
         for dense in self._dense:
             p = dense.source
-            p[...] = x[begin : begin + p.size].reshape(p.shape)
+            assign(p, part(x, begin, begin + p.size).reshape(p.shape))
             begin += p.size
+
+    def _entry(self, i: int) -> dict[str, Any]:
+        return {name: _shown(value) for name, value in self._state[i].items()}
 
     def _load(self, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
         loaded: dict[str, Any] = {}
@@ -258,112 +275,34 @@ class LBFGS(Optimizer):
         view = as_view(value, where)
         if view.shape != (self._size(),):
             raise ValueError(f"{where} has shape {view.shape}, the parameters have {self._size()} elements")
-        return np.array(view, self._dtype())
+        vector: Array = empty(self._dense[0].source, view.shape, self._dtype())
+        assign(vector, view)
+        return vector
 
 
-class _Point(NamedTuple):
-    """The loss at distance `t` along the direction, its gradient, and the slope along the direction."""
+class _Pair:
+    """How gradient and parameters changed with the last step; without one, `change` is None."""
 
-    t: float
-    loss: float
-    grad: Array
-    slope: float
+    def __init__(self, change: Any, step: Any) -> None:
+        self.change, self.step = change, step
+        self.curvature = self.square = 0.0
 
+    @classmethod
+    def of(cls, s: dict[str, Any], g: Any) -> _Pair:
+        """Return the pair that a step from the state `s` to the gradient `g` makes."""
+        return cls(g - s["prev_flat_grad"], s["d"] * s["t"]) if "d" in s else cls(None, None)
 
-def _cubic_minimum(a: _Point, b: _Point, low: float, high: float) -> float:
-    """Return where the cubic through two points and their slopes is least, within [low, high]."""
-    left, right = (a, b) if a.t <= b.t else (b, a)
-    d1 = left.slope + right.slope - 3.0 * (left.loss - right.loss) / (left.t - right.t)
-    square = d1 * d1 - left.slope * right.slope
-    middle = (low + high) / 2.0
-    if not 0.0 <= square < math.inf:  # no minimum, or a loss that is not finite
-        return middle
-    d2 = math.sqrt(square)
-    span = right.slope - left.slope + 2.0 * d2
-    if span == 0.0:
-        return middle
-    t = right.t - (right.t - left.t) * ((right.slope + d2 - d1) / span)
-    return min(max(t, low), high) if math.isfinite(t) else middle
+    def read(self, *scalars: Any) -> list[float]:
+        """Return scalars as floats, and read the pair's own products beside them."""
+        if self.change is None:
+            return numbers(*scalars)
+        products = _ops.dot(self.change, self.step), _ops.dot(self.change, self.change)
+        *values, self.curvature, self.square = numbers(*scalars, *products)
+        return values
 
 
-def strong_wolfe(
-    probe: Callable[[float], _Point],
-    start: _Point,
-    t: float,
-    longest: float,
-    tolerance_change: float,
-    max_search: int,
-    c1: float = 1e-4,
-    c2: float = 0.9,
-) -> tuple[_Point, int]:
-    """Search along a direction of descent for a point that meets the strong Wolfe conditions.
-
-    Parameters
-    ----------
-    probe : callable
-        Evaluates the distance `t`.
-    start : _Point
-        Distance 0.
-    t : float
-        The first distance to try.
-    longest : float
-        Magnitude of the direction's largest element.
-    tolerance_change : float
-        The bracket is narrow enough when it moves no parameter by this much.
-    max_search : int
-        Evaluations after the first.
-    c1, c2 : float
-        Sufficient decrease and curvature.
-
-    Returns
-    -------
-    point, evaluations
-        The best point known when the search ended.
-    """
-
-    def too_high(point: _Point) -> bool:
-        return not point.loss <= start.loss + c1 * point.t * start.slope  # NaN too
-
-    def flat_enough(point: _Point) -> bool:
-        return abs(point.slope) <= -c2 * start.slope
-
-    # Grow the distance until an interval holds a minimum.
-    before, point = start, probe(t)
-    tries = 0
-    while tries < max_search:
-        if too_high(point) or (tries > 1 and point.loss >= before.loss):
-            break
-        if flat_enough(point):
-            return point, tries + 1
-        if point.slope >= 0.0:
-            break
-        t = _cubic_minimum(before, point, point.t + 0.01 * (point.t - before.t), 10.0 * point.t)
-        before, point = point, probe(t)
-        tries += 1
-    else:
-        before = start
-
-    # Shrink the interval around it; `low` is the better end.
-    low, high = (point, before) if point.loss < before.loss else (before, point)
-    stuck = False
-    while tries < max_search and abs(high.t - low.t) * longest >= tolerance_change:
-        left, right = min(low.t, high.t), max(low.t, high.t)
-        t = _cubic_minimum(low, high, left, right)
-        # Twice near the same end, or on it: move a tenth of the interval inwards.
-        margin = 0.1 * (right - left)
-        near = min(right - t, t - left) < margin
-        if near and (stuck or t >= right or t <= left):
-            t = right - margin if abs(t - right) < abs(t - left) else left + margin
-            near = False
-        stuck = near
-        point = probe(t)
-        tries += 1
-        if too_high(point) or point.loss >= low.loss:
-            low, high = (point, low) if point.loss < low.loss else (low, point)
-            continue
-        if flat_enough(point):
-            return point, tries + 1
-        if point.slope * (high.t - low.t) >= 0.0:
-            high = low
-        low = point
-    return low, tries + 1
+def _shown(value: Any) -> Any:
+    """Return a value of the state with the vectors as their library's arrays."""
+    if isinstance(value, list):
+        return [_shown(v) for v in value]
+    return unwrapped(value)

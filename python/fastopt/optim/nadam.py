@@ -32,8 +32,8 @@ class NAdam(RuleOptimizer):
         :math:`\epsilon`, outside the root.
     weight_decay : float
         Adds ``weight_decay * p`` to the gradient.
-    momentum_decay : float
-        :math:`\psi`.
+    momentum_decay : float or None
+        :math:`\psi`; None keeps :math:`\mu_t = \beta_1` (optax).
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
     **common
@@ -51,6 +51,7 @@ class NAdam(RuleOptimizer):
         "eps": NONNEGATIVE,
         "momentum_decay": NONNEGATIVE,
     }
+    optional: ClassVar[tuple[str, ...]] = (*RuleOptimizer.optional, "momentum_decay")
     scalars: ClassVar[dict[str, float]] = {"step": 0, "mu_product": 1.0}
 
     def __init__(
@@ -60,7 +61,7 @@ class NAdam(RuleOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        momentum_decay: float = 4e-3,
+        momentum_decay: float | None = 4e-3,
         decoupled_weight_decay: bool = False,
         **common: Unpack[Common],
     ) -> None:
@@ -80,8 +81,11 @@ class NAdam(RuleOptimizer):
     def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         t, decay = s["step"], group["momentum_decay"]
-        mu = beta1 * (1.0 - 0.5 * 0.96 ** (t * decay))
-        mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1.0) * decay))
+        if decay is None:
+            mu = mu_next = beta1
+        else:
+            mu = beta1 * (1.0 - 0.5 * 0.96 ** (t * decay))
+            mu_next = beta1 * (1.0 - 0.5 * 0.96 ** ((t + 1.0) * decay))
         s["mu_product"] *= mu
         c_g = (1.0 - mu) / (1.0 - s["mu_product"])
         c_m = mu_next / (1.0 - s["mu_product"] * mu_next)

@@ -78,9 +78,44 @@ class Host:
         plan.param_norms(out)
         return out
 
-    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
-        """Run one plan's step."""
-        plan.step(grads, coefs, sets)
+    def measure(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail
+    ) -> tuple[Any, Tail]:
+        """Run the first pass of a step in two; return norms and what is left to do for the second.
+
+        Of the norms, float64, the first row is of directions and the second of parameters; 0 without a gradient.
+        """
+        out = np.empty((2, len(grads)))
+        plan.measure(grads, coefs, sets, out)
+        return out, tail
+
+    def numbers(self, values: Array) -> Any:
+        """Return numbers of tensors where the arrays are."""
+        return values
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Return `a` where a condition on numbers holds and `b` elsewhere."""
+        return np.where(condition, a, b)
+
+    def table(self, columns: tuple[Any, ...], n: int) -> Any:
+        """Return columns, each a number or n of them, side by side as float64."""
+        out = np.empty((n, len(columns)))
+        for i, column in enumerate(columns):
+            out[:, i] = column
+        return out
+
+    def step(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None
+    ) -> None:
+        """Run one plan's step; `factors` are three for each tensor, as `Factors` in csrc/formulas/common.hpp."""
+        if factors is None:
+            plan.step(grads, coefs, sets)
+        else:
+            plan.step(grads, coefs, sets, factors)
+
+    def capturing(self) -> bool:
+        """Whether what is queued now is recorded into a CUDA graph."""
+        return False
 
 
 class Device(Host):
@@ -105,14 +140,28 @@ class Device(Host):
         """Return the same; with an `inverse` this waits for the norm, without it nothing does."""
         if inverse is not None or max_norm is None:
             return super().tail(plans, grads, max_norm, inverse, order)
+        if order == 2.0:
+            return self.limit(plans, grads, max_norm)
         norm, scale = self._numbers(()), self._numbers(())
-        if len(plans) == 1 and order == 2.0:
-            return Tail(1.0, norm, scale, max_norm)
-        norms = self._queue_norms(plans, grads, order)
-        if order != 2.0:
-            norms = (norms.sum() if order == 1.0 else norms.max()).reshape(1)
+        norms = self._queue_norms(plans, grads, order, self._numbers((len(plans),)))
+        norms = (norms.sum() if order == 1.0 else norms.max()).reshape(1)
         self._join(norms, max_norm, norm, scale)
         return Tail(1.0, norm, scale)
+
+    def limit(
+        self, plans: list[Any], grads: list[list[Any]], max_norm: float, room: list[Any] | None = None
+    ) -> Tail:
+        """Return how gradients are scaled; `room` is what `norm_room` has made."""
+        norm, scale, *norms = room or self.norm_room(len(plans))
+        if len(plans) == 1:
+            return Tail(1.0, norm, scale, max_norm)
+        self._join(self._queue_norms(plans, grads, 2.0, norms[0]), max_norm, norm, scale)
+        return Tail(1.0, norm, scale)
+
+    def norm_room(self, plans: int) -> list[Any]:
+        """Return new arrays for the norm, the scale and, of several plans, their norms."""
+        shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
+        return [self._numbers(shape) for shape in shapes]
 
     def tails(
         self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
@@ -146,35 +195,64 @@ class Device(Host):
         return scales
 
     def _join(self, norms: Any, max_norm: float, norm: Any, scale: Any) -> None:
-        native().join_norms(norms, max_norm, norm, scale, self._stream())
+        native().join_norms(norms, max_norm, norm, scale, self.stream())
 
     def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
-        norms: list[float] = self._queue_norms(plans, grads, order).tolist()
+        norms: list[float] = self._queue_norms(plans, grads, order, self._numbers((len(plans),))).tolist()
         return norms
 
     def _on_host(self, norms: Any) -> Array:
         return np.array(norms.tolist())
 
-    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> Any:
-        norms = self._numbers((len(plans),))
+    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float, norms: Any) -> Any:
         for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
-            plan.norm(gs, order, norms[i : i + 1], self._stream())
+            plan.norm(gs, order, norms[i : i + 1], self.stream())
         return norms
 
     def norms(self, plan: Any, grads: list[Any], n: int | None = None) -> Any:
         out = self._numbers((len(grads) if n is None else n,))
-        plan.norms(grads, out, self._stream())
+        plan.norms(grads, out, self.stream())
         return out
 
     def param_norms(self, plan: Any, n: int) -> Any:
         out = self._numbers((n,))
-        plan.param_norms(out, self._stream())
+        plan.param_norms(out, self.stream())
         return out
 
-    def step(self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail) -> None:
-        plan.step(grads, coefs, sets, self._stream(), tail.max_norm, tail.norm, tail.scale)
+    def measure(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail
+    ) -> tuple[Any, Tail]:
+        out = self._numbers((2, len(grads)))
+        plan.measure(grads, coefs, sets, out, self.stream(), tail.max_norm, tail.norm, tail.scale)
+        return out, tail._replace(max_norm=None)
 
-    def _stream(self) -> int:
+    def numbers(self, values: Array) -> Any:
+        return self._library.unwrap(self._library.from_host(values, self._first))
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self._library.where(condition, a, b)
+
+    def table(self, columns: tuple[Any, ...], n: int) -> Any:
+        out = self._numbers((n, len(columns)))
+        for i, column in enumerate(columns):
+            out[:, i] = column
+        return out
+
+    def step(
+        self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None
+    ) -> None:
+        plan.step(grads, coefs, sets, self.stream(), tail.max_norm, tail.norm, tail.scale, factors)
+
+    def capture(self, plan: Any, grads: list[Any], tail: Tail) -> None:
+        """Queue a step that a graph repeats with the numbers of the plan's last `advance`."""
+        plan.capture(grads, self.stream(), tail.max_norm, tail.norm, tail.scale)
+
+    def capturing(self) -> bool:
+        capturing: bool = native().is_capturing(self.stream())
+        return capturing
+
+    def stream(self) -> int:
+        """Return the address of the library's current stream."""
         return self._library.stream(self._first)
 
     def _numbers(self, shape: tuple[int, ...]) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 from fastopt.optim.adam_family import AdamFamily
+from fastopt.optim.base import Interval
 from fastopt.optim.rule import Common
 
 
@@ -32,11 +33,16 @@ class RAdam(AdamFamily):
     betas : (float, float)
         Decay :math:`\beta_1` of the mean and :math:`\beta_2` of the mean square.
     eps : float
-        :math:`\epsilon`, outside the root and not corrected for bias, as in torch.
+        :math:`\epsilon`.
     weight_decay : float
         Adds ``weight_decay * p`` to the gradient.
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    eps_mode : {"hat", "outside"}
+        Whether :math:`\epsilon` is added to :math:`\sqrt v` as above (torch, thinc) or to the root of the moment
+        that is corrected for bias, :math:`\sqrt{v / (1 - \beta_2^t)}` (optax).
+    threshold : float
+        What :math:`\rho_t` has to exceed.
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -44,6 +50,12 @@ class RAdam(AdamFamily):
     ----------
     Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020.
     """
+
+    eps_modes: ClassVar[tuple[str, ...]] = ("hat", "outside")
+    ranges: ClassVar[dict[str, Interval]] = {
+        **AdamFamily.ranges,
+        "threshold": Interval(4.0, math.inf, "[4, inf)"),
+    }
 
     def __init__(
         self,
@@ -54,9 +66,12 @@ class RAdam(AdamFamily):
         weight_decay: float = 0.0,
         *,
         decoupled_weight_decay: bool = False,
+        eps_mode: Literal["hat", "outside"] = "hat",
+        threshold: float = 5.0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, **common)
+        extra = {"eps_mode": eps_mode, "threshold": threshold}
+        super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay, extra, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
         return "radam"
@@ -67,7 +82,8 @@ class RAdam(AdamFamily):
         lr, bc2 = group["lr"] / (1.0 - beta1**t), 1.0 - beta2**t
         most = 2.0 / (1.0 - beta2) - 1.0
         rho = most - 2.0 * t * beta2**t / bc2
-        if rho <= 5.0:
-            return lr, beta1, beta2, group["eps"], 0.0
+        eps = group["eps"] * (math.sqrt(bc2) if group["eps_mode"] == "outside" else 1.0)
+        if rho <= group["threshold"]:
+            return lr, beta1, beta2, eps, 0.0
         rectified = math.sqrt((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho))
-        return lr * rectified * math.sqrt(bc2), beta1, beta2, group["eps"], 1.0
+        return lr * rectified * math.sqrt(bc2), beta1, beta2, eps, 1.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
-from fastopt.optim.base import NONNEGATIVE, UNIT, Interval
+from fastopt.optim.base import NONNEGATIVE, UNIT, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 
@@ -29,7 +29,7 @@ class RMSprop(RuleOptimizer):
     alpha : float
         Decay :math:`\alpha` of the averages.
     eps : float
-        :math:`\epsilon`, outside the root.
+        :math:`\epsilon`.
     weight_decay : float
         Adds ``weight_decay * p`` to the gradient.
     momentum : float
@@ -38,6 +38,13 @@ class RMSprop(RuleOptimizer):
         Divide by the standard deviation instead of the root mean square.
     decoupled_weight_decay : bool
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
+    eps_mode : {"outside", "inside"}
+        Where :math:`\epsilon` is added: to the root (torch), or under it (Keras, optax, TensorFlow).
+    momentum_form : {"torch", "velocity"}
+        As above, or :math:`b \leftarrow \mu b + \eta u` and :math:`p \leftarrow p - b`, where an earlier step keeps
+        its own rate (Keras, optax, TensorFlow).
+    initial_square_avg : float
+        What :math:`v` starts from (TensorFlow 1: 1).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
@@ -52,6 +59,7 @@ class RMSprop(RuleOptimizer):
         "alpha": UNIT,
         "eps": NONNEGATIVE,
         "momentum": NONNEGATIVE,
+        "initial_square_avg": NONNEGATIVE,
     }
 
     def __init__(
@@ -65,6 +73,9 @@ class RMSprop(RuleOptimizer):
         centered: bool = False,
         *,
         decoupled_weight_decay: bool = False,
+        eps_mode: Literal["outside", "inside"] = "outside",
+        momentum_form: Literal["torch", "velocity"] = "torch",
+        initial_square_avg: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
         settings = {
@@ -75,8 +86,19 @@ class RMSprop(RuleOptimizer):
             "momentum": momentum,
             "centered": centered,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "eps_mode": eps_mode,
+            "momentum_form": momentum_form,
+            "initial_square_avg": initial_square_avg,
         }
         super().__init__(params, settings, **common)
+
+    def check(self, group: dict[str, Any]) -> None:
+        one_of("RMSprop", "eps_mode", group["eps_mode"], ("outside", "inside"))
+        one_of("RMSprop", "momentum_form", group["momentum_form"], ("torch", "velocity"))
+
+    def initial(self, group: dict[str, Any], state: str) -> float:
+        first: float = group["initial_square_avg"] if state == "square_avg" else 0.0
+        return first
 
     def rule(self, group: dict[str, Any]) -> str:
         return (
@@ -86,5 +108,9 @@ class RMSprop(RuleOptimizer):
         )
 
     def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
-        lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
-        return (lr, alpha, eps, momentum) if momentum else (lr, alpha, eps)
+        lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
+        epsilons = (group["eps"], 0.0) if group["eps_mode"] == "outside" else (0.0, group["eps"])
+        if not momentum:
+            return lr, alpha, *epsilons
+        rate, k = (lr, 1.0) if group["momentum_form"] == "torch" else (1.0, lr)
+        return rate, alpha, *epsilons, momentum, k

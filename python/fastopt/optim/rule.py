@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
-from fastopt.optim.base import NONNEGATIVE, number
+from fastopt.optim.base import NONNEGATIVE, number, one_of
+from fastopt.optim.capture import Capturable
 from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
@@ -19,7 +20,12 @@ from fastopt.optim.groups import Pattern
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
 from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
-__all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer"]
+__all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
+
+
+def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
+    """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
+    return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
 
 
 class _Row:
@@ -57,6 +63,7 @@ class _Plan:
         tensors = local if self.parts is None else np.repeat(local, self.parts)
         self.sets = None if len(self.rows) <= 1 else tensors.astype(np.int32)
         self.coefs = np.zeros((len(self.rows), self.width))
+        self.kept: dict[str, tuple[Array, Any]] = {}  # numbers of tensors that follow from the rows
 
     def table(self, factors: Array | None) -> tuple[Array, Array | None]:
         """Return the rows of coefficients and which tensor uses which; with `factors` each tensor has its own."""
@@ -71,7 +78,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(GradientOptimizer):
+class RuleOptimizer(Capturable, GradientOptimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -91,8 +98,12 @@ class RuleOptimizer(GradientOptimizer):
     optional: ClassVar[tuple[str, ...]] = ("clip_value", "adaptive_clip", "ema_decay")
     #: Numbers kept for each parameter, with their initial values. A step raises "step" by one.
     scalars: ClassVar[dict[str, float]] = {"step": 0}
+    #: The values of ``weight_decay_mode``; none where a rule decays in a way of its own.
+    decay_modes: ClassVar[tuple[str, ...]] = ("l2", "decoupled", "decoupled_after", "fixed")
     #: Whether the numbers are part of the state dictionary.
     saves_scalars: ClassVar[bool] = True
+    #: Whether an element's update depends on its own numbers alone.
+    by_element: ClassVar[bool] = True
     #: Whether a parameter has state before its first step.
     eager_state: ClassVar[bool] = False
 
@@ -110,6 +121,7 @@ class RuleOptimizer(GradientOptimizer):
         adaptive_clip_eps: float = 1e-3,
         clip_value: float | None = None,
         ema_decay: float | None = None,
+        weight_decay_mode: str | None = None,
         state_dtype: str = "float32",
         rounding: str = "nearest",
         no_decay: Pattern | None = None,
@@ -129,6 +141,7 @@ class RuleOptimizer(GradientOptimizer):
             "adaptive_clip": adaptive_clip,
             "adaptive_clip_eps": adaptive_clip_eps,
             "ema_decay": ema_decay,
+            "weight_decay_mode": weight_decay_mode,
             "state_dtype": state_dtype,
             "rounding": rounding,
         }
@@ -148,24 +161,47 @@ class RuleOptimizer(GradientOptimizer):
         """
         raise NotImplementedError
 
+    def decay(self, group: dict[str, Any], s: dict[str, float]) -> float:
+        """Return what a step multiplies the parameters by; `s` is what `coefficients` is about to be given."""
+        mode = self._decay_mode(group)
+        factor: float = 1.0
+        if mode != "l2":
+            factor -= group["weight_decay"] * (1.0 if mode == "fixed" else group["lr"])
+        return factor
+
+    @staticmethod
+    def _decay_mode(group: dict[str, Any]) -> str:
+        mode: str | None = group["weight_decay_mode"]
+        return mode or ("decoupled" if group["decoupled_weight_decay"] else "l2")
+
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
         return 0.0
 
     def _storage(self, group: dict[str, Any]) -> Storage:
         """Return how what belongs to a group's parameters is stored."""
-        average = group["ema_decay"] is not None
-        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"])
+        average, by_unit = group["ema_decay"] is not None, group["adaptive_clip"] is not None
+        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"], by_unit)
 
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
         super()._validate(group, where)
         storage = self._storage(group)
         storage.check(type(self).__name__, where)
-        if storage.packed and group["adaptive_clip"] is not None:
+        own_way = (
+            type(self)._run is not RuleOptimizer._run or type(self)._prepare is not RuleOptimizer._prepare
+        )
+        if own_way and (storage.by_unit or self._clip_scope != "global"):
+            setting = "adaptive_clip" if storage.by_unit else f"clip_scope {self._clip_scope!r}"
+            raise ValueError(
+                f"{type(self).__name__}: {setting} is for optimizers that step each element by itself{where}"
+            )
+        if storage.packed and storage.by_unit:
             raise ValueError(
                 f"{type(self).__name__}: adaptive_clip needs state_dtype 'float32' and rounding 'nearest', got "
                 f"{storage.state_dtype!r} and {storage.rounding!r}{where}"
             )
+        if group["weight_decay_mode"] is not None:
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings that it lacks are the optimizer's defaults.
@@ -185,7 +221,7 @@ class RuleOptimizer(GradientOptimizer):
     def _index_parameters(self) -> None:
         super()._index_parameters()
         self._plans: list[_Plan] | None = None
-        self._kinds: list[tuple[Storage, bool]] = []
+        self._kinds: list[Storage] = []
         self._scoped = False
         self._seen: list[dict[str, Any]] = []
 
@@ -257,6 +293,9 @@ class RuleOptimizer(GradientOptimizer):
 
     def _update(self, grads: list[Any], missing: bool, inverse: float | None) -> bool:
         """Add gradients to those that wait, or update with all of them; False where they are not finite."""
+        if self._captured is not None and self._placement.capturing():
+            self._captured.record(self, grads)
+            return True
         plans = self._refresh()
         if self._accumulate == 1 and not self._accumulator.count:
             return self._apply(plans, grads, missing, inverse)
@@ -285,11 +324,13 @@ class RuleOptimizer(GradientOptimizer):
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
-        advanced = self._advance(plans, active, tails[0].factor)
         for dense in self._copied:
             dense.load()
+        if not self._prepare(plans, chosen, tails[0]):
+            return True
+        advanced = self._advance(plans, active, tails[0].factor)
         for plan, gs, tail in zip(plans, chosen, tails, strict=True):
-            self._placement.step(plan.native, gs, *plan.table(tail.factors), tail)
+            self._run(plan, gs, tail)
         for dense in self._copied:
             dense.store()
         for row, s in advanced:
@@ -304,6 +345,14 @@ class RuleOptimizer(GradientOptimizer):
             return self._placement.tails(natives, grads, [plan.ranges for plan in plans], inverse)
         tail = self._placement.tail(natives, grads, self._max_norm, inverse, self._norm_type)
         return None if tail is None else [tail] * len(plans)
+
+    def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
+        """Run the native step of one plan."""
+        self._placement.step(plan.native, grads, *plan.table(tail.factors), tail)
+
+    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+        """Do what comes between the checks and a step's coefficients; False leaves the step out."""
+        return True
 
     def _advance(
         self, plans: list[_Plan], active: list[bool] | None, scale: float
@@ -322,16 +371,16 @@ class RuleOptimizer(GradientOptimizer):
         return advanced
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
+        decay = self.decay(group, s)
         lr, *rest = self.coefficients(group, s)
-        weight_decay, clip_value = group["weight_decay"], group["clip_value"]
-        decoupled = group["decoupled_weight_decay"]
+        clip_value, mode = group["clip_value"], self._decay_mode(group)
         return (
             -scale if group["maximize"] else scale,
             math.inf if clip_value is None else clip_value,
             group["l1"],
-            0.0 if decoupled else weight_decay,
-            lr,
-            1.0 - group["lr"] * weight_decay if decoupled else 1.0,
+            group["weight_decay"] if mode == "l2" else 0.0,
+            lr * decay if mode == "decoupled_after" else lr,
+            decay,
             group["ema_decay"] or 0.0,
             s["step"],
             *rest,
@@ -372,7 +421,7 @@ class RuleOptimizer(GradientOptimizer):
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
             if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
                 raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
-        kinds = [(self._storage(group), group["adaptive_clip"] is not None) for group in self.param_groups]
+        kinds = [self._storage(group) for group in self.param_groups]
         plans = self._plans
         if plans is None or kinds != self._kinds:
             plans = self._build(kinds)
@@ -387,13 +436,12 @@ class RuleOptimizer(GradientOptimizer):
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _build(self, kinds: list[tuple[Storage, bool]]) -> list[_Plan]:
+    def _build(self, kinds: list[Storage]) -> list[_Plan]:
         """Make one native plan for each rule and storage in use, of units or not, with state arrays."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
-        for kind in dict.fromkeys(kinds):
-            storage, by_unit = kind
-            index = [i for i, g in enumerate(groups) if kinds[g] == kind]
+        for storage in dict.fromkeys(kinds):
+            index = [i for i, g in enumerate(groups) if kinds[g] == storage]
             if not index:
                 continue
             dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
@@ -406,7 +454,7 @@ class RuleOptimizer(GradientOptimizer):
             packed = storage.arguments(state)
             if self._shadows is not None:
                 packed["shadows"] = [self._shadows[i] for i in index]
-            parts = packed["parts"] = [self._units(i) for i in index] if by_unit else None
+            parts = packed["parts"] = [self._units(i) for i in index] if storage.by_unit else None
             native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
             whole = len(index) == len(groups)
             packs = storage.packed or self._shadows is not None
@@ -534,6 +582,6 @@ class RuleOptimizer(GradientOptimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen")
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
         return {**kept, "_shadows": None}

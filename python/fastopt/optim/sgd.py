@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Unpack
 
-from fastopt.optim.base import FINITE, NONNEGATIVE, Interval
+from fastopt.optim.base import FINITE, NONNEGATIVE, Interval, one_of
 from fastopt.optim.rule import COMMON_RANGES, Common, RuleOptimizer
 
 MomentumForm = Literal["torch", "velocity", "ewma"]
@@ -83,16 +83,16 @@ class SGD(RuleOptimizer):
         super().__init__(params, settings, **common)
 
     def check(self, group: dict[str, Any]) -> None:
-        if group["momentum_form"] not in _FORMS:
-            raise ValueError(f"SGD: momentum_form must be one of {_FORMS}, got {group['momentum_form']!r}")
+        owner = type(self).__name__
+        one_of(owner, "momentum_form", group["momentum_form"], _FORMS)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
-                f"SGD: nesterov needs momentum and no dampening, "
+                f"{owner}: nesterov needs momentum and no dampening, "
                 f"got momentum {group['momentum']} and dampening {group['dampening']}"
             )
         if group["dampening"] != 0 and group["momentum_form"] != "torch":
             raise ValueError(
-                f"SGD: dampening belongs to momentum_form 'torch', "
+                f"{owner}: dampening belongs to momentum_form 'torch', "
                 f"got {group['dampening']} with {group['momentum_form']!r}"
             )
 

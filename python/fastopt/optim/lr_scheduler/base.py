@@ -7,10 +7,11 @@ import operator
 from typing import Any
 
 from fastopt.optim.base import Optimizer, number
+from fastopt.optim.wrapper import Wrapper
 
 
 def check_optimizer(optimizer: Any, owner: str) -> None:
-    if not isinstance(optimizer, Optimizer):
+    if not isinstance(optimizer, Optimizer | Wrapper):
         raise TypeError(f"{owner}: optimizer is {type(optimizer).__name__}, expected a fastopt optimizer")
 
 

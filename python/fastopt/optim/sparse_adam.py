@@ -1,0 +1,198 @@
+"""SparseAdam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fastopt._arrays import Array, as_view
+from fastopt.optim.adam_family import AdamFamily
+from fastopt.optim.base import POSITIVE, Interval
+from fastopt.optim.params import is_tensor
+from fastopt.optim.state import computed_dtype
+from fastopt.optim.tail import NO_TAIL
+
+
+class _Pair:
+    """The gradient of some rows, no container to those who walk the structure of gradients."""
+
+    __slots__ = ("indices", "rows")
+
+    def __init__(self, indices: Any, rows: Any) -> None:
+        self.indices = indices
+        self.rows = rows
+
+
+class _Touched(NamedTuple):
+    """Rows of parameter i, in order and each once, and their gradients."""
+
+    i: int
+    indices: Array
+    grads: Array
+
+
+class SparseAdam(AdamFamily):
+    r"""Adam that updates the rows with a gradient and leaves the others, with their moments, as they are.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
+        p \leftarrow p - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m}{\sqrt{v} + \epsilon}
+
+    for these rows; :math:`t` counts the steps of the whole parameter.
+
+    Parameters
+    ----------
+    params : list, dict, nested tree, (name, array) pairs, or list of groups
+        The parameters, updated in place; see `Optimizer`. On the host, of one dimension at least.
+    lr : float
+        Learning rate :math:`\eta`.
+    betas : (float, float)
+        Decay :math:`\beta_1` of the mean and :math:`\beta_2` of the mean square.
+    eps : float
+        :math:`\epsilon`, outside the root and not corrected for bias, as in torch.
+    maximize : bool
+        Ascend instead of descend.
+
+    References
+    ----------
+    Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, in the form of torch's class.
+    """
+
+    ranges: ClassVar[dict[str, Interval]] = {**AdamFamily.ranges, "lr": POSITIVE, "eps": POSITIVE}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, 0.0, False, maximize=maximize)
+
+    def check(self, group: dict[str, Any]) -> None:
+        for i, p in enumerate(group["params"]):
+            view = as_view(p.data if is_tensor(p) else p, f"SparseAdam: params[{i}]")
+            if not isinstance(view, np.ndarray):
+                raise TypeError(f"SparseAdam: params[{i}] is on a CUDA device, expected one on the host")
+            if not view.ndim:
+                raise ValueError(f"SparseAdam: params[{i}] is a scalar, expected an array with rows")
+
+    def rule(self, group: dict[str, Any]) -> str:
+        return "radam"  # which, rectified, is this rule
+
+    def coefficients(self, group: dict[str, Any], s: dict[str, float]) -> tuple[float, ...]:
+        beta1, beta2 = group["betas"]
+        t = s["step"]
+        lr = group["lr"] * math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+        return lr, beta1, beta2, group["eps"], 1.0
+
+    def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the given rows of each parameter.
+
+        Parameters
+        ----------
+        grads : list, dict, tree or callable
+            In the place of each parameter a pair ``(indices, rows)``: `indices`, an integer array of shape (n,), are
+            those of the parameter's first axis, and `rows`, of shape (n, ...) and the parameter's dtype, the gradients
+            there. The gradients of an index that stands several times are summed. None skips the parameter; with n = 0
+            the step only counts. A callable is taken as `closure`.
+        closure : callable, optional
+            Evaluates the model and returns ``(loss, grads)``.
+
+        Returns
+        -------
+        The closure's loss, None without a closure.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A gradient is no such pair, an index is out of range, or the structure differs. Nothing has changed then.
+        """
+        if callable(grads):
+            grads, closure = None, grads
+        loss = None
+        if closure is not None:
+            loss, grads = self._evaluate(closure)
+        if grads is None:
+            raise TypeError("step: grads is None, SparseAdam needs a pair (indices, rows) for each parameter")
+        flat = self._gather(_paired(grads))
+        self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
+        return loss
+
+    def _touched(self, i: int, pair: Any) -> _Touched:
+        """Return a gradient with the rows of equal indices summed, or raise."""
+        name, p = self._label(i, "grads"), self._dense[i].source
+        if not isinstance(pair, _Pair):
+            raise TypeError(f"step: {name} is {type(pair).__name__}, expected a pair (indices, rows)")
+        indices, rows = np.asarray(pair.indices), as_view(pair.rows, f"step: {name}[1]")
+        if rows.dtype != p.dtype:
+            raise TypeError(f"step: {name}[1] is {rows.dtype}, {self._label(i)} is {p.dtype}")
+        if indices.ndim != 1:
+            raise ValueError(f"step: {name}[0] has shape {indices.shape}, expected one dimension")
+        expected = (len(indices), *p.shape[1:])
+        if rows.shape != expected:
+            raise ValueError(
+                f"step: {name}[1] has shape {rows.shape}, expected {expected} for {name}[0] and {self._label(i)}"
+            )
+        outside = indices[(indices < 0) | (indices >= p.shape[0])]
+        if outside.size:
+            raise ValueError(
+                f"step: {name}[0] has the index {outside[0]}, {self._label(i)} has {p.shape[0]} rows"
+            )
+        if not indices.size:
+            return _Touched(i, indices, rows)
+        order = np.argsort(indices, kind="stable")
+        unique, first = np.unique(indices[order], return_index=True)
+        wide = rows[order].astype(computed_dtype(self._dense[i]), copy=False)
+        return _Touched(i, unique, np.add.reduceat(wide, first, axis=0).astype(p.dtype, copy=False))
+
+    def _update_rows(self, pairs: list[_Touched | None]) -> None:
+        """Run one native step over copies of all rows that are touched, and put them back."""
+        plans = self._refresh()
+        given = np.array([pair is not None for pair in pairs])
+        active = None if given.all() else self._split(given)
+        advanced = self._advance(plans, active, 1.0)
+        for plan in plans:
+            sets = np.zeros(len(plan.index), np.int32) if plan.sets is None else plan.sets
+            touched, used = [], []
+            for k, i in enumerate(plan.index):
+                pair = pairs[i]
+                if pair is not None and pair.indices.size:
+                    touched.append(pair)
+                    used.append(sets[k])
+            wholes = [
+                [
+                    self._dense[pair.i].source,
+                    *(self._state[pair.i][name] for name in ("exp_avg", "exp_avg_sq")),
+                ]
+                for pair in touched
+            ]
+            parts = [
+                [whole[pair.indices] for whole in arrays]
+                for pair, arrays in zip(touched, wholes, strict=True)
+            ]
+            params, *states = ([part[a] for part in parts] for a in range(3))
+            native = self._placement.plan("radam", params, states, None)
+            grads = [pair.grads for pair in touched]
+            self._placement.step(native, grads, plan.coefs, np.array(used, np.int32), NO_TAIL)
+            for pair, arrays, copies in zip(touched, wholes, parts, strict=True):
+                for whole, part in zip(arrays, copies, strict=True):
+                    whole[pair.indices] = part
+        for row, s in advanced:
+            row.scalars = s
+
+
+def _paired(grads: Any) -> Any:
+    """Return the structure of gradients with its pairs as `_Pair`."""
+    if isinstance(grads, Mapping):
+        return {key: _paired(value) for key, value in grads.items()}
+    if not isinstance(grads, list | tuple):
+        return grads
+    if len(grads) == 2 and "int" in str(getattr(grads[0], "dtype", "")):  # torch's dtypes have no kind
+        return _Pair(*grads)
+    return type(grads)(_paired(value) for value in grads)
