@@ -10,6 +10,7 @@ import pytest
 import fastopt as fo
 from cases import OPTIMIZERS
 from fastopt import optim
+from fastopt.optim.rule import RuleOptimizer
 from optim_tools import RULES, make, refuse
 
 SHAPES = ((33,), (), (0,), (40, 27), (5, 3, 2, 2), (1, 70))
@@ -60,7 +61,25 @@ def assert_like_clipping_before(name, options, kinds, prepare, dtype=np.float64,
             q[...] = p  # small differences must not grow
 
 
-@pytest.mark.parametrize("name", RULES)
+def own_way(name):
+    """Whether a class steps in passes of its own."""
+    cls = getattr(optim, name)
+    return cls._run is not RuleOptimizer._run or cls._prepare is not RuleOptimizer._prepare
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if own_way(name)])
+def test_what_is_refused_where_norms_of_tensors_are_the_step(name):
+    for kinds, what in [
+        ({"max_norm": 1.0, "clip_scope": "parameter"}, "clip_scope 'parameter'"),
+        ({"adaptive_clip": 0.1}, "adaptive_clip"),
+    ]:
+        with pytest.raises(
+            ValueError, match=f"{name}: {what} is for optimizers that step each element by itself"
+        ):
+            make(name, [np.zeros(2)], kinds)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if not own_way(name)])
 def test_each_parameter(name, isa):
     options = OPTIMIZERS[name]["options"][0]
     assert_like_clipping_before(
@@ -133,7 +152,7 @@ def adapted(g, p, share, eps=1e-3):
     return np.asarray((g * factor).reshape(g.shape))
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name != "Rprop"])
+@pytest.mark.parametrize("name", [name for name in RULES if not own_way(name)])
 def test_adaptive(name, isa):
     """Some units of the same array are clipped and some are not."""
     options = OPTIMIZERS[name]["options"][0]

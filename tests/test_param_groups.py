@@ -21,8 +21,8 @@ def tree():
     }
 
 
-def zeros(params):
-    return {k: zeros(v) if isinstance(v, dict) else np.zeros_like(v) for k, v in params.items()}
+def like(params, value):
+    return {k: like(v, value) if isinstance(v, dict) else np.full_like(v, value) for k, v in params.items()}
 
 
 NAMES = [["first.weight", "last.weight"], ["first.bias", "LayerNorm.weight", "last.Bias"]]
@@ -36,10 +36,17 @@ def test_no_decay(name):
     assert [group["param_names"] for group in opt.param_groups] == NAMES
     assert [group["weight_decay"] for group in opt.param_groups] == [0.5, 0.0]
     assert opt.param_groups[0]["params"][1] is params["last"]["weight"]
-    opt.step(zeros(params))
-    for group, same in zip(opt.param_groups, (False, True), strict=True):
-        for p in group["params"]:
-            assert bool((p == 1).all()) is same
+    other = tree()
+    kept = [other["first"]["weight"], other["last"]["weight"]]
+    rest = [other["first"]["bias"], other["LayerNorm"]["weight"], other["last"]["Bias"]]
+    groups = [{"params": kept}, {"params": rest, "weight_decay": 0.0}]
+    twin = make(name, groups, {"lr": 0.1, "weight_decay": 0.5})
+    for _ in range(2):
+        opt.step(like(params, 0.5))
+        twin.step([[np.full_like(p, 0.5) for p in group] for group in (kept, rest)])
+    for group, expected in zip(opt.param_groups, (kept, rest), strict=True):
+        for p, q in zip(group["params"], expected, strict=True):
+            np.testing.assert_array_equal(p, q)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class CudaPlan {
     DeviceStep step = prepared(call, "step", pointers, coefs, rows);
     step.factors = arrays_.checked_factors(call, factors);
     const ArgName scale_name{"step", "scale"};
-    step.scale_each = !scale.is_none() && call.view(scale, scale_name).ndim == 1;
+    step.scale_each = max_norm.is_none() && !scale.is_none() && call.view(scale, scale_name).ndim == 1;
     step.grad_scale = step.scale_each ? arrays_.one_each(call, scale, scale_name)
                                       : limited(call, "step", pointers, max_norm, norm, scale);
     plan_.step_from_host(step, Index(coefs.size()), call.stream());
@@ -69,7 +69,7 @@ class CudaPlan {
     DeviceCall call(stream);
     const std::vector<const void*> pointers = gradient_pointers(call, grads);
     DeviceStep step = prepared(call, "measure", pointers, coefs, rows);
-    double* const to = arrays_.table(call, out, {"measure", "out"}, 2, arrays_.params().size());
+    double* const to = arrays_.table(call, out, {"measure", "out"}, 2, arrays_.tensors().size());
     step.grad_scale = limited(call, "measure", pointers, max_norm, norm, scale);
     plan_.measure_from_host(step, Index(coefs.size()), to, call.stream());
   }

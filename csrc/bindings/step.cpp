@@ -44,7 +44,7 @@ class Plan {
     const py::tuple held(grads);
     const std::vector<const void*> pointers = gradient_pointers(held);
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
-    double* const to = arrays_.table(kNumpy, out, {"measure", "out"}, 2, arrays_.params().size());
+    double* const to = arrays_.table(kNumpy, out, {"measure", "out"}, 2, arrays_.tensors().size());
     const double* table = coefs.data();
     const py::gil_scoped_release release;
     plan_.measure(pointers.data(), table, arrays_.width(), row_of, to);

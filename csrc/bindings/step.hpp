@@ -156,7 +156,7 @@ class PlanArrays {
   // A step's factors, a row for each tensor; null for None.
   const double* checked_factors(Call& call, const py::object& factors) const {
     if (factors.is_none()) return nullptr;
-    return table(call, factors, {"step", "factors"}, views_.size(), Factors::kSize);
+    return table(call, factors, {"step", "factors"}, tensors_.size(), Factors::kSize);
   }
 
   // Where `out` has a float64 for each tensor.

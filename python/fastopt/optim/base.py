@@ -296,16 +296,16 @@ class Optimizer:
             gather(grads, self._specs, flat)
         return flat
 
-    def _as_given(self, in_order: list[Any]) -> list[Any]:
-        """Return one gradient for each parameter, in the order of the groups, as the flat list that `step` takes."""
-        return [in_order[at] for at in self._order] if self._moved else in_order
-
     def _in_order(self, grads: Sequence[Any]) -> list[Any]:
         """Return a flat list of what was given, in the order of the groups."""
         flat: list[Any] = [None] * len(grads)
         for at, g in zip(self._order, grads, strict=True):
             flat[at] = g
         return flat
+
+    def _as_given(self, in_order: list[Any]) -> list[Any]:
+        """Return one gradient for each parameter as the flat list that `step` takes."""
+        return [in_order[at] for at in self._order] if self._moved else in_order
 
     def _usable(self, flat: list[Any]) -> list[Any]:
         """Return the gradients as dense ndarrays laid out like their parameters, or raise."""

@@ -96,7 +96,10 @@ class CapturedStep:
 
     def _require_same(self, optimizer: RuleOptimizer, call: str) -> None:
         """Refuse where the kernels would have to update other arrays, or by another rule."""
-        if optimizer._plans is not self._plans or optimizer._kinds_now() != optimizer._kinds:
+        if (
+            optimizer._plans is not self._plans
+            or list(map(optimizer._storage, optimizer.param_groups)) != optimizer._kinds
+        ):
             raise RuntimeError(
                 f"{call}: parameters, state or rule are not what they were at prepare_capture(); call it again, "
                 "then capture the step again"
@@ -141,16 +144,17 @@ class Capturable:
             The parameters are on the host, the stream is being captured already, or the optimizer's step computes on
             the host what a replay would need.
         """
-        from fastopt.optim.rule import RuleOptimizer
-
         name = type(self).__name__
         if not isinstance(self._placement, Device):
             raise RuntimeError(
                 f"prepare_capture: the parameters of {name} are on the host, CUDA graphs are a device's"
             )
-        steps_itself = type(self).step is not RuleOptimizer.step
-        if steps_itself or type(self)._update is not RuleOptimizer._update or not self.by_element:
+        if not self.is_plain() or not self.by_element:
             raise RuntimeError(f"prepare_capture: {name} takes its steps in a way that no graph can repeat")
+        if (setting := self.eager_setting()) is not None:
+            raise RuntimeError(
+                f"prepare_capture: {setting} is computed between steps, which no graph repeats"
+            )
         self._captured = CapturedStep(self)
 
     def advance(self: Any) -> None:

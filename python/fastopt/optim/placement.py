@@ -129,21 +129,6 @@ class Device(Host):
     def plan(self, *arguments: Any, **packed: Any) -> Any:
         return native().StepPlan(*arguments, **packed)
 
-    def limit(
-        self, plans: list[Any], grads: list[list[Any]], max_norm: float, room: list[Any] | None = None
-    ) -> Tail:
-        """Return how gradients are scaled; `room` is what `norm_room` has made."""
-        norm, scale, *norms = room or self.norm_room(len(plans))
-        if len(plans) == 1:
-            return Tail(1.0, norm, scale, max_norm)
-        self._join(self._queue_norms(plans, grads, 2.0, norms[0]), max_norm, norm, scale)
-        return Tail(1.0, norm, scale)
-
-    def norm_room(self, plans: int) -> list[Any]:
-        """Return new arrays for the norm, the scale and, of several plans, their norms."""
-        shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
-        return [self._numbers(shape) for shape in shapes]
-
     def tail(
         self,
         plans: list[Any],
@@ -158,9 +143,25 @@ class Device(Host):
         if order == 2.0:
             return self.limit(plans, grads, max_norm)
         norm, scale = self._numbers(()), self._numbers(())
-        norms = self._queue_norms(plans, grads, order)
-        self._join((norms.sum() if order == 1.0 else norms.max()).reshape(1), max_norm, norm, scale)
+        norms = self._queue_norms(plans, grads, order, self._numbers((len(plans),)))
+        norms = (norms.sum() if order == 1.0 else norms.max()).reshape(1)
+        self._join(norms, max_norm, norm, scale)
         return Tail(1.0, norm, scale)
+
+    def limit(
+        self, plans: list[Any], grads: list[list[Any]], max_norm: float, room: list[Any] | None = None
+    ) -> Tail:
+        """Return how gradients are scaled; `room` is what `norm_room` has made."""
+        norm, scale, *norms = room or self.norm_room(len(plans))
+        if len(plans) == 1:
+            return Tail(1.0, norm, scale, max_norm)
+        self._join(self._queue_norms(plans, grads, 2.0, norms[0]), max_norm, norm, scale)
+        return Tail(1.0, norm, scale)
+
+    def norm_room(self, plans: int) -> list[Any]:
+        """Return new arrays for the norm, the scale and, of several plans, their norms."""
+        shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
+        return [self._numbers(shape) for shape in shapes]
 
     def tails(
         self, plans: list[Any], grads: list[list[Any]], ranges: list[list[Range]], inverse: float | None
@@ -197,14 +198,13 @@ class Device(Host):
         native().join_norms(norms, max_norm, norm, scale, self.stream())
 
     def _norms(self, plans: list[Any], grads: list[list[Any]], order: float) -> list[float]:
-        norms: list[float] = self._queue_norms(plans, grads, order).tolist()
+        norms: list[float] = self._queue_norms(plans, grads, order, self._numbers((len(plans),))).tolist()
         return norms
 
     def _on_host(self, norms: Any) -> Array:
         return np.array(norms.tolist())
 
-    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float, room: Any = None) -> Any:
-        norms = self._numbers((len(plans),)) if room is None else room
+    def _queue_norms(self, plans: list[Any], grads: list[list[Any]], order: float, norms: Any) -> Any:
         for i, (plan, gs) in enumerate(zip(plans, grads, strict=True)):
             plan.norm(gs, order, norms[i : i + 1], self.stream())
         return norms

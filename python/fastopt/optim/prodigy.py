@@ -12,7 +12,7 @@ from fastopt import _ops
 from fastopt._arrays import Array
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import FRACTION, POSITIVE, Interval
-from fastopt.optim.rule import Common, Kind, bare
+from fastopt.optim.rule import Common, bare
 from fastopt.optim.state import State, Storage, allocate, in_layout
 from fastopt.optim.tail import Tail
 
@@ -157,7 +157,7 @@ class Prodigy(AdamFamily):
 
     # The estimate ---------------------------------------------------------------------------------------
 
-    def _build(self, kinds: list[Kind]) -> list[Any]:
+    def _build(self, kinds: list[Storage]) -> list[Any]:
         plans = super()._build(kinds)
         storage = Storage("prodigy_estimate")
         self._estimates = []

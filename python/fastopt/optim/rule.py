@@ -22,8 +22,6 @@ from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 
-Kind = tuple[Storage, bool]
-
 
 def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
     """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
@@ -180,27 +178,35 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         """Return the value that a new array of this state is filled with."""
         return 0.0
 
+    @classmethod
+    def is_plain(cls) -> bool:
+        """Whether a step is this class's own: one native call for each rule."""
+        return cls.step is RuleOptimizer.step and cls._update is RuleOptimizer._update
+
     def _storage(self, group: dict[str, Any]) -> Storage:
         """Return how what belongs to a group's parameters is stored."""
-        average = group["ema_decay"] is not None
-        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"])
+        average, by_unit = group["ema_decay"] is not None, group["adaptive_clip"] is not None
+        return Storage(self.rule(group), average, group["state_dtype"], group["rounding"], by_unit)
 
     def _validate(self, group: dict[str, Any], where: str = "") -> None:
         super()._validate(group, where)
         storage = self._storage(group)
         storage.check(type(self).__name__, where)
-        if group["weight_decay_mode"] is not None:
-            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
-        if storage.packed and group["adaptive_clip"] is not None:
+        own_way = (
+            type(self)._run is not RuleOptimizer._run or type(self)._prepare is not RuleOptimizer._prepare
+        )
+        if own_way and (storage.by_unit or self._clip_scope != "global"):
+            setting = "adaptive_clip" if storage.by_unit else f"clip_scope {self._clip_scope!r}"
+            raise ValueError(
+                f"{type(self).__name__}: {setting} is for optimizers that step each element by itself{where}"
+            )
+        if storage.packed and storage.by_unit:
             raise ValueError(
                 f"{type(self).__name__}: adaptive_clip needs state_dtype 'float32' and rounding 'nearest', got "
                 f"{storage.state_dtype!r} and {storage.rounding!r}{where}"
             )
-        if not self.by_element and (self._clip_scope != "global" or group["adaptive_clip"] is not None):
-            raise ValueError(
-                f"{type(self).__name__}: gradients are clipped all together or by value, got clip_scope "
-                f"{self._clip_scope!r} and adaptive_clip {group['adaptive_clip']}{where}"
-            )
+        if group["weight_decay_mode"] is not None:
+            one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; settings that it lacks are the optimizer's defaults.
@@ -220,7 +226,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
     def _index_parameters(self) -> None:
         super()._index_parameters()
         self._plans: list[_Plan] | None = None
-        self._kinds: list[Kind] = []
+        self._kinds: list[Storage] = []
         self._scoped = False
         self._seen: list[dict[str, Any]] = []
 
@@ -420,7 +426,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             kept = self._objects[self._starts[g] : self._starts[g + 1]]
             if len(kept) != len(group["params"]) or any(map(is_not, kept, group["params"])):
                 raise RuntimeError(f"param_groups[{g}]['params'] was changed, use add_param_group")
-        kinds = self._kinds_now()
+        kinds = [self._storage(group) for group in self.param_groups]
         plans = self._plans
         if plans is None or kinds != self._kinds:
             plans = self._build(kinds)
@@ -435,17 +441,12 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _kinds_now(self) -> list[Kind]:
-        """Return what plans are made for: the rule and storage of each group, and whether it is clipped by units."""
-        return [(self._storage(group), group["adaptive_clip"] is not None) for group in self.param_groups]
-
-    def _build(self, kinds: list[Kind]) -> list[_Plan]:
+    def _build(self, kinds: list[Storage]) -> list[_Plan]:
         """Make one native plan for each rule and storage in use, of units or not, with state arrays."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
-        for kind in dict.fromkeys(kinds):
-            storage, by_unit = kind
-            index = [i for i, g in enumerate(groups) if kinds[g] == kind]
+        for storage in dict.fromkeys(kinds):
+            index = [i for i, g in enumerate(groups) if kinds[g] == storage]
             if not index:
                 continue
             dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
@@ -458,7 +459,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             packed = storage.arguments(state)
             if self._shadows is not None:
                 packed["shadows"] = [self._shadows[i] for i in index]
-            parts = packed["parts"] = [self._units(i) for i in index] if by_unit else None
+            parts = packed["parts"] = [self._units(i) for i in index] if storage.by_unit else None
             native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
             whole = len(index) == len(groups)
             packs = storage.packed or self._shadows is not None

@@ -366,5 +366,6 @@ def _step_scaled(optimizer: Optimizer, grads: Any, inverse: float) -> bool:
     flat = optimizer._gather(grads)
     scaled = [None if g is None else optimizer._checked(i, g).copy() for i, g in enumerate(flat)]
     scale_in_place([g for g in scaled if g is not None], inverse)
-    optimizer.step([library(g).unwrap(g) if is_device_array(g) else g for g in scaled])  # type: ignore[attr-defined]
+    own = [library(g).unwrap(g) if is_device_array(g) else g for g in scaled]
+    optimizer.step(optimizer._as_given(own))  # type: ignore[attr-defined]
     return True

@@ -35,12 +35,15 @@ class Storage(NamedTuple):
         Of the averages among the rule's states.
     rounding : str
         Of bfloat16 parameters.
+    by_unit : bool
+        The native plan counts the units of an array as tensors.
     """
 
     rule: str
     average: bool = False
     state_dtype: str = "float32"
     rounding: str = "nearest"
+    by_unit: bool = False
 
     def check(self, owner: str, where: str = "") -> None:
         """Raise ValueError where there is no such storage, or nothing that could be stored so."""
