@@ -82,9 +82,8 @@ void split_all(const float* from, void* high, std::int16_t* low, Index n) {
   Bf16* const y = static_cast<Bf16*>(high);
   FO_INDEPENDENT
   for (Index i = 0; i < n; ++i) {
-    const Split parts = split(from[i]);
-    y[i] = parts.high;
-    low[i] = parts.low;
+    y[i] = high_part(from[i]);
+    low[i] = low_part(from[i]);
   }
 }
 

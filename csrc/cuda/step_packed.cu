@@ -189,9 +189,8 @@ struct PackedUpdate {
       std::int16_t low[kEach];
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        const Split parts = split(from[k]);
-        high[k] = parts.high;
-        low[k] = parts.low;
+        high[k] = high_part(from[k]);
+        low[k] = low_part(from[k]);
       }
       put(high, tensor.p, first, n);
       put(low, tensor.packing.remainder, first, n);
@@ -234,7 +233,7 @@ struct PackedUpdate {
 
 // Tensors that compute in double are another kernel's.
 template <template <class> class Rule>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     packed_step_kernel(const PlanTensor* tensors, const PlanChunk* chunks, DeviceStep step,
                        const std::uint32_t* noise, const __grid_constant__ Inline<double> own_coefs,
                        const __grid_constant__ Inline<const void*> own_grads) {

@@ -70,15 +70,14 @@ struct ByteCode {
 
 // A float32 as the bfloat16 nearest to it (of two, the one farther from 0) and the signed 16 bits that are
 // missing.
-struct Split {
-  Bf16 high;
-  int16_t low;
-};
-FO_HD Split split(float x) {
-  const uint32_t magnitude = to_bits(x) & ~Real<float>::sign;
-  const uint32_t bits = magnitude > Real<float>::inf ? Real<float>::nan : to_bits(x);
-  const uint16_t high = uint16_t((bits + 0x8000u) >> 16);
-  return {{high}, int16_t(uint16_t(bits - (uint32_t(high) << 16)))};
+FO_HD uint32_t one_nan(float x) {
+  const uint32_t bits = to_bits(x);
+  return (bits & ~Real<float>::sign) > Real<float>::inf ? Real<float>::nan : bits;
+}
+FO_HD Bf16 high_part(float x) { return {uint16_t((one_nan(x) + 0x8000u) >> 16)}; }
+FO_HD int16_t low_part(float x) {
+  const uint32_t bits = one_nan(x);
+  return int16_t(uint16_t(bits - ((bits + 0x8000u) & 0xffff0000u)));
 }
 FO_HD float join(Bf16 high, int16_t low) {
   return from_bits<float>((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
