@@ -21,10 +21,11 @@ import losses
 import optim
 import peers
 import tables
+import tails
 import train
 from harness import Aim, Case, Many, Row
 
-BENCHMARKS = (linear, losses, activations, train, curves, optim)
+BENCHMARKS = (linear, losses, activations, train, curves, optim, tails)
 
 
 def _row(provider: str, p50: float, **changed: object) -> Row:

