@@ -23,7 +23,7 @@ struct StorageKernels {
   StepKernel at[2][2];  // [with average][clipped by value or with an L1 penalty]
 };
 struct StepKernels {
-  StorageKernels at[kDTypes];  // [storage]
+  StorageKernels at[kComputeTypes];  // [storage]; two-byte parameters are unpacked first, see plan_packed.cpp
 };
 
 // The first pass of a step that depends on whole tensors: the sums of squares of a chunk's directions and of

@@ -17,11 +17,10 @@ struct Packing {
   void* shadow = nullptr;             // null, or receives float32 parameters rounded to shadow_dtype
   DType shadow_dtype = DType::bf16;
 
-  bool stages_parameter() const { return remainder || by_chance; }
   bool any() const {
     for (const Stored stored : states)
       if (stored != Stored::as_computed) return true;
-    return stages_parameter() || shadow;
+    return remainder || by_chance || shadow;
   }
 };
 
@@ -30,6 +29,7 @@ struct PackingKernels {
   void (*decode[kStoredKinds])(const void* from, const std::uint8_t* exponents, float* to, Index n);
   void (*encode[kStoredKinds])(const float* from, const std::uint32_t* noise, void* to,
                                std::uint8_t* exponents, Index n);
+  void (*widen[kDTypes])(const void* from, float* to, Index n);  // of two bytes
   void (*join)(const void* high, const std::int16_t* low, float* to, Index n);
   void (*split)(const float* from, void* high, std::int16_t* low, Index n);
   void (*narrow[kDTypes])(const float* from, void* to, Index n);  // to the nearest

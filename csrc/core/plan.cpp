@@ -52,7 +52,8 @@ void StepPlan::step(const void* const* grads, const double* coefs, Index width, 
 void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* grad,
                             const double* row) const {
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
-  if (tensor.packing.any()) return update_packed(tensor_, begin, end, grad, row);
+  if (tensor.packing.any() || item_bytes(tensor.dtype) == 2)
+    return update_packed(tensor_, begin, end, grad, row);
   kernels().step[rule_].at[int(tensor.dtype)].at[tensor.ema != nullptr][is_bounded(row)](
       piece(tensor_, begin, end, grad), row);
 }

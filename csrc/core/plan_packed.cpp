@@ -48,7 +48,7 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
   const Packing& packing = tensor.packing;
   const PackingKernels& pack = *kernels().packing;
-  const bool stages = packing.stages_parameter();
+  const bool stages = item_bytes(tensor.dtype) == 2;
   const DType dtype = stages ? DType::f32 : tensor.dtype;
   const StepKernel update = kernels().step[rule_].at[int(dtype)].at[tensor.ema != nullptr][is_bounded(row)];
   alignas(64) float rooms[kRooms][kRoom];
@@ -72,11 +72,11 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
       pack.decode[int(packing.states[s])](state, exponents_at(packing, s, first), rooms[s], n);
     }
     if (stages) {
-      pack.decode[int(Stored::bf16)](g, nullptr, rooms[kGradientRoom], n);
+      pack.widen[int(tensor.dtype)](g, rooms[kGradientRoom], n);
       if (packing.remainder) {
         pack.join(p, packing.remainder + first, rooms[kParameterRoom], n);
       } else {
-        pack.decode[int(Stored::bf16)](p, nullptr, rooms[kParameterRoom], n);
+        pack.widen[int(tensor.dtype)](p, rooms[kParameterRoom], n);
       }
       piece.p = rooms[kParameterRoom];
       piece.g = rooms[kGradientRoom];
@@ -94,6 +94,8 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
       pack.split(rooms[kParameterRoom], p, packing.remainder + first, n);
     } else if (packing.by_chance) {
       pack.encode[int(Stored::bf16)](rooms[kParameterRoom], noise(kParameterRoom), p, nullptr, n);
+    } else if (stages) {
+      pack.narrow[int(tensor.dtype)](rooms[kParameterRoom], p, n);
     }
     if (packing.shadow)
       pack.narrow[int(packing.shadow_dtype)](static_cast<const float*>(piece.p),

@@ -10,11 +10,12 @@ inline namespace FASTOPT_ISA {
 namespace {
 
 template <class P>
-void widen(const void* from, const std::uint8_t*, float* to, Index n) {
+void widen(const void* from, float* to, Index n) {
   const P* const x = static_cast<const P*>(from);
   FO_INDEPENDENT
   for (Index i = 0; i < n; ++i) to[i] = load(x[i]);
 }
+void widen_state(const void* from, const std::uint8_t*, float* to, Index n) { widen<Bf16>(from, to, n); }
 
 template <class P>
 void narrow(const float* from, void* to, Index n) {
@@ -88,8 +89,9 @@ void split_all(const float* from, void* high, std::int16_t* low, Index n) {
 }
 
 constexpr PackingKernels kKernels = {
-    .decode = {nullptr, widen<Bf16>, decode<true>, decode<false>},
+    .decode = {nullptr, widen_state, decode<true>, decode<false>},
     .encode = {nullptr, narrow_by_chance, encode<true>, encode<false>},
+    .widen = {nullptr, nullptr, widen<Bf16>, widen<F16>},
     .join = join_all,
     .split = split_all,
     .narrow = {nullptr, nullptr, narrow<Bf16>, narrow<F16>},

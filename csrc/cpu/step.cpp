@@ -51,11 +51,9 @@ constexpr StorageKernels storage_kernels() {
            {step_chunk<Rule, P, S, true, false>, step_chunk<Rule, P, S, true, true>}}};
 }
 
-// Low-precision parameters keep state and averages in float32: bfloat16 ones stop moving at a decay of 0.999.
 template <template <class> class Rule>
 constexpr StepKernels step_kernels() {
-  return {{storage_kernels<Rule, float, float>(), storage_kernels<Rule, double, double>(),
-           storage_kernels<Rule, Bf16, float>(), storage_kernels<Rule, F16, float>()}};
+  return {{storage_kernels<Rule, float, float>(), storage_kernels<Rule, double, double>()}};
 }
 
 template <class List>

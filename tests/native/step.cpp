@@ -66,9 +66,7 @@ template <template <class> class... Rule>
 void check_kernels(Formulas<Rule...>) {
   Random random(1);
   int rule = 0;
-  ((check_kernel<Rule, float>(rule, random), check_kernel<Rule, double>(rule, random),
-    check_kernel<Rule, Bf16>(rule, random), check_kernel<Rule, F16>(rule, random), ++rule),
-   ...);
+  ((check_kernel<Rule, float>(rule, random), check_kernel<Rule, double>(rule, random), ++rule), ...);
 }
 
 // Tensors on both sides of a chunk's size, one without a gradient, and a plan of them. Odd ones take the
@@ -157,6 +155,8 @@ void test_step() {
   on_each_isa([] {
     check_plans<Sgd, float>();
     check_plans<Adam, float>();
+    check_plans<Adam, Bf16>();
+    check_plans<Sgd, F16>();
     check_plans<Nadam, double>();
   });
 }
