@@ -276,7 +276,7 @@ def measure(case: Case, peers: Mapping[str, Any], rounds: int) -> list[Row]:
     table = []
     for provider, seconds in samples.items():
         row = figures(case, provider, seconds, case.work, case.unit, peak[case.ceilings[0]])
-        row.version = versions[provider.split("-")[0]]
+        row.version = versions.get(provider.split("-")[0], "")
         if isinstance(call := calls[provider], Many):
             row.mode = call.mode
         table.append(row)

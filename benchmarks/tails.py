@@ -70,6 +70,7 @@ def _tail(peers: Mapping[str, Any]) -> dict[str, Call]:
     scaler = fo.optim.GradScaler(init_scale=1.0, growth_interval=2**30)
 
     def step() -> None:
+        scaler.get_scale()  # as the loss of these gradients would have asked
         scaler.step(optimizer, grads)
         scaler.update()
 
