@@ -99,10 +99,14 @@ class Host:
 
     def table(self, columns: tuple[Any, ...], n: int) -> Any:
         """Return columns, each a number or n of them, side by side as float64."""
-        out = np.empty((n, len(columns)))
+        out = self._numbers((n, len(columns)))
         for i, column in enumerate(columns):
             out[:, i] = column
         return out
+
+    def _numbers(self, shape: tuple[int, ...]) -> Any:
+        """Return room for float64."""
+        return np.empty(shape)
 
     def step(
         self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None
@@ -231,12 +235,6 @@ class Device(Host):
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         return self._library.where(condition, a, b)
-
-    def table(self, columns: tuple[Any, ...], n: int) -> Any:
-        out = self._numbers((n, len(columns)))
-        for i, column in enumerate(columns):
-            out[:, i] = column
-        return out
 
     def step(
         self, plan: Any, grads: list[Any], coefs: Array, sets: Array | None, tail: Tail, factors: Any = None

@@ -178,8 +178,9 @@ def store(
     # Conversions are rare: they happen on the host.
     floats = _floats(storage, dense, name, view, exponents)
     if dtype == np.uint8:
-        codes, new_exponents = _core.encode(_host_dense(dense, floats).ravel(), _signed(storage, name))
-        put = _from_dense(dense, codes.reshape(_host_dense(dense, floats).shape))
+        walked = _host_dense(dense, floats)
+        codes, new_exponents = _core.encode(walked.ravel(), _signed(storage, name))
+        put = _from_dense(dense, codes.reshape(walked.shape))
         entry[name + EXPONENTS] = _placed(dense, new_exponents)
     else:
         put = floats.astype(dtype)
