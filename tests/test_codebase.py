@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -131,6 +132,15 @@ def test_objects_keep_to_their_namespace_and_call_no_libm(
                 assert symbol in ALLOWED_CALLS or home in symbol or symbol == "_GLOBAL_OFFSET_TABLE_", (
                     f"{name} at {level} calls {symbol}"
                 )
+
+
+def test_import_loads_only_what_every_program_needs() -> None:
+    """Readers of files, checkpoints, peers and NumPy's random numbers cost import time: they come when asked for."""
+    late = {"gzip", "hashlib", "json", "ml_dtypes", "numpy.random", "pathlib", "scipy", "torch", "zipfile"}
+    late |= {f"fastopt.{name}" for name in ("checkpoint", "compat", "data", "program", "_cuda")}
+    code = f"import sys, numpy; before = set(sys.modules); import fastopt; print(*({late} & set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ plot, info
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastopt import _dtypes, checkpoint, data, functional, nn, optim
+from fastopt import _dtypes, functional, nn, optim
 from fastopt._core import __version__
 from fastopt._dtypes import DType as dtype
 from fastopt._dtypes import bool_ as bool
@@ -34,8 +34,6 @@ from fastopt._dtypes import float16, float32, float64, int8, int16, int32, int64
 from fastopt._random import generator, get_rng_state, manual_seed, set_rng_state
 from fastopt._tape import enable_grad, is_grad_enabled, no_grad
 from fastopt._threads import get_num_threads, set_num_threads
-from fastopt.checkpoint import load_object as load
-from fastopt.checkpoint import save_object as save
 from fastopt.creation import (
     arange,
     as_tensor,
@@ -100,8 +98,13 @@ from fastopt.operations import (
     where,
 )
 from fastopt.optim import GradScaler
-from fastopt.program import compile
 from fastopt.tensor import Tensor
+
+if TYPE_CHECKING:  # what __getattr__ loads
+    from fastopt import checkpoint, data
+    from fastopt.checkpoint import load_object as load
+    from fastopt.checkpoint import save_object as save
+    from fastopt.program import compile
 
 # torch's other names of the same dtypes.
 float, double, half = float32, float64, float16
@@ -209,12 +212,28 @@ __all__ = [
 ]
 
 
+# Loaded when first asked for: not every program uses these, and they cost import time.
+_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "plot", "torch"})
+_LAZY_NAMES = {
+    "compile": ("program", "compile"),
+    "load": ("checkpoint", "load_object"),
+    "minimize": ("_minimize", "minimize"),
+    "minimize_method": ("_minimize", "minimize_method"),
+    "save": ("checkpoint", "save_object"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: most programs use none of these, and they cost import time.
     if name == "bfloat16":
         return _dtypes.bfloat16
-    if name in {"minimize", "minimize_method"}:
-        return getattr(importlib.import_module("fastopt._minimize"), name)
-    if name in {"compat", "info", "interop", "plot", "torch"}:
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"fastopt.{name}")
+    if name in _LAZY_NAMES:
+        module, attribute = _LAZY_NAMES[name]
+        value = globals()[name] = getattr(importlib.import_module(f"fastopt.{module}"), attribute)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_NAMES, "bfloat16"})

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ def cublaslt_path() -> str | None:
     folders = spec.submodule_search_locations if spec else None
     for name in ("cu13/lib/libcublasLt.so.13", "cublas/lib/libcublasLt.so.12"):
         for folder in folders or ():
-            if (path := Path(folder, name)).exists():
-                return str(path)
+            if os.path.exists(path := os.path.join(folder, name)):
+                return path
     return None
 
 

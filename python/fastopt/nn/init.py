@@ -7,7 +7,7 @@ from `generator`, by default the package's (`manual_seed`), in float32 for narro
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from fastopt._dtypes import DEFAULT_FLOAT, DType, is_floating
 from fastopt.tensor import to_array
 
 Array = npt.NDArray[Any]
-Generator = np.random.Generator
+Generator: TypeAlias = "np.random.Generator"  # a name only: importing numpy.random takes time
 
 _GAINS = {
     "linear": 1.0,
