@@ -1,4 +1,4 @@
-"""Plots of a training run: learning curves, confusion matrix, learning-rate schedules.
+"""Pictures of training: learning curves, schedules, confusion matrix, norms by layer, comparisons, paths on a surface.
 
 matplotlib is imported when a plot is made, and only its file-writing half: no window, no global state.
 """
@@ -6,7 +6,7 @@ matplotlib is imported when a plot is made, and only its file-writing half: no w
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_confusion", "plot_history", "plot_schedule"]
+__all__ = [
+    "plot_bars",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_history",
+    "plot_norms",
+    "plot_path",
+    "plot_schedule",
+]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", ":", "-.")  # a round of colours each
 _PARTS = {"train": _COLOURS[0], "test": _COLOURS[1]}
 _INK = "#333333"
 _MAX_NUMBERED = 20  # more classes than this: colours without numbers
+_MAX_LISTED = 10  # more layers than this: some of them in the legend
 
 
 def plot_history(
@@ -36,13 +46,14 @@ def plot_history(
     classes: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot loss and accuracy over the epochs, training and test set together.
+    """Plot loss and accuracy over the epochs, training and test set together, and the learning rate where it changes.
 
     Parameters
     ----------
     history
         Lists of one number per epoch under ``train_loss``, ``test_loss``, ``train_accuracy`` and
-        ``test_accuracy``; what is missing is left out. ``epoch``: their numbers, from 1 by default.
+        ``test_accuracy``; what is missing is left out. ``epoch``: their numbers, from 1 by default. ``lr``: the
+        learning rates, which get a panel where they are not all the same.
     path
         Where to write the picture; the suffix (png, svg, pdf) chooses the format. None: only returned.
     confusion, classes
@@ -72,16 +83,24 @@ def plot_history(
     if not panels:
         raise ValueError(f"plot_history: no train_loss, test_loss ... in history, only {sorted(history)}")
     lengths = {f"{part}_{quantity}": len(c) for quantity, curves in panels for part, c in curves.items()}
+    rates = history.get("lr", ())
+    scheduled = len(set(rates)) > 1
+    if scheduled:
+        lengths["lr"] = len(rates)
     epochs = history.get("epoch", range(1, max(lengths.values()) + 1))
     for name, length in lengths.items():
         if length != len(epochs):
             raise ValueError(f"plot_history: {name} has {length} values for {len(epochs)} epochs")
 
-    count = len(panels) + (confusion is not None)
+    count = len(panels) + scheduled + (confusion is not None)
     figure = _new_figure(4.4 * count, 3.6)
     axes = figure.subplots(1, count, squeeze=False)[0]
     for ax, (quantity, curves) in zip(axes, panels, strict=False):
         _draw_curves(ax, epochs, quantity, curves)
+    if scheduled:
+        _draw_rates(axes[len(panels)], {"": rates}, epochs)
+        _style(axes[len(panels)], "epoch", "learning rate")
+        _whole_numbers(axes[len(panels)])
     if confusion is not None:
         _draw_confusion(ax=axes[-1], matrix=_as_matrix(confusion), classes=classes)
     return _finish(figure, path, title)
@@ -149,13 +168,227 @@ def plot_schedule(
         raise ValueError("plot_schedule: rates is empty")
     figure = _new_figure(5.6, 3.6)
     ax = figure.subplots()
-    for i, (name, values) in enumerate(named.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(range(len(values)), values, color=colour, label=name, linewidth=1.8, drawstyle="steps-post")
+    _draw_rates(ax, named)
     _style(ax, xlabel, "learning rate")
-    ax.set_ylim(bottom=0)
     if isinstance(rates, Mapping):
         ax.legend(frameon=False)
+    return _finish(figure, path, title)
+
+
+def plot_norms(
+    gradients: Mapping[str, Sequence[float]],
+    path: StrPath | None = None,
+    *,
+    weights: Mapping[str, Sequence[float]] | None = None,
+    steps: Sequence[float] | None = None,
+    xlabel: str = "step",
+    title: str | None = None,
+) -> Figure:
+    """Plot gradient norms of the layers over the steps, and beside them the weights' norms; both axes logarithmic.
+
+    Parameters
+    ----------
+    gradients
+        Lists of one norm per record, by layer, from the input to the output: the darkest line is nearest to the input.
+        Zeros and what is not finite are left out.
+    weights
+        The same for the weights: a panel of its own.
+    steps
+        The step of each record; None: counted from 1.
+    xlabel
+        What a step is.
+    path, title
+        As in `plot_history`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        No records, or lists of different lengths.
+    """
+    panels = {"gradient norm": gradients} | ({} if weights is None else {"weight norm": weights})
+    count = len(next(iter(gradients.values()), ()))
+    at = range(1, count + 1) if steps is None else steps
+    if not count:
+        raise ValueError("plot_norms: gradients is empty")
+    for what, norms in panels.items():
+        for layer, values in norms.items():
+            if len(values) != len(at):
+                raise ValueError(
+                    f"plot_norms: {what} of {layer} has {len(values)} values for {len(at)} steps"
+                )
+    figure = _new_figure(4.4 * len(panels) + 1.2, 3.6)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (what, norms) in zip(axes, panels.items(), strict=True):
+        _draw_layers(ax, at, norms)
+        _style(ax, xlabel, what)
+    axes[-1].legend(frameon=False, title="layer", loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _finish(figure, path, title)
+
+
+def plot_comparison(
+    histories: Mapping[str, Mapping[str, Sequence[float]]],
+    path: StrPath | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Plot several runs together: training loss (logarithmic), test loss and test accuracy over the epochs.
+
+    Parameters
+    ----------
+    histories
+        A history as in `plot_history` for each run, by name. What none of them has gets no panel; runs may have
+        different lengths.
+    path, title
+        As in `plot_history`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        No run has an epoch to show.
+    """
+    panels = [
+        key
+        for key in ("train_loss", "test_loss", "test_accuracy")
+        if any(len(history.get(key, ())) for history in histories.values())
+    ]
+    if not panels:
+        raise ValueError(f"plot_comparison: no losses or accuracies in the histories of {sorted(histories)}")
+    figure = _new_figure(4.2 * len(panels) + 1.4, 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, key in zip(axes, panels, strict=True):
+        for i, (name, history) in enumerate(histories.items()):
+            values = history.get(key, ())
+            epochs = history.get("epoch", range(1, len(values) + 1))
+            ax.plot(epochs, values, label=name, **_line(i), marker=_marker(len(values)), markersize=3)
+        _style(ax, "epoch", key.replace("_", " ").replace("train", "training"))
+        _whole_numbers(ax)
+        if key == "test_accuracy":
+            _percent(ax)
+        else:
+            ax.set_yscale("log")
+            _plain_decades(ax)
+    axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _finish(figure, path, title)
+
+
+def plot_path(
+    fun: Callable[[NDArray[np.float64]], Any],
+    paths: Mapping[str, ArrayLike],
+    path: StrPath | None = None,
+    *,
+    minimum: Sequence[float] | None = None,
+    xlim: tuple[float, float] | None = None,
+    ylim: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Plot the ways that optimizers took on the surface of a function of two numbers.
+
+    Parameters
+    ----------
+    fun
+        A function of an array (2,) that returns its value, or value and gradient, as `fastopt.minimize` takes it.
+    paths
+        The points (n, 2) that each optimizer went through, by name. What is not finite is left out.
+    path, title
+        As in `plot_history`.
+    minimum
+        A point to mark with a star.
+    xlim, ylim
+        The part of the plane to show; None: what holds all paths and the minimum.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        No paths, or points that are not (n, 2).
+    """
+    points = {name: np.asarray(values, np.float64) for name, values in paths.items()}
+    for name, a in points.items():
+        if a.ndim != 2 or a.shape[1] != 2 or not len(a):
+            raise ValueError(f"plot_path: path of {name} has shape {a.shape}, expected (n, 2)")
+    if not points:
+        raise ValueError("plot_path: paths is empty")
+    marked = [] if minimum is None else [np.reshape(np.asarray(minimum, np.float64), (1, 2))]
+    everything = np.concatenate([*points.values(), *marked])
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    limits = [given or _limits(everything[:, i]) for i, given in enumerate((xlim, ylim))]
+    figure = _new_figure(6.4, 4.6)
+    ax = figure.subplots()
+    _draw_surface(ax, fun, *limits)
+    for i, (name, a) in enumerate(points.items()):
+        ax.plot(*a.T, label=name, **_line(i), marker=_marker(len(a)), markersize=3)
+    start = next(iter(points.values()))[0]
+    ax.plot(
+        *start, marker="o", markersize=7, color="white", markeredgecolor=_INK, linestyle="none", label="start"
+    )
+    if minimum is not None:
+        ax.plot(
+            *minimum,
+            marker="*",
+            markersize=13,
+            color="white",
+            markeredgecolor=_INK,
+            linestyle="none",
+            label="minimum",
+        )
+    _style(ax, "", "")
+    ax.grid(False)
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+    return _finish(figure, path, title)
+
+
+def plot_bars(
+    groups: Mapping[str, Mapping[str, float]],
+    path: StrPath | None = None,
+    *,
+    unit: str = "µs",
+    title: str | None = None,
+) -> Figure:
+    """Plot numbers as bars, a panel for each group, with the figures and their ratio to the first beside them.
+
+    Parameters
+    ----------
+    groups
+        Numbers above 0 by name, by group; the first of a group is what the others are compared with.
+    unit
+        What they are.
+    path, title
+        As in `plot_history`.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError
+        Nothing to draw.
+    """
+    if not groups or not all(groups.values()):
+        raise ValueError("plot_bars: groups is empty")
+    heights = [len(values) + 1.2 for values in groups.values()]
+    figure = _new_figure(6.6, 0.32 * sum(heights) + 0.5)
+    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (name, values) in zip(axes, groups.items(), strict=True):
+        first = next(iter(values.values()))
+        colours = [_COLOURS[0], *["#b5b5b5"] * (len(values) - 1)]
+        bars = ax.barh(range(len(values)), list(values.values()), color=colours, height=0.72)
+        labels = [
+            f"{v:,.3g} {unit}" + (f"  {v / first:.2f}x" if i else "") for i, v in enumerate(values.values())
+        ]
+        ax.bar_label(bars, labels, padding=4, fontsize=8.5, color=_INK)
+        ax.set_yticks(range(len(values)), list(values))
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1.28 * max(values.values()))
+        ax.set_title(name, loc="left", fontsize=9.5, color=_INK)
+        ax.set_xticks([])
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+        ax.tick_params(colors=_INK, labelsize=9, length=0)
     return _finish(figure, path, title)
 
 
@@ -197,12 +430,86 @@ def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
+def _line(i: int) -> dict[str, Any]:
+    """The look of a picture's i-th line, unlike those before."""
+    dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.8}
+
+
+def _marker(points: int) -> str | None:
+    return "o" if points <= 30 else None
+
+
+def _whole_numbers(ax: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _percent(ax: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def _plain_decades(ax: Axes) -> None:
+    """Numbers of a logarithmic axis as 0.02 rather than 2 x 10^-2, few enough to be read."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_rates(ax: Axes, named: Mapping[str, Sequence[float]], steps: Sequence[float] | None = None) -> None:
+    for i, (name, values) in enumerate(named.items()):
+        at = range(len(values)) if steps is None else steps
+        ax.plot(at, values, label=name, **_line(i), drawstyle="steps-post")
+    ax.set_ylim(bottom=0)
+
+
+def _draw_layers(ax: Axes, steps: Sequence[float], norms: Mapping[str, Sequence[float]]) -> None:
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis"](np.linspace(0.0, 0.92, len(norms)))
+    every = -(-len(norms) // _MAX_LISTED)
+    for i, (layer, values) in enumerate(norms.items()):
+        a = np.asarray(values, np.float64)
+        a = np.where(np.isfinite(a) & (a > 0), a, np.nan)
+        listed = i % every == 0 or i == len(norms) - 1
+        label = layer if listed else f"_{layer}"  # matplotlib leaves out what begins so
+        ax.plot(steps, a, color=shades[i], label=label, linewidth=1.5, marker=_marker(len(a)), markersize=3)
+    ax.set_yscale("log")
+
+
+def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.12 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def _draw_surface(
+    ax: Axes,
+    fun: Callable[[NDArray[np.float64]], Any],
+    xlim: tuple[float, float],
+    ylim: tuple[float, float],
+) -> None:
+    """Contours of `fun`, whose heights grow by a fixed factor: narrow valleys and steep walls in one picture."""
+    xs, ys = np.linspace(*xlim, 121), np.linspace(*ylim, 121)
+    z = np.empty((len(ys), len(xs)))
+    for i, j in np.ndindex(z.shape):
+        value = fun(np.array([xs[j], ys[i]]))
+        z[i, j] = value[0] if isinstance(value, tuple) else value
+    above = z - np.nanmin(z)
+    heights = np.log10(above + 1e-3 * np.nanmax(above))
+    ax.contourf(xs, ys, heights, levels=24, cmap="Greys", alpha=0.55)
+    ax.contour(xs, ys, heights, levels=12, colors="white", linewidths=0.6)
+
+
 def _draw_curves(
     ax: Axes, epochs: Sequence[float], quantity: str, curves: Mapping[str, Sequence[float]]
 ) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    marker = "o" if len(epochs) <= 30 else None
+    marker = _marker(len(epochs))
     for part, values in curves.items():
         last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
         ax.plot(
@@ -215,9 +522,9 @@ def _draw_curves(
             markersize=3.5,
         )
     _style(ax, "epoch", quantity)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _whole_numbers(ax)
     if quantity == "accuracy":
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        _percent(ax)
         ax.legend(frameon=False, loc="lower right")
     else:
         ax.set_ylim(0, 1.04 * ax.get_ylim()[1])
