@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ Call = Callable[[], Any]
 _LR = 1e-3
 _WARM_SECONDS = 0.03  # calls that go untimed before a sample: sleeping threads come to speed in them
 _SAMPLE_SECONDS = 0.02  # a short call is repeated until a sample lasts so long
+_BUSY = 0.3  # of all CPUs, by the load average
 _IDLE_SLICE, _LONGEST_PAUSE = 0.003, 0.15  # workers of BLAS and OpenMP spin for up to 26 ms after a call
 
 
@@ -547,6 +549,16 @@ def _settle() -> None:
         time.sleep(_IDLE_SLICE)
         if time.process_time() - used < 0.1 * (time.perf_counter() - start):
             return
+
+
+def busy() -> str:
+    """A warning where other programs leave the CPUs no rest; nothing where they do, or the system does not tell."""
+    try:
+        load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):
+        return ""
+    share = load / cpus
+    return f"other programs use {share:.0%} of {cpus} CPUs: expect noise" if share > _BUSY else ""
 
 
 # --------------------------------------------------------------------------------------------------- report

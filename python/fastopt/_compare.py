@@ -65,7 +65,10 @@ class Comparison:
 
     def histories(self) -> dict[str, dict[str, list[float]]]:
         """The numbers of each run's epochs, as `fastopt.plot.plot_comparison` takes them."""
-        return {name: run.trainer.history for name, run in self.runs.items()}
+        return {
+            name if run.stopped is None else f"{name} (diverged)": run.trainer.history
+            for name, run in self.runs.items()
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """Each run in numbers, best test accuracy first, and of equal ones the lower test loss."""

@@ -30,9 +30,10 @@ __all__ = [
 StrPath: TypeAlias = str | os.PathLike[str]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ("-", "--", ":", "-.")  # a round of colours each
-_PARTS = {"train": _COLOURS[0], "test": _COLOURS[1]}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_ROUNDS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # dashes and markers of a round of colours each
+_MAX_MARKED = 30  # more points than this: a line without markers
+_PARTS = ("train", "test")
 _INK = "#333333"
 _MAX_NUMBERED = 20  # more classes than this: colours without numbers
 _MAX_LISTED = 10  # more layers than this: some of them in the legend
@@ -98,7 +99,8 @@ def plot_history(
     for ax, (quantity, curves) in zip(axes, panels, strict=False):
         _draw_curves(ax, epochs, quantity, curves)
     if scheduled:
-        _draw_rates(axes[len(panels)], {"": rates}, epochs)
+        axes[len(panels)].plot(epochs, rates, **_line(0, len(epochs)))
+        axes[len(panels)].set_ylim(bottom=0)
         _style(axes[len(panels)], "epoch", "learning rate")
         _whole_numbers(axes[len(panels)])
     if confusion is not None:
@@ -168,8 +170,10 @@ def plot_schedule(
         raise ValueError("plot_schedule: rates is empty")
     figure = _new_figure(5.6, 3.6)
     ax = figure.subplots()
-    _draw_rates(ax, named)
+    for i, (name, values) in enumerate(named.items()):
+        ax.plot(range(len(values)), values, label=name, **_line(i), drawstyle="steps-post")
     _style(ax, xlabel, "learning rate")
+    ax.set_ylim(bottom=0)
     if isinstance(rates, Mapping):
         ax.legend(frameon=False)
     return _finish(figure, path, title)
@@ -263,14 +267,13 @@ def plot_comparison(
         for i, (name, history) in enumerate(histories.items()):
             values = history.get(key, ())
             epochs = history.get("epoch", range(1, len(values) + 1))
-            ax.plot(epochs, values, label=name, **_line(i), marker=_marker(len(values)), markersize=3)
+            ax.plot(epochs, values, label=name, **_line(i, len(values)))
         _style(ax, "epoch", key.replace("_", " ").replace("train", "training"))
         _whole_numbers(ax)
         if key == "test_accuracy":
             _percent(ax)
         else:
-            ax.set_yscale("log")
-            _plain_decades(ax)
+            _logarithmic(ax)
     axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return _finish(figure, path, title)
 
@@ -321,7 +324,8 @@ def plot_path(
     ax = figure.subplots()
     _draw_surface(ax, fun, *limits)
     for i, (name, a) in enumerate(points.items()):
-        ax.plot(*a.T, label=name, **_line(i), marker=_marker(len(a)), markersize=3)
+        (line,) = ax.plot(*a.T, label=name, **_line(i, len(a)))
+        ax.plot(*a[-1], marker="o", markersize=6, color=line.get_color(), label=f"_end of {name}")
     start = next(iter(points.values()))[0]
     ax.plot(
         *start, marker="o", markersize=7, color="white", markeredgecolor=_INK, linestyle="none", label="start"
@@ -379,7 +383,8 @@ def plot_bars(
         colours = [_COLOURS[0], *["#b5b5b5"] * (len(values) - 1)]
         bars = ax.barh(range(len(values)), list(values.values()), color=colours, height=0.72)
         labels = [
-            f"{v:,.3g} {unit}" + (f"  {v / first:.2f}x" if i else "") for i, v in enumerate(values.values())
+            f"{_three_digits(v)} {unit}" + (f"  {v / first:.2f}x" if i else "")
+            for i, v in enumerate(values.values())
         ]
         ax.bar_label(bars, labels, padding=4, fontsize=8.5, color=_INK)
         ax.set_yticks(range(len(values)), list(values))
@@ -430,14 +435,15 @@ def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def _line(i: int) -> dict[str, Any]:
-    """The look of a picture's i-th line, unlike those before."""
-    dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.8}
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _marker(points: int) -> str | None:
-    return "o" if points <= 30 else None
+def _line(i: int, points: int = 1000) -> dict[str, Any]:
+    """The look of a picture's i-th line, of so many points, unlike those before."""
+    dash, marker = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
+    look = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.8}
+    return {**look, "marker": marker, "markersize": 3.5} if points <= _MAX_MARKED else look
 
 
 def _whole_numbers(ax: Axes) -> None:
@@ -452,20 +458,18 @@ def _percent(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
-def _plain_decades(ax: Axes) -> None:
-    """Numbers of a logarithmic axis as 0.02 rather than 2 x 10^-2, few enough to be read."""
+def _logarithmic(ax: Axes) -> None:
+    """A logarithmic axis of values; with numbers such as 0.02 rather than powers where it spans few decades."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    ax.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _draw_rates(ax: Axes, named: Mapping[str, Sequence[float]], steps: Sequence[float] | None = None) -> None:
-    for i, (name, values) in enumerate(named.items()):
-        at = range(len(values)) if steps is None else steps
-        ax.plot(at, values, label=name, **_line(i), drawstyle="steps-post")
-    ax.set_ylim(bottom=0)
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 1e4 * low:
+        ax.yaxis.set_major_locator(
+            LogLocator(10, subs=(1.0, 2.0, 5.0) if high > 10 * low else (1, 2, 3, 4, 6, 8))
+        )
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_layers(ax: Axes, steps: Sequence[float], norms: Mapping[str, Sequence[float]]) -> None:
@@ -478,8 +482,8 @@ def _draw_layers(ax: Axes, steps: Sequence[float], norms: Mapping[str, Sequence[
         a = np.where(np.isfinite(a) & (a > 0), a, np.nan)
         listed = i % every == 0 or i == len(norms) - 1
         label = layer if listed else f"_{layer}"  # matplotlib leaves out what begins so
-        ax.plot(steps, a, color=shades[i], label=label, linewidth=1.5, marker=_marker(len(a)), markersize=3)
-    ax.set_yscale("log")
+        ax.plot(steps, a, **{**_line(0, len(a)), "color": shades[i]}, label=label)
+    _logarithmic(ax)
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -502,25 +506,19 @@ def _draw_surface(
         z[i, j] = value[0] if isinstance(value, tuple) else value
     above = z - np.nanmin(z)
     heights = np.log10(above + 1e-3 * np.nanmax(above))
-    ax.contourf(xs, ys, heights, levels=24, cmap="Greys", alpha=0.55)
-    ax.contour(xs, ys, heights, levels=12, colors="white", linewidths=0.6)
+    low, high = float(np.nanmin(heights)), float(np.nanmax(heights))
+    levels = np.linspace(low, high, 14)
+    # Light greys: the paths are what is to be seen.
+    ax.contourf(xs, ys, heights, levels, cmap="Greys", vmin=low, vmax=high + 1.5 * (high - low))
+    ax.contour(xs, ys, heights, levels, colors="white", linewidths=0.7, linestyles="solid")
 
 
 def _draw_curves(
     ax: Axes, epochs: Sequence[float], quantity: str, curves: Mapping[str, Sequence[float]]
 ) -> None:
-    marker = _marker(len(epochs))
     for part, values in curves.items():
         last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
-        ax.plot(
-            epochs,
-            values,
-            color=_PARTS[part],
-            label=f"{part} {last}",
-            linewidth=1.8,
-            marker=marker,
-            markersize=3.5,
-        )
+        ax.plot(epochs, values, **_line(_PARTS.index(part), len(epochs)), label=f"{part} {last}")
     _style(ax, "epoch", quantity)
     _whole_numbers(ax)
     if quantity == "accuracy":

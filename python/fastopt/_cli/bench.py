@@ -65,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
     log(f"{', '.join(f'{p.name} {p.version()}' for p in providers)}; {machine('cpu')}")
     if missing:
         log("without " + "; ".join(f"{name} ({why})" for name, why in missing.items()))
+    busy = _bench.busy()
+    if busy:
+        log(busy)
     block = "█" if _can_print("█", sys.stderr if args.json else sys.stdout) else "#"
     results = []
     for case in _bench.cases(args.only):

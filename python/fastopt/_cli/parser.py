@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,11 +21,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=_Formatter, **kwargs)
+        self._strangers: list[str] = []  # words that begin as options do and are none
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required") and self._strangers:
+            message = self._unknown(self._strangers)  # argparse looks at these only afterwards
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        given = sys.argv[1:] if args is None else list(args)
+        options = [word.partition("=")[0] for word in given if word.startswith("--") and word != "--"]
+        known = tuple(self._option_string_actions)
+        self._strangers = [o for o in options if not any(name.startswith(o) for name in known)]
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:  # a command's own parser sees them first, and knows its options
             self.error(self._unknown(rest))
