@@ -113,6 +113,13 @@ class NumPy(Provider):
 
     name = "numpy"
 
+    def __init__(self) -> None:
+        try:
+            import threadpoolctl
+        except ImportError:  # its BLAS takes as many threads as it likes
+            return
+        threadpoolctl.threadpool_limits(_threads.get_num_threads(), "blas")
+
     def version(self) -> str:
         return np.__version__
 
@@ -256,7 +263,7 @@ class Torch(Provider):
             loss = loss_fn(model(x), y)
             loss.backward()
             optimizer.step()
-            return float(loss)
+            return float(loss.item())
 
         return call
 

@@ -237,7 +237,9 @@ def plot_comparison(
     *,
     title: str | None = None,
 ) -> Figure:
-    """Plot several runs together: training loss (logarithmic), test loss and test accuracy over the epochs.
+    """Plot several runs together: training loss, test loss (both logarithmic) and test accuracy over the epochs.
+
+    The axis of the accuracy begins where the last epochs can be told apart: first epochs far below may lie outside.
 
     Parameters
     ----------
@@ -272,6 +274,10 @@ def plot_comparison(
         _whole_numbers(ax)
         if key == "test_accuracy":
             _percent(ax)
+            last = [history[key][-1] for history in histories.values() if len(history.get(key, ()))]
+            floor = max(ax.get_ylim()[0], min(last) - 2 * max(max(last) - min(last), 0.05))
+            best = max(ax.dataLim.y1, floor + 0.01)
+            ax.set_ylim(floor, best + 0.05 * (best - floor))
         else:
             _logarithmic(ax)
     axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))

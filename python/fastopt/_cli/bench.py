@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--rounds", type=parser.count, default=15, metavar="N", help="times that each is timed (default: 15)"
     )
-    p.add_argument("--threads", type=parser.count, metavar="N", help="threads of fastopt and of torch")
+    p.add_argument("--threads", type=parser.count, metavar="N", help="threads of fastopt, BLAS and torch")
     p.add_argument("--plot", type=Path, metavar="F.png", help="draw the bars as a picture")
     p.add_argument("--json", action="store_true", help="print the figures as JSON; the rest goes to stderr")
 
