@@ -162,7 +162,7 @@ def test_the_picture_has_a_bar_for_each_figure():
     ("options", "message"),
     [
         (("--peers", "pytorch"), "no peer 'pytorch'; did you mean torch?"),
-        (("--only", "trian"), "no benchmark 'trian'; did you mean train?"),
+        (("--only", "trainn"), "no benchmark 'trainn'; did you mean train?"),
         (("--only", "speed"), "no benchmark 'speed', expected some of optimizer, linear, train"),
         (("--rounds", "0"), "argument --rounds: expected a whole number from 1, got '0'"),
         (("--plot", "/gone/away/p.png"), "no directory /gone/away"),

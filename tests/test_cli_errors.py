@@ -66,7 +66,7 @@ def fails(capsys):
         ),
         (["predict", "--threds", "3", "m"], "no option --threds; did you mean --threads?"),
         (["--verison"], "no option --verison; did you mean --version?"),
-        (["trian"], "; did you mean train?"),
+        (["trainn"], "; did you mean train?"),
         (["train", "--optimizer", "Adam"], "; did you mean adam?"),
         (["train", "--activation", "sigmod"], "; did you mean sigmoid?"),
         (["train", "digit"], "nor a .csv or .npz file; did you mean digits?"),

@@ -206,7 +206,7 @@ def test_every_cuda_source_is_built() -> None:
 #: Floors of the package: a module imports only from floors below its own, or from its own package.
 FLOORS = [
     {"_core", "_device"},
-    {"_arrays", "_dtypes", "_formulas", "_threads", "_wording"},
+    {"_arrays", "_dtypes", "_formulas", "_threads", "_wording", "_drawing"},
     {"_device_ops"},
     {"_ops", "_random", "_device_products"},
     {"_products", "_tape"},

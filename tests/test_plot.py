@@ -74,6 +74,14 @@ def test_history_shows_a_schedule_where_there_is_one():
     assert len(plot.plot_history({**HISTORY, "lr": [0.1, 0.05, 0.01]}, confusion=MATRIX).axes) == 4
 
 
+def test_history_shows_gradients_of_the_last_epochs():
+    axes = plot.plot_history(HISTORY, gradients={"0": [1e-3, 1e-2], "2": [0.5, 0.25]}, confusion=MATRIX).axes
+    assert [ax.get_ylabel() for ax in axes] == ["loss", "accuracy", "gradient norm", "true"]
+    assert curves(axes[2]) == {"0": [(2, 1e-3), (3, 1e-2)], "2": [(2, 0.5), (3, 0.25)]}
+    corners = {tuple(ax.get_subplotspec().colspan) + tuple(ax.get_subplotspec().rowspan) for ax in axes}
+    assert corners == {(0, 0), (1, 0), (0, 1), (1, 1)}  # more than three panels stand in two rows
+
+
 def test_norms_show_the_records():
     gradients = {"0": [1e-6, 1e-5, 0.0], "2": [0.1, np.inf, 0.3]}
     weights = {"0": [3.0, 3.1, 3.2], "2": [1.0, 1.5, 2.0]}
@@ -211,6 +219,11 @@ def test_files(tmp_path):
         (lambda: plot.plot_schedule([1], "p"), "p: cannot write a file without suffix"),
         (lambda: plot.plot_schedule({"a": []}), "rates is empty"),
         (lambda: plot.plot_history({**HISTORY, "lr": [1, 2]}), "lr has 2 values for 3 epochs"),
+        (
+            lambda: plot.plot_history(HISTORY, gradients={"0": [1.0] * 4}),
+            "gradients has 4 values for 3 epochs",
+        ),
+        (lambda: plot.plot_history(HISTORY, gradients={}), "gradients has 0 values for 3 epochs"),
         (lambda: plot.plot_norms({}), "gradients is empty"),
         (lambda: plot.plot_norms({"0": []}), "gradients is empty"),
         (lambda: plot.plot_norms({"0": [1], "1": [1, 2]}), "gradient norm of 1 has 2 values for 1 steps"),

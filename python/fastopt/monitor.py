@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastopt import nn, plot
+from fastopt._drawing import StrPath
 from fastopt._tape import enable_grad
 from fastopt.optim.clip import get_total_norm
 
@@ -350,7 +351,7 @@ class GradientMonitor:
             ]
         return advice
 
-    def plot(self, path: plot.StrPath | None = None, *, title: str | None = None) -> Any:
+    def plot(self, path: StrPath | None = None, *, title: str | None = None) -> Any:
         """Draw the norms of all records with `fastopt.plot.plot_norms`, which returns a matplotlib Figure."""
         return plot.plot_norms(self.gradients, path, weights=self.weights, steps=self.steps, title=title)
 

@@ -5,13 +5,27 @@ matplotlib is imported when a plot is made, and only its file-writing half: no w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from fastopt._drawing import (
+    COLOURS,
+    INK,
+    StrPath,
+    finish,
+    line_look,
+    logarithmic,
+    new_figure,
+    new_grid,
+    percent,
+    style,
+    three_digits,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +41,7 @@ __all__ = [
     "plot_schedule",
 ]
 
-StrPath: TypeAlias = str | os.PathLike[str]
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_ROUNDS = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # dashes and markers of a round of colours each
-_MAX_MARKED = 30  # more points than this: a line without markers
 _PARTS = ("train", "test")
-_INK = "#333333"
 _MAX_NUMBERED = 20  # more classes than this: colours without numbers
 _MAX_LISTED = 10  # more layers than this: some of them in the legend
 
@@ -45,6 +52,7 @@ def plot_history(
     *,
     confusion: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
+    gradients: Mapping[str, Sequence[float]] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Plot loss and accuracy over the epochs, training and test set together, and the learning rate where it changes.
@@ -58,7 +66,9 @@ def plot_history(
     path
         Where to write the picture; the suffix (png, svg, pdf) chooses the format. None: only returned.
     confusion, classes
-        Add a third panel with `plot_confusion`'s matrix.
+        Add a panel with `plot_confusion`'s matrix.
+    gradients
+        Add a panel with the gradient norms of the last epochs by layer, as `GradientMonitor.gradients` has them.
     title
         A line above the panels.
 
@@ -93,19 +103,20 @@ def plot_history(
         if length != len(epochs):
             raise ValueError(f"plot_history: {name} has {length} values for {len(epochs)} epochs")
 
-    count = len(panels) + scheduled + (confusion is not None)
-    figure = _new_figure(4.4 * count, 3.6)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for ax, (quantity, curves) in zip(axes, panels, strict=False):
-        _draw_curves(ax, epochs, quantity, curves)
+    draw: list[Callable[[Axes], None]] = [partial(_draw_curves, epochs, *panel) for panel in panels]
     if scheduled:
-        axes[len(panels)].plot(epochs, rates, **_line(0, len(epochs)))
-        axes[len(panels)].set_ylim(bottom=0)
-        _style(axes[len(panels)], "epoch", "learning rate")
-        _whole_numbers(axes[len(panels)])
+        draw.append(partial(_draw_rates, epochs, rates))
+    if gradients is not None:
+        records = len(next(iter(gradients.values()), ()))
+        if not 0 < records <= len(epochs):
+            raise ValueError(f"plot_history: gradients has {records} values for {len(epochs)} epochs")
+        draw.append(partial(_draw_norms, epochs[-records:], gradients))
     if confusion is not None:
-        _draw_confusion(ax=axes[-1], matrix=_as_matrix(confusion), classes=classes)
-    return _finish(figure, path, title)
+        draw.append(partial(_draw_confusion, _as_matrix(confusion), classes))
+    figure, axes = new_grid(len(draw))
+    for ax, panel_of in zip(axes, draw, strict=True):
+        panel_of(ax)
+    return finish(figure, path, title)
 
 
 def plot_confusion(
@@ -135,9 +146,9 @@ def plot_confusion(
     """
     counts = _as_matrix(matrix)
     side = min(4.0 + 0.25 * max(0, len(counts) - 8), 9.0)
-    figure = _new_figure(side + 0.6, side)
-    _draw_confusion(figure.subplots(), counts, classes)
-    return _finish(figure, path, title)
+    figure = new_figure(side + 0.6, side)
+    _draw_confusion(counts, classes, figure.subplots())
+    return finish(figure, path, title)
 
 
 def plot_schedule(
@@ -168,15 +179,15 @@ def plot_schedule(
     named = rates if isinstance(rates, Mapping) else {"": rates}
     if not named or not all(len(values) for values in named.values()):
         raise ValueError("plot_schedule: rates is empty")
-    figure = _new_figure(5.6, 3.6)
+    figure = new_figure(5.6, 3.6)
     ax = figure.subplots()
     for i, (name, values) in enumerate(named.items()):
-        ax.plot(range(len(values)), values, label=name, **_line(i), drawstyle="steps-post")
-    _style(ax, xlabel, "learning rate")
+        ax.plot(range(len(values)), values, label=name, **line_look(i), drawstyle="steps-post")
+    style(ax, xlabel, "learning rate")
     ax.set_ylim(bottom=0)
     if isinstance(rates, Mapping):
         ax.legend(frameon=False)
-    return _finish(figure, path, title)
+    return finish(figure, path, title)
 
 
 def plot_norms(
@@ -222,13 +233,13 @@ def plot_norms(
                 raise ValueError(
                     f"plot_norms: {what} of {layer} has {len(values)} values for {len(at)} steps"
                 )
-    figure = _new_figure(4.4 * len(panels) + 1.2, 3.6)
+    figure = new_figure(4.4 * len(panels) + 1.2, 3.6)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (what, norms) in zip(axes, panels.items(), strict=True):
         _draw_layers(ax, at, norms)
-        _style(ax, xlabel, what)
+        style(ax, xlabel, what)
     axes[-1].legend(frameon=False, title="layer", loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    return _finish(figure, path, title)
+    return finish(figure, path, title)
 
 
 def plot_comparison(
@@ -263,25 +274,25 @@ def plot_comparison(
     ]
     if not panels:
         raise ValueError(f"plot_comparison: no losses or accuracies in the histories of {sorted(histories)}")
-    figure = _new_figure(4.2 * len(panels) + 1.4, 3.8)
+    figure = new_figure(4.2 * len(panels) + 1.4, 3.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, key in zip(axes, panels, strict=True):
         for i, (name, history) in enumerate(histories.items()):
             values = history.get(key, ())
             epochs = history.get("epoch", range(1, len(values) + 1))
-            ax.plot(epochs, values, label=name, **_line(i, len(values)))
-        _style(ax, "epoch", key.replace("_", " ").replace("train", "training"))
-        _whole_numbers(ax)
+            ax.plot(epochs, values, label=name, **line_look(i, len(values)))
+        style(ax, "epoch", key.replace("_", " ").replace("train", "training"))
+        whole_numbers(ax)
         if key == "test_accuracy":
-            _percent(ax)
+            percent(ax)
             last = [history[key][-1] for history in histories.values() if len(history.get(key, ()))]
             floor = max(ax.get_ylim()[0], min(last) - 2 * max(max(last) - min(last), 0.05))
             best = max(ax.dataLim.y1, floor + 0.01)
             ax.set_ylim(floor, best + 0.05 * (best - floor))
         else:
-            _logarithmic(ax)
+            logarithmic(ax)
     axes[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    return _finish(figure, path, title)
+    return finish(figure, path, title)
 
 
 def plot_path(
@@ -326,15 +337,15 @@ def plot_path(
     everything = np.concatenate([*points.values(), *marked])
     everything = everything[np.isfinite(everything).all(axis=1)]
     limits = [given or _limits(everything[:, i]) for i, given in enumerate((xlim, ylim))]
-    figure = _new_figure(6.4, 4.6)
+    figure = new_figure(6.4, 4.6)
     ax = figure.subplots()
     _draw_surface(ax, fun, *limits)
     for i, (name, a) in enumerate(points.items()):
-        (line,) = ax.plot(*a.T, label=name, **_line(i, len(a)))
+        (line,) = ax.plot(*a.T, label=name, **line_look(i, len(a)))
         ax.plot(*a[-1], marker="o", markersize=6, color=line.get_color(), label=f"_end of {name}")
     start = next(iter(points.values()))[0]
     ax.plot(
-        *start, marker="o", markersize=7, color="white", markeredgecolor=_INK, linestyle="none", label="start"
+        *start, marker="o", markersize=7, color="white", markeredgecolor=INK, linestyle="none", label="start"
     )
     if minimum is not None:
         ax.plot(
@@ -342,16 +353,16 @@ def plot_path(
             marker="*",
             markersize=13,
             color="white",
-            markeredgecolor=_INK,
+            markeredgecolor=INK,
             linestyle="none",
             label="minimum",
         )
-    _style(ax, "", "")
+    style(ax, "", "")
     ax.grid(False)
     ax.set_xlim(limits[0])
     ax.set_ylim(limits[1])
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
-    return _finish(figure, path, title)
+    return finish(figure, path, title)
 
 
 def plot_bars(
@@ -382,100 +393,39 @@ def plot_bars(
     if not groups or not all(groups.values()):
         raise ValueError("plot_bars: groups is empty")
     heights = [len(values) + 1.2 for values in groups.values()]
-    figure = _new_figure(6.6, 0.32 * sum(heights) + 0.5)
+    figure = new_figure(6.6, 0.32 * sum(heights) + 0.5)
     axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for ax, (name, values) in zip(axes, groups.items(), strict=True):
         first = next(iter(values.values()))
-        colours = [_COLOURS[0], *["#b5b5b5"] * (len(values) - 1)]
+        colours = [COLOURS[0], *["#b5b5b5"] * (len(values) - 1)]
         bars = ax.barh(range(len(values)), list(values.values()), color=colours, height=0.72)
         labels = [
-            f"{_three_digits(v)} {unit}" + (f"  {v / first:.2f}x" if i else "")
+            f"{three_digits(v)} {unit}" + (f"  {v / first:.2f}x" if i else "")
             for i, v in enumerate(values.values())
         ]
-        ax.bar_label(bars, labels, padding=4, fontsize=8.5, color=_INK)
+        ax.bar_label(bars, labels, padding=4, fontsize=8.5, color=INK)
         ax.set_yticks(range(len(values)), list(values))
         ax.invert_yaxis()
         ax.set_xlim(0, 1.28 * max(values.values()))
-        ax.set_title(name, loc="left", fontsize=9.5, color=_INK)
+        ax.set_title(name, loc="left", fontsize=9.5, color=INK)
         ax.set_xticks([])
         ax.spines[["top", "right", "bottom"]].set_visible(False)
-        ax.tick_params(colors=_INK, labelsize=9, length=0)
-    return _finish(figure, path, title)
+        ax.tick_params(colors=INK, labelsize=9, length=0)
+    return finish(figure, path, title)
 
 
-def check_path(path: StrPath) -> None:
-    """Raise what writing a plot to ``path`` would: no matplotlib, or a format that it does not write."""
-    known = _new_figure(1, 1).canvas.get_supported_filetypes()
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix not in known:
-        given = suffix or "a file without suffix"
-        raise ValueError(f"{path}: cannot write {given}, only {', '.join(sorted(known))}")
+def _draw_rates(epochs: Sequence[float], rates: Sequence[float], ax: Axes) -> None:
+    ax.plot(epochs, rates, **line_look(0, len(epochs)))
+    ax.set_ylim(bottom=0)
+    style(ax, "epoch", "learning rate")
+    whole_numbers(ax)
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise ImportError('plots need matplotlib: pip install "fastopt[plot]"') from err
-    # A Figure of its own, not pyplot's: saving it draws with Agg, whatever backend the session has.
-    figure = Figure(figsize=(width, height))
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
-    return figure
-
-
-def _finish(figure: Figure, path: StrPath | None, title: str | None) -> Figure:
-    if title is not None:
-        figure.suptitle(title, color=_INK, fontsize=11)
-    if path is not None:
-        check_path(path)
-        figure.savefig(path, dpi=150)
-    return figure
-
-
-def _style(ax: Axes, xlabel: str, ylabel: str) -> None:
-    ax.set_xlabel(xlabel, color=_INK)
-    ax.set_ylabel(ylabel, color=_INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(colors=_INK, labelsize=9)
-    ax.grid(True, color="#dddddd", linewidth=0.7)
-    ax.set_axisbelow(True)
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _line(i: int, points: int = 1000) -> dict[str, Any]:
-    """The look of a picture's i-th line, of so many points, unlike those before."""
-    dash, marker = _ROUNDS[i // len(_COLOURS) % len(_ROUNDS)]
-    look = {"color": _COLOURS[i % len(_COLOURS)], "linestyle": dash, "linewidth": 1.8}
-    return {**look, "marker": marker, "markersize": 3.5} if points <= _MAX_MARKED else look
-
-
-def _whole_numbers(ax: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _percent(ax: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-
-
-def _logarithmic(ax: Axes) -> None:
-    """A logarithmic axis of values; with numbers such as 0.02 rather than powers where it spans few decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    if high < 1e4 * low:
-        ax.yaxis.set_major_locator(
-            LogLocator(10, subs=(1.0, 2.0, 5.0) if high > 10 * low else (1, 2, 3, 4, 6, 8))
-        )
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+def _draw_norms(epochs: Sequence[float], gradients: Mapping[str, Sequence[float]], ax: Axes) -> None:
+    _draw_layers(ax, epochs, gradients)
+    style(ax, "epoch", "gradient norm")
+    whole_numbers(ax)
+    ax.legend(frameon=False, title="layer", fontsize=8, title_fontsize=8)
 
 
 def _draw_layers(ax: Axes, steps: Sequence[float], norms: Mapping[str, Sequence[float]]) -> None:
@@ -488,8 +438,8 @@ def _draw_layers(ax: Axes, steps: Sequence[float], norms: Mapping[str, Sequence[
         a = np.where(np.isfinite(a) & (a > 0), a, np.nan)
         listed = i % every == 0 or i == len(norms) - 1
         label = layer if listed else f"_{layer}"  # matplotlib leaves out what begins so
-        ax.plot(steps, a, **{**_line(0, len(a)), "color": shades[i]}, label=label)
-    _logarithmic(ax)
+        ax.plot(steps, a, **{**line_look(0, len(a)), "color": shades[i]}, label=label)
+    logarithmic(ax)
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -520,15 +470,15 @@ def _draw_surface(
 
 
 def _draw_curves(
-    ax: Axes, epochs: Sequence[float], quantity: str, curves: Mapping[str, Sequence[float]]
+    epochs: Sequence[float], quantity: str, curves: Mapping[str, Sequence[float]], ax: Axes
 ) -> None:
     for part, values in curves.items():
         last = f"{values[-1]:.2%}" if quantity == "accuracy" else f"{values[-1]:.3g}"
-        ax.plot(epochs, values, **_line(_PARTS.index(part), len(epochs)), label=f"{part} {last}")
-    _style(ax, "epoch", quantity)
-    _whole_numbers(ax)
+        ax.plot(epochs, values, **line_look(_PARTS.index(part), len(epochs)), label=f"{part} {last}")
+    style(ax, "epoch", quantity)
+    whole_numbers(ax)
     if quantity == "accuracy":
-        _percent(ax)
+        percent(ax)
         ax.legend(frameon=False, loc="lower right")
     else:
         ax.set_ylim(0, 1.04 * ax.get_ylim()[1])
@@ -544,7 +494,7 @@ def _as_matrix(matrix: ArrayLike) -> NDArray[Any]:
     return counts
 
 
-def _draw_confusion(ax: Axes, matrix: NDArray[Any], classes: Sequence[str] | None) -> None:
+def _draw_confusion(matrix: NDArray[Any], classes: Sequence[str] | None, ax: Axes) -> None:
     k = len(matrix)
     names = [str(i) for i in range(k)] if classes is None else [str(name) for name in classes]
     if len(names) != k:
@@ -562,7 +512,7 @@ def _draw_confusion(ax: Axes, matrix: NDArray[Any], classes: Sequence[str] | Non
                     str(matrix[i, j]),
                     ha="center",
                     va="center",
-                    color="white" if light else _INK,
+                    color="white" if light else INK,
                     fontsize=7 if k > 6 else 9,
                 )
         long_names = max(map(len, names)) > 3
@@ -570,7 +520,7 @@ def _draw_confusion(ax: Axes, matrix: NDArray[Any], classes: Sequence[str] | Non
             range(k), names, rotation=45 if long_names else 0, ha="right" if long_names else "center"
         )
         ax.set_yticks(range(k), names)
-    ax.set_xlabel("predicted", color=_INK)
-    ax.set_ylabel("true", color=_INK)
-    ax.tick_params(length=0, colors=_INK, labelsize=9)
+    ax.set_xlabel("predicted", color=INK)
+    ax.set_ylabel("true", color=INK)
+    ax.tick_params(length=0, colors=INK, labelsize=9)
     ax.spines[:].set_visible(False)

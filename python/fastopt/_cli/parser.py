@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastopt import _train, plot
+from fastopt import _train
+from fastopt._drawing import check_path
 from fastopt._wording import did_you_mean
 
 USAGE_ERROR = 2
@@ -193,7 +194,7 @@ def check_output(path: Path | None) -> None:
 def check_picture(path: Path | None) -> None:
     check_output(path)
     if path is not None:
-        plot.check_path(path)
+        check_path(path)
 
 
 # ----------------------------------------------------------------------------------- a training run

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastopt import _core, _dataset, _threads, _train, checkpoint, plot
 from fastopt._cli import parser
-from fastopt.monitor import GradientMonitor, Report
+from fastopt.monitor import GradientMonitor
 
 # Defaults that fit the data: hidden layers and epochs.
 _BY_DATASET: dict[str, tuple[tuple[int, ...], int]] = {"digits": ((256,), 60), "mnist": ((256,), 10)}
@@ -77,7 +77,7 @@ def add(commands: Any) -> None:
         "--plot",
         type=Path,
         metavar="F.png",
-        help="draw loss, accuracy, learning rate where it changes, and the confusion matrix",
+        help="draw loss, accuracy, learning rate where it changes, the confusion matrix and, with --monitor, gradients",
     )
     g.add_argument(
         "--monitor",
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(_farewell(trainer), file=sys.stderr)
         return parser.INTERRUPTED
-    _report(trainer, args, log, None if monitor is None else monitor.report())
+    _report(trainer, args, log, monitor)
     return 0
 
 
@@ -278,16 +278,19 @@ def _measure(monitor: GradientMonitor, trainer: _train.Trainer) -> None:
 
 
 def _report(
-    trainer: _train.Trainer, args: argparse.Namespace, log: Callable[[str], None], gradients: Report | None
+    trainer: _train.Trainer,
+    args: argparse.Namespace,
+    log: Callable[[str], None],
+    monitor: GradientMonitor | None,
 ) -> None:
     dataset = trainer.dataset
     matrix = _dataset.confusion_matrix(dataset.y_test, trainer.predictions, len(dataset.classes))
     for line in _dataset.confusion_lines(matrix, dataset.classes):
         log(line)
     result = trainer.result()
-    if gradients is not None:
-        log(str(gradients))
-        result["gradients"] = gradients.as_dict()
+    if monitor is not None:
+        log(str(monitor.report()))
+        result["gradients"] = monitor.report().as_dict()
     log(
         f"test accuracy {result['test_accuracy']:.2%} after {result['epochs']} epochs, "
         f"{result['train_seconds']:.2f} s of training, {result['samples_per_second']:,.0f} samples/s"
@@ -297,7 +300,14 @@ def _report(
         log(f"saved {trainer.save}")
     if args.plot is not None:
         title = f"{trainer.config.dataset} {'-'.join(map(str, trainer.sizes))}, {trainer.config.optimizer}"
-        plot.plot_history(trainer.history, args.plot, confusion=matrix, classes=dataset.classes, title=title)
+        plot.plot_history(
+            trainer.history,
+            args.plot,
+            confusion=matrix,
+            classes=dataset.classes,
+            gradients=None if monitor is None else monitor.gradients,
+            title=title,
+        )
         result["plot"] = str(args.plot)
         log(f"plotted {args.plot}")
     if args.json:
