@@ -1,5 +1,6 @@
 """fastopt bench: providers agree, figures are those that were measured, nothing absent is imported."""
 
+import io
 import itertools
 import json
 import subprocess
@@ -141,6 +142,15 @@ def test_the_command(measured, capsys, tmp_path):
     assert "linear layer" in shown
     assert "Adam step" not in shown
     assert shown.count("2.00x") == 3
+
+
+def test_a_terminal_without_unicode(measured, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    assert main(["bench", "--peers", "numpy", "--only", "linear"]) == 0
+    sys.stdout.flush()
+    lines = written.getvalue().decode("ascii").splitlines()
+    assert lines[-1].split()[:5] == ["numpy", "16.0", "us", "2.00x", "#" * 32]
 
 
 def test_the_picture_has_a_bar_for_each_figure():

@@ -297,10 +297,10 @@ class Jax(Provider):
         step = self.jax.jit(update, donate_argnums=(0, 1))
         state = adam.init(params)
 
-        def call() -> Array:
+        def call() -> Any:
             nonlocal params, state
             params, state = self.jax.block_until_ready(step(params, state, g))
-            return np.asarray(params[0])
+            return params[0]  # not as a NumPy array, which would keep it from being donated
 
         return call
 
@@ -310,7 +310,7 @@ class Jax(Provider):
             return y, *pull(dy)
 
         step, arguments = self.jax.jit(both), self._here([x, w, b, dy])
-        return lambda: tuple(map(np.asarray, self.jax.block_until_ready(step(*arguments))))
+        return lambda: self.jax.block_until_ready(step(*arguments))
 
     def train(self, net: Net) -> Call:
         jax, optax, adam = self.jax, self.optax, self.optax.adam(_LR)
@@ -571,8 +571,8 @@ def busy() -> str:
 # --------------------------------------------------------------------------------------------------- report
 
 
-def bar_lines(result: Result, width: int = 32, block: str = "█") -> list[str]:
-    """A case as text: medians, bars of their length, spread and ratio to fastopt."""
+def bar_lines(result: Result, width: int = 32, block: str = "█", unit: str = "µs") -> list[str]:
+    """A case as text: medians in `unit` (microseconds), ratios to fastopt, bars of the medians, and the spread."""
     longest = max(t.median for t in result.times.values())
     column = max(map(len, result.times))
     ratios = result.ratios()
@@ -581,6 +581,6 @@ def bar_lines(result: Result, width: int = 32, block: str = "█") -> list[str]:
         bar = block * max(1, round(width * t.median / longest))
         ratio = f"{ratios[name]:6.2f}x" if name in ratios else " " * 7
         spread = f"({t.p20 * 1e6:,.1f} to {t.p80 * 1e6:,.1f})"
-        lines.append(f"  {name:<{column}} {t.median * 1e6:>10,.1f} µs {ratio}  {bar:<{width}}  {spread}")
+        lines.append(f"  {name:<{column}} {t.median * 1e6:>10,.1f} {unit} {ratio}  {bar:<{width}}  {spread}")
     lines += [f"  {name}: left out, {why}" for name, why in result.left_out.items()]
     return lines

@@ -68,11 +68,12 @@ def run(args: argparse.Namespace) -> int:
     busy = _bench.busy()
     if busy:
         log(busy)
-    block = "█" if _can_print("█", sys.stderr if args.json else sys.stdout) else "#"
+    modern = _can_print("█µ", sys.stderr if args.json else sys.stdout)
+    block, unit = ("█", "µs") if modern else ("#", "us")
     results = []
     for case in _bench.cases(args.only):
         results.append(_bench.measure(case, providers, args.rounds))
-        log("\n" + "\n".join(_bench.bar_lines(results[-1], block=block)))
+        log("\n" + "\n".join(_bench.bar_lines(results[-1], block=block, unit=unit)))
     report = _as_dict(results, providers)
     if args.plot is not None:
         bars = {r.case.title: {n: t.median * 1e6 for n, t in r.times.items()} for r in results}
