@@ -1,6 +1,7 @@
 """Ctrl-C in the middle of an epoch: a checkpoint from which the run goes on bit by bit; and what --monitor says."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_monitor_changes_nothing(problem, capsys, tmp_path):
     assert [layer["name"] for layer in gradients["layers"]] == ["0", "3"]
     assert "\nlayer  gradient   weights     ratio  verdict\n0 " in err
     same(plain, watched)
+
+
+def test_monitor_tells_why_a_run_diverges(problem, capsys):
+    argv = ["train", problem, "--optimizer", "sgd", "--lr", "1e30", "--epochs", "3", "--monitor"]
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("fastopt train: error: the loss is ")
+    assert err.count("\n") == 1
+    assert re.search(r"\n0 .* exploding: norm of the (gradient|weights) is (nan|inf) at step 0\n", out)
+    assert "  - a smaller learning rate, with a warm-up (WarmupCosineLR)\n" in out
 
 
 def test_monitor_tells_a_deep_sigmoid_network(problem, capsys):

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastopt import _random
 from fastopt._dataset import Dataset
-from fastopt._train import Config, Trainer
+from fastopt._train import Config, Diverged, Trainer
 
 _COLUMNS = ("optimizer", "lr", "train loss", "test loss", "test", "best test", "in epoch", "s/epoch")
 
@@ -29,7 +29,7 @@ class Run:
         _random.set_rng_state(self._random)
         try:
             return self.trainer.run_epoch(stop=stop)
-        except ValueError as err:  # its loss is not finite
+        except Diverged as err:
             self.stopped = str(err)
             return self.stopped
         finally:

@@ -179,6 +179,10 @@ class Schedule:
 # ------------------------------------------------------------------------------------------ training
 
 
+class Diverged(ValueError):
+    """The loss of an epoch is not finite."""
+
+
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
@@ -272,8 +276,8 @@ class Trainer:
     ) -> None:
         """Train to the last epoch.
 
-        ``log`` gets a line for each, ``bar`` is tqdm or None. ``stop`` is asked some ten times a second; once it says
-        True the run is saved where it stands and ends with KeyboardInterrupt.
+        ``log`` gets a line for each, ``bar`` is tqdm or None. ``stop`` is asked some ten times a second; once it says True
+        the run is saved where it stands and ends with KeyboardInterrupt. A loss that is not finite raises `Diverged`.
         """
         while self.epoch < self.config.epochs:
             log(self.run_epoch(bar, stop))
@@ -300,7 +304,7 @@ class Trainer:
         train_loss = self._train_epoch(bar, stop)
         if not math.isfinite(train_loss):
             advice = f"try a smaller --lr than {self.config.lr:g}"
-            raise ValueError(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
+            raise Diverged(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
         self._first_lr = None
         speed = rows / max(self.train_seconds - before, 1e-9)
         _, train_accuracy, _ = evaluate(self.model, *self.train_set)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from fastopt import _core, _dataset, _threads, _train, checkpoint, plot
 from fastopt._cli import parser
 from fastopt.monitor import GradientMonitor
@@ -112,6 +114,11 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(_farewell(trainer), file=sys.stderr)
         return parser.INTERRUPTED
+    except _train.Diverged:
+        if monitor is not None:
+            _measure(monitor, trainer)
+            log(str(monitor.report()))
+        raise
     _report(trainer, args, log, monitor)
     return 0
 
@@ -274,7 +281,8 @@ def progress_bar() -> Callable[..., Any] | None:
 
 def _measure(monitor: GradientMonitor, trainer: _train.Trainer) -> None:
     x, y = trainer.train_set
-    monitor.measure(trainer.loss_fn, x[:_MONITORED_ROWS], y[:_MONITORED_ROWS], step=trainer.epoch)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges
+        monitor.measure(trainer.loss_fn, x[:_MONITORED_ROWS], y[:_MONITORED_ROWS], step=trainer.epoch)
 
 
 def _report(
