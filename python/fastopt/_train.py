@@ -276,8 +276,13 @@ class Trainer:
     ) -> None:
         """Train to the last epoch.
 
-        ``log`` gets a line for each, ``bar`` is tqdm or None. ``stop`` is asked some ten times a second; once it says True
-        the run is saved where it stands and ends with KeyboardInterrupt. A loss that is not finite raises `Diverged`.
+        ``log`` gets a line for each, ``bar`` is tqdm or None. ``stop`` is asked some ten times a second; once it says
+        True the run is saved where it stands and ends with KeyboardInterrupt.
+
+        Raises
+        ------
+        Diverged
+            A loss that is not finite.
         """
         while self.epoch < self.config.epochs:
             log(self.run_epoch(bar, stop))
