@@ -19,8 +19,8 @@ data, checkpoint
 torch, compat, interop
     The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
     to and from other libraries.
-plot, info
-    Pictures of training; what this build is and runs on.
+plot, monitor, info
+    Pictures of training; where gradients vanish or explode; what this build is and runs on.
 """
 
 import importlib
@@ -104,6 +104,7 @@ if TYPE_CHECKING:  # what __getattr__ loads
     from fastopt import checkpoint, data
     from fastopt.checkpoint import load_object as load
     from fastopt.checkpoint import save_object as save
+    from fastopt.monitor import GradientMonitor
     from fastopt.program import compile
 
 # torch's other names of the same dtypes.
@@ -112,6 +113,7 @@ int, long = int32, int64
 
 __all__ = [
     "GradScaler",
+    "GradientMonitor",
     "Tensor",
     "__version__",
     "abs",
@@ -213,8 +215,9 @@ __all__ = [
 
 
 # Loaded when first asked for: not every program uses these, and they cost import time.
-_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "plot", "torch"})
+_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "monitor", "plot", "torch"})
 _LAZY_NAMES = {
+    "GradientMonitor": ("monitor", "GradientMonitor"),
     "compile": ("program", "compile"),
     "load": ("checkpoint", "load_object"),
     "minimize": ("_minimize", "minimize"),
