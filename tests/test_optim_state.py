@@ -232,3 +232,14 @@ def test_repr():
     assert text.startswith("SGD (\nParameter Group 0\n    adaptive_clip: None\n")
     assert "    lr: 0.5\n" in text
     assert "    param_names: ['w']\n" in text
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2**18 + 1, 2**20 + 1])
+def test_states_begin_on_a_cache_line(n):
+    opt = optim.AdamW([np.zeros(n, np.float32)])
+    opt.step([np.ones(n, np.float32)])
+    for name in ("exp_avg", "exp_avg_sq"):
+        a = opt.state[0][name]
+        assert a.ctypes.data % 64 == 0
+        assert a.flags.c_contiguous and a.flags.writeable
+        assert a.shape == (n,)

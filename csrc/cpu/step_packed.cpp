@@ -79,7 +79,8 @@ struct ByteStates {
     put<3>(s3, packed, first, n);
   }
 
-  static void step(const PackedChunk& packed, const double* coefs) {
+  static void step(const PackedChunk& given, const double* coefs) {
+    const PackedChunk packed = given;  // bytes that are written could be part of what was given
     const Common<float> common(coefs);
     const Rule<float> rule(coefs + kCommonCoefs);
     alignas(64) ByteStates states;

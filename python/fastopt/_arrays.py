@@ -16,7 +16,7 @@ from fastopt._device import device_view, is_device_array, library
 Array = npt.NDArray[Any]
 
 _DLPACK_CPU = 1
-_LINE = 64  # bytes of a cache line
+_LINE, _LARGE_PAGE = 64, 2**21  # bytes of a cache line, of a page that the system may use for large arrays
 
 
 def as_view(x: Any, name: str) -> Any:
@@ -87,12 +87,22 @@ def zeros_together(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[
     """
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
     starts = list(accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0))
-    memory = np.zeros(starts[-1] + _LINE, np.uint8)
-    first = -memory.ctypes.data % _LINE
+    memory = _aligned_zeros(starts[-1])
     return [
-        memory[first + start : first + start + size].view(dtype).reshape(shape)
+        memory[start : start + size].view(dtype).reshape(shape)
         for start, size, shape, dtype in zip(starts[:-1], sizes, shapes, dtypes, strict=True)
     ]
+
+
+def _aligned_zeros(size: int) -> Array:
+    """Return zeroed bytes that begin on a cache line, many of them on a large page.
+
+    NumPy's own large arrays begin 16 bytes after one, so that every vector of a line's length straddles two.
+    """
+    start = _LARGE_PAGE if size >= 2 * _LARGE_PAGE else _LINE
+    memory = np.zeros(size + start, np.uint8)
+    first = -memory.ctypes.data % start
+    return memory[first : first + size]
 
 
 def rows(a: Any) -> Any:
@@ -210,7 +220,9 @@ def zeros_for(dense: Dense | DeviceDense, dtype: np.dtype[Any]) -> Any:
     p = dense.source
     if isinstance(dense, DeviceDense):
         return library(p).zeros(p, p.shape, dtype)
-    return np.zeros(p.shape, dtype) if dense.plain or dense.copied else np.zeros_like(p, dtype, order="K")
+    if not (dense.plain or dense.copied):
+        return np.zeros_like(p, dtype, order="K")
+    return _aligned_zeros(p.size * dtype.itemsize).view(dtype).reshape(p.shape)
 
 
 def assign(target: Any, source: Any) -> None:

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   } parts[] = {{"cuda_fibers", test_cuda_fibers},
                {"cuda_runtime", test_cuda_runtime},
                {"cuda_step", test_cuda_step},
+               {"cuda_step_packed", test_cuda_step_packed},
                {"cuda_elementwise", test_cuda_elementwise},
                {"cuda_gemm", test_cuda_gemm},
                {"cuda_program", test_cuda_program},

@@ -6,6 +6,7 @@ namespace fastopt::test {
 void test_cuda_fibers();
 void test_cuda_runtime();
 void test_cuda_step();
+void test_cuda_step_packed();
 void test_cuda_elementwise();
 void test_cuda_gemm();
 void test_cuda_program();
