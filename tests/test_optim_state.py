@@ -241,5 +241,6 @@ def test_states_begin_on_a_cache_line(n):
     for name in ("exp_avg", "exp_avg_sq"):
         a = opt.state[0][name]
         assert a.ctypes.data % 64 == 0
-        assert a.flags.c_contiguous and a.flags.writeable
+        assert a.flags.c_contiguous
+        assert a.flags.writeable
         assert a.shape == (n,)
