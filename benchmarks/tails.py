@@ -13,7 +13,7 @@ import fastopt as fo
 from harness import Aim, Call, Case
 from optim import OPTIMIZERS, SETS
 
-PEERS = ("torch", "jax", "sklearn", "thinc")
+PEERS = ("torch", "jax", "sklearn", "thinc", "bitsandbytes")
 DEEP, LARGE = "161 x 29M", "1 x 64M"
 MAX_NORM, EMA_DECAY = 1.0, 0.999
 
@@ -31,7 +31,8 @@ RULES: dict[str, tuple[dict[str, Any], int]] = {
     "Yogi": ({}, 2),
 }
 #: Bytes of state an element, and the least of the speed of float32 state that they are to have.
-STATES = {"bfloat16": (4.0, 1.25), "int8": (2.0 + 2.0 / 128, 1.4)}
+_BYTES = 2.0 + 2.0 / 128
+STATES = {"bfloat16": (4.0, 1.25), "int8": (_BYTES, 1.4)}
 
 
 def _drawn(size: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -98,6 +99,16 @@ def _library(name: str, peers: Mapping[str, Any]) -> dict[str, Call]:
     return {"fastopt": partial(getattr(fo.optim, name)(arrays, **OPTIMIZERS[name]).step, grads), **calls}
 
 
+def _in_bytes(peers: Mapping[str, Any]) -> dict[str, Call]:
+    arrays, grads = _drawn(LARGE)
+    calls: dict[str, Call] = {}
+    for peer in peers.values():
+        if hasattr(peer, "byte_steppers"):
+            calls |= peer.byte_steppers(OPTIMIZERS["Adam"], arrays, grads)
+    ours = fo.optim.Adam(arrays, **OPTIMIZERS["Adam"], state_dtype="int8")
+    return {"fastopt": partial(ours.step, grads), **calls}
+
+
 CASES = [
     # The gradient is read twice: the norm needs all of it first.
     _case("tail.AdamW", DEEP, _tail, 4.0 * (2 + 2 + 4 + 2), 5, Aim(1.5, ("torch",))),
@@ -127,4 +138,5 @@ CASES = [
         _case(f"library.{name}", DEEP, partial(_library, name), 4.0 * (3 + 2 * n), 2 + n, Aim(1.0))
         for name, n in (("Adam", 2), ("SGD", 1))
     ],
+    _case("library.Adam8bit", LARGE, _in_bytes, 12.0 + 2 * _BYTES, 2 + _BYTES / 4, Aim(1.0)),
 ]

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-NAMES = ("torch", "jax", "sklearn", "thinc", "numpy")
+NAMES = ("torch", "jax", "sklearn", "thinc", "bitsandbytes", "numpy")
 
 
 def load(names: Iterable[str] = NAMES, threads: int | None = None) -> dict[str, Any]:
