@@ -111,7 +111,8 @@ void Program::forward_pointwise(PlacedLayer& layer, Index size, void* y) {
 // Loss ---------------------------------------------------------------------------------------------------
 
 // The loss of the output, and its gradient by the result of the last layer's operation.
-double Program::evaluate(const ProgramRun& run, const void* target, Index rows, Index samples) {
+double Program::evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows,
+                         Index samples) {
   PlacedLayer& last = layers_.back();
   const Index columns = last.out, size = rows * columns, top = Index(layers_.size()) - 1;
   const bool by_element = loss_.kind == LossKind::elementwise;
@@ -124,7 +125,7 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
                          : double(rows);
   double total = 0.0;
   if (by_element) {
-    const LossArgs args = loss_args(loss_, last, target, run.weight, run.param, divisor);
+    const LossArgs args = loss_args(loss_, last, target, weight, run.param, divisor);
     const auto kernel = kernels().sums[int(dtype_)].loss;
     total = merge_chunks(size, kChunk, size, parts_, [&](Index begin, Index end) {
       const double part = kernel(args, begin, end);
@@ -143,6 +144,20 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
   }
   const double value = total / divisor;
   return dtype_ == DType::f32 ? double(float(value)) : value;
+}
+
+// What an L2 penalty of the weights is half of; biases do not count.
+double Program::weight_squares() {
+  const ReduceKernel kernel = kernels().reduce[int(Monoid::sum_squares)].at[int(dtype_)];
+  double total = 0.0;
+  for (const PlacedLayer& layer : layers_) {
+    if (!layer.weight.data || layer.weight.use > 0) continue;
+    const char* const data = static_cast<const char*>(layer.weight.data);
+    const Index size = layer.in * layer.out;
+    total += merge_chunks(size, kChunk, size, parts_,
+                          [&](Index begin, Index end) { return kernel(data + begin * item_, end - begin); });
+  }
+  return total;
 }
 
 // Backward -----------------------------------------------------------------------------------------------
@@ -353,7 +368,11 @@ ProgramStop Program::run(ProgramRun& run) {
       const ProgramStop stop = require_probabilities(rows * out());
       if (stop.reason != ProgramStop::none) return stop;
     }
-    run.losses[step] = evaluate(run, target, rows, samples);
+    const void* weight = run.weight;
+    if (run.gather_weight)
+      weight = gather(weight, run.repeat * out() * item_, run.order, first, samples, weight_room_);
+    run.losses[step] = evaluate(run, target, weight, rows, samples);
+    if (run.squares) run.squares[step] = weight_squares();
     const double* const coefs = run.coefs + step * coefs_width_;
     backward(rows);
     update_weights(rows, coefs);

@@ -49,7 +49,8 @@ class Program {
   void forward_linear(PlacedLayer& layer, Index rows, bool training);
   void forward_pointwise(PlacedLayer& layer, Index size, void* y);
   ProgramStop require_probabilities(Index size) const;
-  double evaluate(const ProgramRun& run, const void* target, Index rows, Index samples);
+  double evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows, Index samples);
+  double weight_squares();
   void begin_backward(Index l, Index begin, Index end);
   void backward(Index rows);
   void backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
@@ -77,7 +78,7 @@ class Program {
   int tasks_threads_ = 0;         // what the tasks were cut for
   bool tasks_deep_ = false;
   const KernelTable* tasks_table_ = nullptr;
-  Buffer memory_, x_room_, target_room_;
+  Buffer memory_, x_room_, target_room_, weight_room_;
   std::vector<double> parts_, scaled_;
   std::vector<std::unique_lock<std::mutex>> locks_;  // of the plans, while pieces are updated
 };

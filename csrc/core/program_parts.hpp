@@ -54,11 +54,13 @@ struct ProgramRun {
   const Index* order;  // of the samples; null: as they lie
   Index begin, end, batch, steps;
   const void *weight, *param;  // of the loss: null, or a number for each element of a batch's output
+  bool gather_weight;          // weight has one for each element of all samples' targets, and goes with them
   const double* rates;         // of each dropout: its probability; 0: off
   std::uint64_t seed, offset;  // of the first dropout mask
   const double* coefs;         // of all steps
   double max_norm;             // of all gradients together; infinite: none
   double* losses;              // of each step
+  double* squares;             // null, or receives the sum of all weights' squares before each step
   double norm = 0.0;           // receives that of the last step's gradients, where there is a max_norm
 };
 

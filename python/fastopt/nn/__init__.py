@@ -23,6 +23,9 @@ from fastopt.nn.losses import (
     L1Loss,
     MSELoss,
     NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SigmoidFocalLoss,
     SmoothL1Loss,
 )
 from fastopt.nn.module import Module, Parameter
@@ -46,6 +49,9 @@ __all__ = [
     "Module",
     "ModuleList",
     "NLLLoss",
+    "PoissonNLLLoss",
+    "QuantileLoss",
+    "SigmoidFocalLoss",
     "Parameter",
     "ReLU",
     "Sequential",
