@@ -19,6 +19,8 @@ data, checkpoint
 torch, compat, interop
     The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
     to and from other libraries.
+sklearn
+    scikit-learn's MLPClassifier and MLPRegressor over the compiled step.
 plot, info
     Pictures of training; what this build is and runs on.
 """
@@ -213,7 +215,7 @@ __all__ = [
 
 
 # Loaded when first asked for: not every program uses these, and they cost import time.
-_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "plot", "torch"})
+_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "plot", "sklearn", "torch"})
 _LAZY_NAMES = {
     "compile": ("program", "compile"),
     "load": ("checkpoint", "load_object"),

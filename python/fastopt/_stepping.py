@@ -399,10 +399,9 @@ class Stepping:
         seed, offset = (0, 0)
         if masks:
             seed, offset = block.masks or _random.next_dropout(block.steps * masks)
-        *data, gather_weight, objective, _ = block
         limit = math.inf if max_norm is None else max_norm
-        squares = None if objective is None else objective.squares
-        return native.run(*data, rates, seed, offset, coefs, limit, gather_weight, squares)
+        squares = None if block.objective is None else block.objective.squares
+        return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
 
 
 class _Schedule:
