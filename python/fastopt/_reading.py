@@ -280,7 +280,8 @@ def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any], device: str = "c
     elif kind is nn.SigmoidFocalLoss:
         loss.kind, loss.params = "sigmoid_focal", (float(loss_fn.alpha), float(loss_fn.gamma))
     else:
-        loss.kind = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.PoissonNLLLoss: "poisson_nll"}[kind]
+        names: dict[Any, str] = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.PoissonNLLLoss: "poisson_nll"}
+        loss.kind = names[kind]
     return loss
 
 

@@ -212,7 +212,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         self._masks = (0, 0)
         if np.any(self.dropout):
             self._masks = (int(self._random_state.randint(_MAX_SEED)), 0)
-        self._session, self._saved = None, None
+        self._session: Session | None = None
+        self._saved: dict[str, Any] | None = None
         self._published: list[Any] = []
         for name in ("validation_loss_curve_", "loss_curve_", "best_loss_"):
             self.__dict__.pop(name, None)
@@ -282,8 +283,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
     def _continued(self, sizes: list[int], first: bool, incremental: bool, weighted: bool) -> Session:
         """Return the session to fit with: a new one, or one that goes on with weights and optimizer state."""
         if first:
-            self._session = self._saved = None
-            self._published = []
+            self._session, self._saved, self._published = None, None, []
         settings = self._settings(sizes, weighted)
         key = self._key(settings)
         session = self._session

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import shuffle
 
 from fastopt import minimize
 from fastopt.sklearn.progress import Epoch, Progress
@@ -60,7 +59,7 @@ def fit_epochs(
         model.n_iter_ = 0
         for _ in range(epochs):
             if order is not None:
-                order = shuffle(order, random_state=model._random_state)
+                order = order[_permutation(model._random_state, n)]
             model.loss_ = session.epoch(data, batch, order)
             model.n_iter_ += 1
             model.t_ += n
@@ -95,6 +94,13 @@ def fit_epochs(
         progress.close()
 
 
+def _permutation(random_state: np.random.RandomState, n: int) -> npt.NDArray[np.int64]:
+    """What `sklearn.utils.shuffle` draws, without what it checks."""
+    drawn = np.arange(n, dtype=np.int64)
+    random_state.shuffle(drawn)
+    return drawn
+
+
 def _split(
     model: Any, x: Array, y: Array, weight: Array | None
 ) -> tuple[Array, Array, Array | None, tuple[Array, Array, Array | None]]:
@@ -104,14 +110,15 @@ def _split(
     parts = train_test_split(
         *given, random_state=model._random_state, test_size=model.validation_fraction, stratify=stratify
     )
-    kept, aside = parts[::2], parts[1::2]
-    if len(aside[0]) < 2:
+    if weight is None:
+        x, x_val, y, y_val = parts
+        weight_val = None
+    else:
+        x, x_val, y, y_val, weight, weight_val = parts
+    if len(x_val) < 2:
         raise ValueError(
             "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
         )
-    without = [None] * (3 - len(given))
-    x, y, weight = *kept, *without
-    x_val, y_val, weight_val = *aside, *without
     return x, y, weight, (x_val, y_val, weight_val)
 
 

@@ -26,7 +26,7 @@ _BLOCK_SECONDS = 0.1  # of steps in one native call: an interrupt waits for its 
 _PREDICT_ROWS = 1024
 
 #: name -> module of hidden layers; the first four are scikit-learn's.
-ACTIVATIONS: dict[str, type[nn.Module] | None] = {
+ACTIVATIONS: dict[str, Any] = {
     "identity": None,
     "logistic": nn.Sigmoid,
     "tanh": nn.Tanh,
@@ -120,7 +120,10 @@ class Session:
         on = settings.device
         self._weights = [nn.Parameter(moved(w.T, on)) for w in coefs]
         self._biases = [nn.Parameter(moved(b, on)) for b in intercepts]
-        groups = [{"params": self._weights, "penalised": True}, {"params": self._biases}]
+        groups: list[dict[str, Any]] = [
+            {"params": self._weights, "penalised": True},
+            {"params": self._biases},
+        ]
         self.optimizer = settings.optimizer(groups)
         self.scheduler = None if settings.scheduler is None else settings.scheduler(self.optimizer)
         module = settings.loss.module
