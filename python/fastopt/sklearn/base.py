@@ -81,6 +81,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         "n_threads": [None, Interval(Integral, 1, None, closed="left")],
     }
 
+    _session_key: tuple[Any, ...]  # what the session was made for
+
     @abstractmethod
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Array]:
         """Return checked samples and targets; the classifier's mark classes."""

@@ -122,7 +122,7 @@ class Session:
         self._biases = [nn.Parameter(moved(b, on)) for b in intercepts]
         groups: list[dict[str, Any]] = [
             {"params": self._weights, "penalised": True},
-            {"params": self._biases},
+            {"params": self._biases, "use_muon": False},  # which takes matrices alone
         ]
         self.optimizer = settings.optimizer(groups)
         self.scheduler = None if settings.scheduler is None else settings.scheduler(self.optimizer)
