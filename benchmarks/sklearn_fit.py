@@ -39,8 +39,8 @@ def mnist(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """So many images as float32 rows in [0, 1], and their digits."""
     shared = Path(os.environ.get("FASTOPT_SHARED", Path(__file__).parents[2] / "shared"))
     if (shared / "data" / "mnist").is_dir():
-        x, y = load_mnist(shared / "data" / "mnist")[0]
-        return np.ascontiguousarray(x[:rows].reshape(rows, -1), np.float32), y[:rows]
+        x, y, _, _ = load_mnist(shared / "data" / "mnist")
+        return x[:rows], y[:rows]
     rng = np.random.default_rng(0)
     return rng.random((rows, 784), dtype=np.float32), rng.integers(0, 10, rows)
 
