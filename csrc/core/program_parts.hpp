@@ -86,6 +86,8 @@ struct PlacedLayer : ProgramLayer {
   // In the step at work: what comes in and out, and input and output of the activation.
   const void *input = nullptr, *result = nullptr, *x = nullptr, *y = nullptr;
   ProgramMask mask{};
+  Index first_row = 0;         // of its weight, among the rows of all weights
+  bool squares_known = false;  // of those rows
 };
 
 // The lowest layer with a trained parameter; their number where there is none.
