@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", minversion="1.9")
 
 import scipy.sparse
+import sklearn
 from sklearn import datasets, neural_network
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -22,6 +25,13 @@ import fastopt
 from fastopt.sklearn import MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Where there is a GPU too."""
+    monkeypatch.setattr("fastopt.sklearn.base._usable_device", lambda: "cpu")
+
 
 RNG = np.random.default_rng(0)
 THEIRS = {MLPClassifier: neural_network.MLPClassifier, MLPRegressor: neural_network.MLPRegressor}
@@ -448,3 +458,40 @@ def test_errors_of_data() -> None:
     model = MLPClassifier().partial_fit(x[:20], np.arange(20) % 3, classes=[0, 1, 2])
     with pytest.raises(ValueError, match=r"`y` has classes not in `self.classes_`"):
         model.partial_fit(x[:20], np.arange(20) % 4)
+
+
+@pytest.mark.parametrize("shape", [(20, 6000), (2100, 30)], ids=["wide", "deep"])
+def test_penalties_of_wide_weights_and_deep_batches(shape) -> None:
+    """Where updates are cut in other ways."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    y = x[:, 0] * x[:, 1]
+    options = {
+        "hidden_layer_sizes": 40,
+        "max_iter": 3,
+        "alpha": 10.0,
+        "random_state": 0,
+        "batch_size": shape[0],
+    }
+    other = neural_network.MLPRegressor(**options).fit(x, y)
+    one, two = (MLPRegressor(**options, n_threads=n).fit(x, y) for n in (1, 3))
+    np.testing.assert_allclose(one.loss_curve_, other.loss_curve_, rtol=1e-9)
+    assert one.loss_curve_ == two.loss_curve_
+
+
+def test_metadata_is_routed() -> None:
+    x, y = diabetes()
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = MLPRegressor(max_iter=2, random_state=0)
+        model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(model, {"alpha": [0.1]}, cv=2).fit(x, y, sample_weight=weighted(x, y))
+    direct = MLPRegressor(max_iter=2, random_state=0, alpha=0.1).fit(x, y, weighted(x, y))
+    np.testing.assert_array_equal(search.best_estimator_.coefs_[0], direct.coefs_[0])
+
+
+def test_importing_fastopt_leaves_scikit_learn_out() -> None:
+    code = (
+        "import sys, fastopt; assert 'sklearn' not in sys.modules; fastopt.sklearn.MLPClassifier; "
+        "print('sklearn' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", minversion="1.9")
 
 from sklearn import datasets
 from sklearn.metrics import accuracy_score, log_loss, r2_score
@@ -17,6 +17,13 @@ from fastopt import nn, optim
 from fastopt.sklearn import MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Where there is a GPU too."""
+    monkeypatch.setattr("fastopt.sklearn.base._usable_device", lambda: "cpu")
+
 
 X, Y = datasets.make_regression(70, 5, n_targets=2, random_state=0, noise=1.0)
 Y = Y / 100
