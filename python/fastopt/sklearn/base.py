@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
@@ -361,7 +360,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         if self.out_activation_ == "softmax":
             return functional.softmax(z, 1)  # type: ignore[no-any-return]
         if self.out_activation_ == "logistic":
-            return expit(z)  # type: ignore[no-any-return]
+            return functional.sigmoid(z)  # type: ignore[no-any-return]
         return np.exp(z) if self.out_activation_ == "exp" else z
 
     # Pickles --------------------------------------------------------------------------------------------

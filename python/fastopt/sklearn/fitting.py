@@ -12,7 +12,7 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from fastopt import minimize
+from fastopt._minimize import minimize
 from fastopt.sklearn.progress import Epoch, Progress
 from fastopt.sklearn.training import Samples, Session, outputs, samples
 
