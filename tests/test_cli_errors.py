@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cli_helpers import must_fail
-from fastopt import checkpoint, nn
+from fastopt import checkpoint, cli, nn
 from fastopt.cli import main
 
 
@@ -56,10 +56,47 @@ def fails(capsys):
         (["fly"], "invalid choice: 'fly' (choose from"),
         ([], "the following arguments are required: COMMAND"),
         (["predict"], "the following arguments are required: model, file"),
+        (["train", "--optimiser", "adam"], "no option --optimiser; did you mean --optimizer?"),
+        (["train", "--epoch-count=3"], "no option --epoch-count"),
+        (["train", "--dropuot", "x", "digits", "y"], "no option --dropuot; did you mean --dropout?"),
+        (["train", "--zzz"], "no option --zzz: fastopt train --help shows those that there are"),
+        (
+            ["train", "digits", "mnist"],
+            "unexpected argument 'mnist': fastopt train --help shows what it takes",
+        ),
+        (["predict", "--threds", "3", "m"], "no option --threds; did you mean --threads?"),
+        (["--verison"], "no option --verison; did you mean --version?"),
+        (["trainn"], "; did you mean train?"),
+        (["train", "--optimizer", "Adam"], "; did you mean adam?"),
+        (["train", "--activation", "sigmod"], "; did you mean sigmoid?"),
+        (["train", "digit"], "nor a .csv or .npz file; did you mean digits?"),
+        (["predict", "m", "f", "--out", "/gone/away/p.csv"], "no directory /gone/away"),
     ],
 )
 def test_bad_command_lines(fails, argv, message):
     assert message in fails(*argv)
+
+
+def test_a_file_of_nearly_the_same_name(fails, tmp_path):
+    (tmp_path / "measurements.csv").write_text("1,2,a\n")
+    gone = tmp_path / "measurement.csv"
+    expected = f"{gone}: No such file or directory; did you mean measurements.csv?\n"
+    assert fails("train", gone).endswith(expected)
+    assert fails("predict", gone, gone).endswith(expected)
+    assert fails("train", tmp_path / "other.csv").endswith("other.csv: No such file or directory\n")
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("compare",), ("predict",), ("bench",), ("info",)])
+def test_help_reads_like_a_manual(capsys, command):
+    assert main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  fastopt " in text
+    assert max(map(len, text.splitlines())) <= 112
+    examples = text.partition("examples:\n")[2].partition("\n\n")[0]
+    for line in examples.splitlines():
+        words = line.split("  ")[1].split(" | ")[0].split(" > ")[0].split()
+        args = cli._make_parser().parse_args(words[1:])
+        assert args.name == words[1]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +104,7 @@ def test_bad_command_lines(fails, argv, message):
     [
         ("a,b,y\n1,2,0\n1,x,1\n", [], "line 3, column 2 ('b'): expected a number, got 'x'"),
         ("a,b,y\n1,2,0\n1,2,1\n", ["--label", "z"], "0 columns named 'z'"),
+        ("size,kind,y\n1,2,0\n1,2,1\n", ["--label", "knd"], ": size, kind, y; did you mean kind?"),
         ("a,b,y\n1,2,0\n1,2,1\n", ["--label", "7"], "column 7 is out of range"),
         ("1,2,0\n" * 5, [], "labels hold 1 class, training needs at least 2"),
         ("1,2,0.5\n3,4,1\n" * 5, [], "label of row 1 is 0.5, expected whole numbers or text"),

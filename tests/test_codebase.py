@@ -206,7 +206,7 @@ def test_every_cuda_source_is_built() -> None:
 #: Floors of the package: a module imports only from floors below its own, or from its own package.
 FLOORS = [
     {"_core", "_device"},
-    {"_arrays", "_dtypes", "_formulas", "_threads"},
+    {"_arrays", "_dtypes", "_formulas", "_threads", "_wording", "_drawing"},
     {"_device_ops"},
     {"_ops", "_random", "_device_products"},
     {"_products", "_tape"},
@@ -219,10 +219,12 @@ FLOORS = [
     {"operations", "functional", "_minimize"},
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},
-    {"data", "checkpoint", "_reading", "_device_program"},
-    {"_stepping"},
+    {"data", "checkpoint", "monitor", "_reading", "_device_program"},
+    {"_dataset", "_stepping"},
     {"program"},
-    {"_train", "sklearn"},
+    {"_train", "_bench", "sklearn"},
+    {"_compare"},
+    {"_cli"},
     {"cli"},
     {"__main__", "__init__"},
 ]
@@ -267,7 +269,18 @@ def test_imports_run_one_way(path: Path) -> None:
             )
 
 
-OPTIONAL = {"torch", "ml_dtypes", "safetensors", "tqdm", "scipy", "sklearn", "matplotlib", "threadpoolctl"}
+OPTIONAL = {
+    "torch",
+    "jax",
+    "optax",
+    "ml_dtypes",
+    "safetensors",
+    "tqdm",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "threadpoolctl",
+}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=_module_name)

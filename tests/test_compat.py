@@ -70,6 +70,10 @@ OPTAX = [
     ("adagrad", {"eps": 1e-2}),
     ("adadelta", {"weight_decay": 0.1}),
     ("lion", {"weight_decay": 0.1}),
+    ("lars", {"weight_decay": 0.1, "trust_coefficient": 0.1}),
+    ("lars", {"nesterov": True, "trust_coefficient": 0.1, "eps": 1e-2}),
+    ("lamb", {"eps": 1e-3}),
+    ("lamb", {"weight_decay": 0.1, "b2": 0.9}),
 ]
 
 

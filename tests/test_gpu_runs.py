@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,52 @@ def test_a_loss_that_is_not_finite_is_told(
     argv = ["train", str(problem), "--optimizer", "sgd", "--lr", "1e30", "--epochs", "9", "--device", "cuda"]
     assert main(argv) == 2
     assert "try a smaller --lr than 1e+30" in capsys.readouterr().err
+
+
+def test_the_monitor_measures_on_the_device(
+    cp: Any, problem: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", problem, "--epochs", 3, "--hidden", "8,8", "--dropout", 0.2, "--monitor"]
+    host, device = (_result(capsys, *argv, "--device", name)["gradients"] for name in ("cpu", "cuda"))
+    assert [layer["name"] for layer in device["layers"]] == [layer["name"] for layer in host["layers"]]
+    for ours, theirs in zip(device["layers"], host["layers"], strict=True):
+        assert ours["verdict"] == theirs["verdict"] == "ok"
+        for key in ("gradient", "weight", "ratio"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
+
+
+def test_optimizers_are_compared_on_the_device(
+    cp: Any, problem: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [problem, "--epochs", 3, "--dropout", 0.2, "--device", "cuda"]
+    rows = _result(capsys, "compare", *options, "--optimizers", "adam,lion")["runs"]
+    for row in rows:
+        alone = _result(capsys, "train", *options, "--optimizer", row["name"])
+        assert row["train_loss"] == alone["train_loss"]
+        assert row["test_loss"] == alone["test_loss"]
+
+
+def test_a_run_on_the_device_is_stopped_within_an_epoch(
+    cp: Any,
+    problem: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save = tmp_path / "m.safetensors"
+    argv = ["train", problem, "--epochs", 4, "--batch-size", 4, "--dropout", 0.2, "--device", "cuda"]
+    whole = _result(capsys, *argv)
+    gave = DataLoader.gave
+
+    def interrupted(self: DataLoader, batches: int) -> None:
+        if self.epoch == 1 and batches > 2:
+            signal.raise_signal(signal.SIGINT)
+        gave(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataLoader, "gave", interrupted)
+        assert main([*map(str, argv), "--save", str(save)]) == 130
+    assert " of 30 batches after epoch 1, is " in capsys.readouterr().err
+    resumed = _result(capsys, "train", "--resume", save, "--device", "cuda")
+    for key in ("epochs", "train_loss", "test_loss", "test_accuracy"):
+        assert resumed[key] == whole[key]

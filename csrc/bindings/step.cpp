@@ -97,8 +97,8 @@ py::tuple encode(const Floats& values, bool with_sign) {
   const Index n = Index(values.size());
   Codes codes(n), exponents((n + kGroup - 1) / kGroup);
   const std::vector<std::uint32_t> half(std::size_t(n), 1u << (kNoiseBits - 1));
-  kernels().packing->encode[int(byte_kind(with_sign))](values.data(), half.data(), codes.mutable_data(),
-                                                       exponents.mutable_data(), n);
+  kernels().packing->encode[int(byte_kind(with_sign))](values.data(), {half.data(), nullptr, 0},
+                                                       codes.mutable_data(), exponents.mutable_data(), n);
   return py::make_tuple(codes, exponents);
 }
 

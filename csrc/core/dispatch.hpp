@@ -26,6 +26,22 @@ struct StepKernels {
   StorageKernels at[kComputeTypes];  // [storage]; two-byte parameters are unpacked first, see plan_packed.cpp
 };
 
+// The same of float32 parameters whose averages are packed, of elements within one block of noise that begin
+// at a group's first. No average of the parameters is kept, and nothing is clipped.
+struct PackedChunk {
+  StepChunk chunk;
+  std::uint8_t* exponents[4];
+  Noise noise[4];
+};
+using PackedStepKernel = void (*)(const PackedChunk& chunk, const double* coefs);
+struct PackedStepKernels {
+  // [states in two bytes, in one]; `stored` is how a kernel takes each of them.
+  struct {
+    Stored stored[4];
+    PackedStepKernel run;  // null: the rule has no state that may be packed
+  } at[2];
+};
+
 // The first pass of a step that depends on whole tensors: the sums of squares of a chunk's directions and of
 // its parameters. The rule's states are updated where it has such a pass of its own.
 struct Measured {
@@ -205,6 +221,7 @@ struct MathKernels {
 struct KernelTable {
   const char* isa;
   const StepKernels* step;                // [rule]
+  const PackedStepKernels* packed_step;   // [rule]
   const MeasureKernels* measure;          // [rule]
   const ReduceKernels* reduce;            // [Monoid]
   const SumKernels* sums;                 // [compute type]

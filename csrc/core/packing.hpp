@@ -24,18 +24,27 @@ struct Packing {
   }
 };
 
-// Pieces of arrays that begin at a group's first element. noise: a word of noise for each element.
+// Noise of elements in a row: each one's word and `low`, 20 bits; `halves` are the upper 16 bits of the
+// words.
+struct Noise {
+  const std::uint32_t* words;
+  const std::uint16_t* halves;
+  std::uint32_t low;
+
+  Noise from(Index element) const { return {words + element, halves + element, low}; }
+};
+// That of one array's elements from `element` on, in one step; it ends with the block of kNoiseBlock.
+Noise noise(double step, Index array, Index element);
+
+// Pieces of arrays that begin at a group's first element.
 struct PackingKernels {
   void (*decode[kStoredKinds])(const void* from, const std::uint8_t* exponents, float* to, Index n);
-  void (*encode[kStoredKinds])(const float* from, const std::uint32_t* noise, void* to,
-                               std::uint8_t* exponents, Index n);
+  void (*encode[kStoredKinds])(const float* from, const Noise& noise, void* to, std::uint8_t* exponents,
+                               Index n);
   void (*widen[kDTypes])(const void* from, float* to, Index n);  // of two bytes
   void (*join)(const void* high, const std::int16_t* low, float* to, Index n);
   void (*split)(const float* from, void* high, std::int16_t* low, Index n);
   void (*narrow[kDTypes])(const float* from, void* to, Index n);  // to the nearest
 };
-
-// The table of noise.
-const std::uint32_t* noise_table();
 
 }  // namespace fastopt

@@ -78,9 +78,11 @@ class StepPlan {
  private:
   template <class F>
   void for_each_chunk(const void* const* grads, F&& f);
-  // update_piece of a tensor in fewer bytes than it is computed with: a tile at a time is unpacked, updated
-  // in cache, and packed.
+  // update_piece of a tensor in fewer bytes than it is computed with.
   void update_packed(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
+  PackedStepKernel packed_kernel(const PlanTensor& tensor, const double* row) const;
+  // The same a tile at a time: unpacked, updated in cache, and packed.
+  void update_tiles(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
   void reduce_chunks(Monoid monoid, const void* const* arrays);
   void join_chunks(const std::vector<double>& parts, double* out) const;
   StepChunk piece(Index tensor, Index begin, Index end, const void* grad) const;

@@ -1,8 +1,7 @@
-// The step of tensors that are stored in fewer bytes than they are computed with. One kernel of each rule
-// serves all of them: a tile of each packed array is unpacked into floats that stay in the first-level cache,
-// the rule's float kernel updates those, and they are packed again.
+// The step of tensors that are stored in fewer bytes than they are computed with. Where only averages are,
+// the rule has kernels of its own. Otherwise a tile of each packed array is unpacked into floats that stay in
+// the first-level cache, the rule's float kernel updates those, and they are packed again.
 #include <algorithm>
-#include <vector>
 
 #include "core/parallel.hpp"
 #include "core/plan.hpp"
@@ -34,17 +33,58 @@ std::uint8_t* exponents_at(const Packing& packing, int s, Index element) {
 
 }  // namespace
 
-const std::uint32_t* noise_table() {
-  static const std::vector<std::uint32_t> table = [] {
-    std::vector<std::uint32_t> words(kNoiseWords + kNoiseBlock);
-    for (std::size_t j = 0; j < words.size(); ++j) words[j] = noise_word(std::uint32_t(j));
-    return words;
+Noise noise(double step, Index array, Index element) {
+  struct Tables {
+    std::uint32_t words[kNoiseTable];
+    std::uint16_t halves[kNoiseTable];
+  };
+  static constexpr Tables tables = [] {
+    Tables made{};
+    for (int j = 0; j < kNoiseTable; ++j) {
+      made.words[j] = noise_word(std::uint32_t(j));
+      made.halves[j] = std::uint16_t(made.words[j] >> kHalfNoiseShift);
+    }
+    return made;
   }();
-  return table.data();
+  const NoiseStart start =
+      noise_start(std::uint64_t(step), std::uint64_t(array), std::uint64_t(element / kNoiseBlock));
+  return Noise{tables.words, tables.halves, start.low}.from(start.place + element % kNoiseBlock);
+}
+
+// The kernel that takes states as they are stored; null: there is none.
+PackedStepKernel StepPlan::packed_kernel(const PlanTensor& tensor, const double* row) const {
+  const Packing& packing = tensor.packing;
+  if (tensor.dtype != DType::f32 || tensor.ema || packing.shadow || is_bounded(row)) return nullptr;
+  for (const auto& kernel : kernels().packed_step[rule_].at)
+    if (std::equal(packing.states, packing.states + 4, kernel.stored)) return kernel.run;
+  return nullptr;
 }
 
 void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* grad,
                              const double* row) const {
+  const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
+  const PackedStepKernel run = packed_kernel(tensor, row);
+  if (!run) return update_tiles(tensor_, begin, end, grad, row);
+  for (Index first = begin; first < end;) {
+    const Index n = std::min(end, (first / kNoiseBlock + 1) * kNoiseBlock) - first;
+    PackedChunk piece{};
+    piece.chunk = {
+        element_at(tensor.p, first, DType::f32), element_at(grad, first - begin, DType::f32), {}, nullptr, n};
+    for (int s = 0; s < 4; ++s) {
+      const Stored stored = tensor.packing.states[s];
+      if (!tensor.states[s]) continue;
+      piece.chunk.states[s] = stored_at(tensor.states[s], first, stored);
+      if (stored == Stored::as_computed) continue;
+      piece.exponents[s] = exponents_at(tensor.packing, s, first);
+      piece.noise[s] = noise(row[kStep], tensor_ * kNoiseSlots + s, first);
+    }
+    run(piece, row);
+    first += n;
+  }
+}
+
+void StepPlan::update_tiles(Index tensor_, Index begin, Index end, const void* grad,
+                            const double* row) const {
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
   const Packing& packing = tensor.packing;
   const PackingKernels& pack = *kernels().packing;
@@ -54,12 +94,8 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
   alignas(64) float rooms[kRooms][kRoom];
 
   for (Index first = begin; first < end;) {
-    const Index block = first / kTile, n = std::min(end, (block + 1) * kTile) - first;
-    const auto noise = [&](int slot) {
-      const std::uint64_t array = std::uint64_t(tensor_) * 8 + std::uint64_t(slot);
-      return noise_table() + noise_start(std::uint64_t(row[kStep]), array, std::uint64_t(block)) +
-             first % kTile;
-    };
+    const Index n = std::min(end, (first / kTile + 1) * kTile) - first;
+    const auto chances = [&](int slot) { return noise(row[kStep], tensor_ * kNoiseSlots + slot, first); };
     void* const p = element_at(tensor.p, first, tensor.dtype);
     const void* const g = element_at(grad, first - begin, tensor.dtype);
     StepChunk piece{p, g, {}, element_at(tensor.ema, first, state_dtype(tensor.dtype)), n};
@@ -86,14 +122,14 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
 
     for (int s = 0; s < 4; ++s) {
       if (!tensor.states[s] || packing.states[s] == Stored::as_computed) continue;
-      pack.encode[int(packing.states[s])](rooms[s], noise(s),
+      pack.encode[int(packing.states[s])](rooms[s], chances(s),
                                           stored_at(tensor.states[s], first, packing.states[s]),
                                           exponents_at(packing, s, first), n);
     }
     if (packing.remainder) {
       pack.split(rooms[kParameterRoom], p, packing.remainder + first, n);
     } else if (packing.by_chance) {
-      pack.encode[int(Stored::bf16)](rooms[kParameterRoom], noise(kParameterRoom), p, nullptr, n);
+      pack.encode[int(Stored::bf16)](rooms[kParameterRoom], chances(kParameterSlot), p, nullptr, n);
     } else if (stages) {
       pack.narrow[int(tensor.dtype)](rooms[kParameterRoom], p, n);
     }

@@ -1,9 +1,10 @@
 // Arrays in fewer bytes to floats and back, a tile at a time.
 #include "core/packing.hpp"
 
+#include "cpu/bytes.hpp"
 #include "cpu/loops.hpp"
+#include "cpu/step_loop.hpp"
 #include "cpu/table.hpp"
-#include "formulas/packed.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -24,17 +25,10 @@ void narrow(const float* from, void* to, Index n) {
   for (Index i = 0; i < n; ++i) y[i] = Store<P>::from(from[i]);
 }
 
-void narrow_by_chance(const float* from, const std::uint32_t* noise, void* to, std::uint8_t*, Index n) {
-  Bf16* const y = static_cast<Bf16*>(to);
+void narrow_by_chance(const float* from, const Noise& noise, void* to, std::uint8_t*, Index n) {
+  const Halved y = halved(to, noise);
   FO_INDEPENDENT
-  for (Index i = 0; i < n; ++i) y[i] = round_by_chance(from[i], noise[i]);
-}
-
-template <bool Signed>
-FO_HD void decode_group(const std::uint8_t* codes, std::uint8_t exponent, float* to, int n) {
-  const std::uint16_t base = ByteCode<Signed>::base(exponent);
-  FO_LANES
-  for (int i = 0; i < n; ++i) to[i] = ByteCode<Signed>::value(codes[i], base);
+  for (Index i = 0; i < n; ++i) y.write(i, from[i]);
 }
 
 template <bool Signed>
@@ -45,32 +39,13 @@ void decode(const void* codes_, const std::uint8_t* exponents, float* to, Index 
   if (i < n) decode_group<Signed>(codes + i, exponents[i / kGroup], to + i, int(n - i));
 }
 
-// Returns the exponent.
 template <bool Signed>
-FO_HD std::uint8_t encode_group(const float* from, const std::uint32_t* noise, std::uint8_t* codes, int n) {
-  using Code = ByteCode<Signed>;
-  std::uint16_t words[kGroup];
-  std::uint16_t largest = 0;
-  _Pragma("omp simd reduction(max : largest)")  // not FO_LANES: a reduction
-      for (int i = 0; i < n; ++i) {
-    words[i] = Code::word(from[i], noise[i]);
-    const std::uint16_t m = Code::magnitude(words[i]);
-    largest = m > largest ? m : largest;
-  }
-  const std::uint8_t exponent = Code::exponent(largest);
-  const std::uint16_t base = Code::base(exponent);
-  FO_LANES
-  for (int i = 0; i < n; ++i) codes[i] = Code::code(words[i], base);
-  return exponent;
-}
-
-template <bool Signed>
-void encode(const float* from, const std::uint32_t* noise, void* codes_, std::uint8_t* exponents, Index n) {
+void encode(const float* from, const Noise& noise, void* codes_, std::uint8_t* exponents, Index n) {
   std::uint8_t* const codes = static_cast<std::uint8_t*>(codes_);
   Index i = 0;
   for (; i + kGroup <= n; i += kGroup)
-    exponents[i / kGroup] = encode_group<Signed>(from + i, noise + i, codes + i, kGroup);
-  if (i < n) exponents[i / kGroup] = encode_group<Signed>(from + i, noise + i, codes + i, int(n - i));
+    exponents[i / kGroup] = encode_group<Signed>(from + i, noise.from(i), codes + i, kGroup);
+  if (i < n) exponents[i / kGroup] = encode_group<Signed>(from + i, noise.from(i), codes + i, int(n - i));
 }
 
 void join_all(const void* high, const std::int16_t* low, float* to, Index n) {

@@ -10,6 +10,7 @@ KernelTable kernel_table() {
   return {
       .isa = FASTOPT_QUOTE(FASTOPT_ISA),
       .step = step_table(),
+      .packed_step = packed_step_table(),
       .measure = measure_table(),
       .reduce = reduce_table(),
       .sums = sum_table(),

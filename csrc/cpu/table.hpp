@@ -7,6 +7,7 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 const StepKernels* step_table();
+const PackedStepKernels* packed_step_table();
 const MeasureKernels* measure_table();
 const ReduceKernels* reduce_table();
 const SumKernels* sum_table();

@@ -162,7 +162,7 @@ DevicePlan::DevicePlan(int rule, const std::vector<PlanTensor>& tensors)
   chunks_ = upload(chunks);
   norm_chunks_ = upload(norm_chunks);
   if (packed_) {
-    std::vector<std::uint32_t> noise(kNoiseWords + kNoiseBlock);
+    std::vector<std::uint32_t> noise(kNoiseTable);
     for (std::size_t j = 0; j < noise.size(); ++j) noise[j] = noise_word(std::uint32_t(j));
     noise_ = upload(noise);
   }

@@ -110,7 +110,6 @@ __device__ __forceinline__ std::uint8_t encode(const float (&from)[kEach],
 template <template <class> class Rule>
 struct PackedUpdate {
   static constexpr int kStates = Rule<float>::states.size;
-  static constexpr int kParameter = 4;  // its slot of noise, after those of the states
 
   const PlanTensor& tensor;
   std::uint64_t index;  // of the tensor
@@ -133,10 +132,10 @@ struct PackedUpdate {
 
   __device__ __forceinline__ void noise_of(int slot, Index first, std::uint32_t (&to)[kEach]) const {
     const std::uint64_t block = std::uint64_t(first) / kNoiseBlock;
-    const std::uint32_t* const words =
-        noise + noise_start(step, index * 8 + std::uint64_t(slot), block) + first % kNoiseBlock;
+    const NoiseStart start = noise_start(step, index * kNoiseSlots + std::uint64_t(slot), block);
+    const std::uint32_t* const words = noise + start.place + first % kNoiseBlock;
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) to[k] = words[k];
+    for (int k = 0; k < kEach; ++k) to[k] = words[k] + start.low;
   }
 
   __device__ __forceinline__ void take_state(int s, Index first, int n, float (&to)[kEach]) const {
@@ -169,7 +168,7 @@ struct PackedUpdate {
                                        void* to, Index first, int n) {
     Bf16 rounded[kEach];
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) rounded[k] = round_by_chance(from[k], chances[k]);
+    for (int k = 0; k < kEach; ++k) rounded[k] = round_by_chance(from[k], chances[k] >> kHalfNoiseShift);
     put(rounded, to, first, n);
   }
 
@@ -196,7 +195,7 @@ struct PackedUpdate {
       put(low, tensor.packing.remainder, first, n);
     } else if (tensor.packing.by_chance) {
       std::uint32_t chances[kEach];
-      noise_of(kParameter, first, chances);
+      noise_of(kParameterSlot, first, chances);
       put_by_chance(from, chances, tensor.p, first, n);
     } else {
       put_any(tensor.dtype, from, tensor.p, first, n);

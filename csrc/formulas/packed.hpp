@@ -13,28 +13,40 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-// Noise: words of 20 random bits from a table, read from a place that differs from block to block of
-// elements, and from step to step. Each value of the upper 12 bits is there once, so that the table's own
-// chances are no worse than they are fine.
-inline constexpr int kNoiseBits = 20, kNoiseWords = 4096, kNoiseBlock = 1024;
+// Noise: 20 random bits for each element. The upper ten come from a table that holds each value once and is
+// small enough to stay in the first-level cache, read from a place that differs from block to block of
+// elements and from step to step; the lower ten are the block's own, so that no value is likelier than
+// another.
+inline constexpr int kNoiseBits = 20, kNoiseBlock = 1024;
+inline constexpr int kNoiseTable = 2 * kNoiseBlock;  // a block may begin anywhere in the first half
 
-// The table's word j, for j in [0, kNoiseWords + kNoiseBlock); it goes round.
-FO_HD uint32_t noise_word(uint32_t j) {
-  j %= uint32_t(kNoiseWords);
-  uint32_t place = j;  // a permutation: odd factors, and bits that are only added to lower ones
+// Each array of a tensor has its own: the states, then the parameter where that is rounded by chance.
+inline constexpr int kNoiseSlots = 8, kParameterSlot = 4;
+
+// The table's word j; it goes round.
+FO_HD constexpr uint32_t noise_word(uint32_t j) {
+  uint32_t place = j % kNoiseBlock;  // a permutation: odd factors, and bits that are only added to lower ones
   for (int round = 0; round < 3; ++round) {
-    place = (place * 0xb2du + 0x5a7u) % uint32_t(kNoiseWords);
-    place ^= place >> 5;
+    place = (place * 0xb2du + 0x5a7u) % kNoiseBlock;
+    place ^= place >> 4;
   }
-  return place << (kNoiseBits - 12) | philox_word(0, 0, j) >> (32 - kNoiseBits + 12);
+  return place << (kNoiseBits - 10);
 }
-// Where the noise of elements [block kNoiseBlock, (block + 1) kNoiseBlock) of array `array` begins.
-FO_HD int noise_start(uint64_t step, uint64_t array, uint64_t block) {
-  return int(philox_word(step, array, 4 * block) % uint32_t(kNoiseWords));
+// What the noise of elements [block kNoiseBlock, (block + 1) kNoiseBlock) of array `array` is: words of the
+// table from `place` on, and `low` more.
+struct NoiseStart {
+  int place;
+  uint32_t low;
+};
+FO_HD NoiseStart noise_start(uint64_t step, uint64_t array, uint64_t block) {
+  const uint32_t word = philox_word(step, array, 4 * block);
+  return {int(word % uint32_t(kNoiseBlock)), word >> 22};
 }
 
-FO_HD Bf16 round_by_chance(float x, uint32_t noise) {
-  return {uint16_t((to_bits(x) + (noise >> (kNoiseBits - 16))) >> 16)};
+// half_noise: the upper 16 bits of an element's noise.
+inline constexpr int kHalfNoiseShift = kNoiseBits - 16;
+FO_HD Bf16 round_by_chance(float x, uint32_t half_noise) {
+  return {uint16_t((to_bits(x) + half_noise) >> 16)};
 }
 
 // A byte holds the low bits of a float's exponent and three of its mantissa, and a sign where it has one;

@@ -21,8 +21,8 @@ torch, compat, interop
     to and from other libraries.
 sklearn
     scikit-learn's MLPClassifier and MLPRegressor over the compiled step.
-plot, info
-    Pictures of training; what this build is and runs on.
+plot, monitor, info
+    Pictures of training; where gradients vanish or explode; what this build is and runs on.
 """
 
 import importlib
@@ -106,6 +106,7 @@ if TYPE_CHECKING:  # what __getattr__ loads
     from fastopt import checkpoint, data
     from fastopt.checkpoint import load_object as load
     from fastopt.checkpoint import save_object as save
+    from fastopt.monitor import GradientMonitor
     from fastopt.program import compile
 
 # torch's other names of the same dtypes.
@@ -114,6 +115,7 @@ int, long = int32, int64
 
 __all__ = [
     "GradScaler",
+    "GradientMonitor",
     "Tensor",
     "__version__",
     "abs",
@@ -215,8 +217,11 @@ __all__ = [
 
 
 # Loaded when first asked for: not every program uses these, and they cost import time.
-_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "plot", "sklearn", "torch"})
+_LAZY_MODULES = frozenset(
+    {"checkpoint", "compat", "data", "info", "interop", "monitor", "plot", "sklearn", "torch"}
+)
 _LAZY_NAMES = {
+    "GradientMonitor": ("monitor", "GradientMonitor"),
     "compile": ("program", "compile"),
     "load": ("checkpoint", "load_object"),
     "minimize": ("_minimize", "minimize"),

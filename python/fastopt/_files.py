@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt._wording import did_you_mean
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -247,8 +249,9 @@ def _label_column(path: Path, label: int | str | None, names: list[str], header:
         if header is False:
             raise ValueError(f"label: {label!r} is a name, {path} has no header")
         if names.count(label) != 1:
+            near = "" if label in names else did_you_mean(label, names)
             raise ValueError(
-                f"label: {names.count(label)} columns named {label!r} in {path}: {', '.join(names)}"
+                f"label: {names.count(label)} columns named {label!r} in {path}: {', '.join(names)}{near}"
             )
         return names.index(label)
     if not -len(names) <= label < len(names):

@@ -1,4 +1,4 @@
-"""What ``fastopt train`` does apart from its command line: data, model, training loop, checkpoint, report."""
+"""What ``fastopt train`` does apart from its command line: model, training loop, checkpoints."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core, _device, _random, checkpoint, data, nn, optim
+from fastopt._dataset import Dataset, shorten
 from fastopt._tape import no_grad
 from fastopt.operations import cat
 from fastopt.optim import lr_scheduler
-from fastopt.program import compile
+from fastopt.program import Progress, compile
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -34,6 +35,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # Class, learning rate and weight decay where none is asked for, further arguments.
 OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
     "sgd": (optim.SGD, 0.1, 0.0, {}),
+    "momentum": (optim.SGD, 0.1, 0.0, {"momentum": 0.9}),
+    "nesterov": (optim.SGD, 0.1, 0.0, {"momentum": 0.9, "nesterov": True}),
     "adagrad": (optim.Adagrad, 1e-2, 0.0, {}),
     "adadelta": (optim.Adadelta, 1.0, 0.0, {}),
     "rmsprop": (optim.RMSprop, 1e-3, 0.0, {}),
@@ -88,23 +91,6 @@ class Config:
     test_size: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A classification problem: features float32 (n, d), labels int64 (n,) that index ``classes``."""
-
-    x_train: NDArray[np.float32]
-    y_train: NDArray[np.int64]
-    x_test: NDArray[np.float32]
-    y_test: NDArray[np.int64]
-    classes: list[str]
-    mean: NDArray[np.float32] | None = None
-    std: NDArray[np.float32] | None = None
-
-    @property
-    def features(self) -> int:
-        return int(self.x_train.shape[1])
-
-
 # -------------------------------------------------------------------------------------------- device
 
 
@@ -126,126 +112,6 @@ def open_device(name: str) -> str:
     if device is None:
         raise ValueError(f"--device: {name!r} is not cpu, cuda or cuda:N")
     return device
-
-
-# ---------------------------------------------------------------------------------------------- data
-
-
-def load_dataset(config: Config, directory: str) -> Dataset:
-    """Load ``digits``, ``mnist`` from ``directory``, or a CSV or npz file."""
-    name = config.dataset
-    if name == "digits":
-        parts = data.load_digits(config.test_size)
-    elif name == "mnist":
-        parts = data.load_mnist(directory)
-    else:
-        parts = _load_file(Path(name), config)
-    x_train, y_train, x_test, y_test = parts
-    names = [str(value) for value in np.unique(np.concatenate((y_train, y_test))).tolist()]
-    if len(names) < 2:
-        raise ValueError(f"{name}: labels hold {len(names)} class, training needs at least 2")
-    mean = std = None
-    if config.scale == "standard" or (config.scale == "auto" and Path(name).suffix.lower() == ".csv"):
-        mean, std = standard_scale(x_train)
-    return Dataset(
-        apply_scale(x_train, mean, std),
-        encode_labels(y_train, names, name),
-        apply_scale(x_test, mean, std),
-        encode_labels(y_test, names, name),
-        names,
-        mean,
-        std,
-    )
-
-
-def _load_file(path: Path, config: Config) -> Any:
-    if path.suffix.lower() not in (".csv", ".npz"):
-        raise ValueError(f"dataset: {str(path)!r} is neither digits nor mnist nor a .csv or .npz file")
-    if path.suffix.lower() == ".csv":
-        table = data.read_csv(path, label=config.label)
-        arrays: tuple[Any, ...] = (table.x, named_labels(table))
-    else:
-        arrays = data.read_npz(path)
-    if len(arrays) == 1:
-        raise ValueError(f"{path}: no labels, expected y beside x")
-    arrays = tuple(as_labels(a, path) if i % 2 else as_features(a, path) for i, a in enumerate(arrays))
-    if len(arrays) == 2:
-        x, y = arrays
-        x_train, x_test, y_train, y_test = data.train_test_split(x, y, test_size=config.test_size, stratify=y)
-        return x_train, y_train, x_test, y_test
-    if arrays[0].shape[1] != arrays[2].shape[1]:
-        raise ValueError(f"{path}: x_train has {arrays[0].shape[1]} features, x_test {arrays[2].shape[1]}")
-    return arrays
-
-
-def named_labels(table: data.Table) -> NDArray[Any]:
-    """The labels of a CSV file as it has them: text or numbers."""
-    assert table.y is not None
-    return table.y if table.classes is None else np.array(table.classes)[table.y]
-
-
-def as_features(x: NDArray[Any], path: Path) -> NDArray[np.float32]:
-    """Check and flatten features to float32 (n, d); bytes become numbers in [0, 1]."""
-    if x.ndim < 2 or x.dtype.kind not in "buif":
-        raise ValueError(
-            f"{path}: features have shape {x.shape} and dtype {x.dtype}, expected (n, features) numbers"
-        )
-    flat = x.reshape(len(x), math.prod(x.shape[1:]))
-    if x.dtype == np.uint8:
-        return data.unit_interval(flat)
-    flat = flat.astype(np.float32, copy=False)
-    if not np.isfinite(flat).all():
-        row, column = np.argwhere(~np.isfinite(flat))[0]
-        raise ValueError(
-            f"{path}: row {row + 1}, feature {column + 1} is {flat[row, column]}, expected a finite number"
-        )
-    return flat
-
-
-def as_labels(y: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Check labels (n,) or (n, 1): text, or whole numbers as int64."""
-    flat = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if flat.ndim != 1 or flat.dtype.kind not in "buifU":
-        raise ValueError(f"{path}: labels have shape {y.shape} and dtype {y.dtype}, expected (n,) classes")
-    if flat.dtype.kind == "U":
-        return flat
-    whole = flat.astype(np.int64) if np.isfinite(flat).all() else np.zeros(len(flat), np.int64)
-    if not np.array_equal(whole, flat):
-        row = int(np.flatnonzero(whole != flat)[0])
-        raise ValueError(
-            f"{path}: label of row {row + 1} is {flat[row]}, expected whole numbers or text for classes"
-        )
-    return whole
-
-
-def encode_labels(y: NDArray[Any], classes: Sequence[str], source: object) -> NDArray[np.int64]:
-    """Turn labels into indices of ``classes``."""
-    index = {name: i for i, name in enumerate(classes)}
-    values, inverse = np.unique(y, return_inverse=True)
-    unknown = [str(v) for v in values.tolist() if str(v) not in index]
-    if unknown:
-        raise ValueError(
-            f"{source}: label {unknown[0]!r} is none of the {len(index)} classes {_shorten(classes)}"
-        )
-    codes = np.array([index[str(v)] for v in values.tolist()], dtype=np.int64)
-    return codes[inverse]
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])} ..."
-
-
-def standard_scale(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation of each feature; 1 for a feature that never changes."""
-    std = x.std(axis=0, dtype=np.float64)
-    std[std == 0] = 1
-    return x.mean(axis=0, dtype=np.float64).astype(np.float32), std.astype(np.float32)
-
-
-def apply_scale(
-    x: NDArray[np.float32], mean: NDArray[np.float32] | None, std: NDArray[np.float32] | None
-) -> NDArray[np.float32]:
-    return x if mean is None or std is None else (x - mean) / std
 
 
 # --------------------------------------------------------------------------------------------- model
@@ -313,6 +179,10 @@ class Schedule:
 # ------------------------------------------------------------------------------------------ training
 
 
+class Diverged(ValueError):
+    """The loss of an epoch is not finite."""
+
+
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
@@ -326,7 +196,11 @@ class Trainer:
         Lists with one number per finished epoch: ``epoch``, ``train_loss`` (the mean over the epoch's
         batches), ``test_loss``, ``train_accuracy``, ``test_accuracy``, ``lr``.
     train_seconds
-        Time of the training itself, without evaluation and saving, over all finished epochs.
+        Time of the training itself, without evaluation and saving.
+    train_set
+        Features and labels of the training set, where the model is.
+    saved
+        The place in the run where the last checkpoint was written, in words; None before the first.
     """
 
     def __init__(
@@ -338,10 +212,10 @@ class Trainer:
         self.model = build_model(self.sizes, config.activation, config.dropout).to(device)
         self.loss_fn = nn.CrossEntropyLoss()
         self.optimizer = build_optimizer(config, self.model)
-        self._train_set = _device.moved(dataset.x_train, device), _device.moved(dataset.y_train, device)
+        self.train_set = _device.moved(dataset.x_train, device), _device.moved(dataset.y_train, device)
         self._test_set = _device.moved(dataset.x_test, device), _device.moved(dataset.y_test, device)
         self.loader = data.DataLoader(
-            *self._train_set, batch_size=config.batch_size, shuffle=True, seed=config.seed
+            *self.train_set, batch_size=config.batch_size, shuffle=True, seed=config.seed
         )
         self.schedule = Schedule(config, self.optimizer, len(self.loader))
         self.step = compile(self.model, self.loss_fn, self.optimizer, batch_size=config.batch_size)
@@ -349,13 +223,26 @@ class Trainer:
             key: [] for key in ("epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr")
         }
         self.train_seconds = 0.0
-        self.saved_epoch: int | None = None
+        self.saved: str | None = None
+        self._first_lr: float | None = None  # of the epoch that is under way
+        self._losses = np.zeros(0)  # of the steps of an epoch that was left in its middle
         self.predictions = np.zeros(0, dtype=np.int64)
 
     @property
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.history["epoch"])
+
+    @property
+    def begun(self) -> bool:
+        """Whether any step was taken."""
+        return bool(self.epoch or len(self._losses))
+
+    def place(self) -> str:
+        """Where the run stands, in words."""
+        here = f"after epoch {self.epoch}"
+        done = len(self._losses)
+        return f"{done} of {len(self.loader)} batches {here}" if done else here
 
     @property
     def parameters(self) -> int:
@@ -365,7 +252,7 @@ class Trainer:
         """Go on where the checkpoint stands."""
         saved = checkpoint.read(path)["extra"]["classes"]
         if saved != self.dataset.classes:
-            ours, theirs = _shorten(self.dataset.classes), _shorten(saved)
+            ours, theirs = shorten(self.dataset.classes), shorten(saved)
             raise ValueError(f"{self.config.dataset} has the classes {ours}, {path} the classes {theirs}")
         extra = checkpoint.load(
             path,
@@ -375,27 +262,57 @@ class Trainer:
             loader=self.loader,
         )["extra"]
         self.history, self.train_seconds = extra["history"], extra["train_seconds"]
+        self._losses = np.asarray(extra["losses"], np.float64) if "losses" in extra else np.zeros(0)
+        self._first_lr = extra.get("first_lr")
         if self.save is not None and self.save.exists() and self.save.samefile(path):
-            self.saved_epoch = self.epoch
+            self.saved = self.place()
 
-    def run(self, log: Callable[[str], None], bar: Callable[..., Any] | None = None) -> None:
-        """Train to the last epoch; ``log`` gets a line for each, ``bar`` is tqdm or None."""
+    def run(
+        self,
+        log: Callable[[str], None],
+        bar: Callable[..., Any] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        after_epoch: Callable[[], None] | None = None,
+    ) -> None:
+        """Train to the last epoch.
+
+        ``log`` gets a line for each, ``bar`` is tqdm or None. ``stop`` is asked some ten times a second; once it says
+        True the run is saved where it stands and ends with KeyboardInterrupt.
+
+        Raises
+        ------
+        Diverged
+            A loss that is not finite.
+        """
+        while self.epoch < self.config.epochs:
+            log(self.run_epoch(bar, stop))
+            if after_epoch is not None:
+                after_epoch()
+            if stop() and self.epoch < self.config.epochs:
+                raise KeyboardInterrupt
+
+    def run_epoch(
+        self, bar: Callable[..., Any] | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> str:
+        """Train, evaluate and save; return the line that says so."""
         # A diverging run overflows on its way; the check of the loss says so in words.
         with np.errstate(over="ignore", invalid="ignore"):
-            while self.epoch < self.config.epochs:
-                log(self._run_epoch(bar))
+            return self._run_epoch(bar, stop)
 
-    def _run_epoch(self, bar: Callable[..., Any] | None) -> str:
-        """Train, evaluate and save; return the line that says so."""
+    def _run_epoch(self, bar: Callable[..., Any] | None, stop: Callable[[], bool]) -> str:
         dataset = self.dataset
-        lr = self.optimizer.param_groups[0]["lr"]
+        if self._first_lr is None:
+            self._first_lr = self.optimizer.param_groups[0]["lr"]
+        lr = self._first_lr
         before = self.train_seconds
-        train_loss = self._train_epoch(bar)
+        rows = len(dataset.x_train) - self.config.batch_size * len(self._losses)
+        train_loss = self._train_epoch(bar, stop)
         if not math.isfinite(train_loss):
             advice = f"try a smaller --lr than {self.config.lr:g}"
-            raise ValueError(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
-        speed = len(dataset.x_train) / max(self.train_seconds - before, 1e-9)
-        _, train_accuracy, _ = evaluate(self.model, *self._train_set)
+            raise Diverged(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
+        self._first_lr = None
+        speed = rows / max(self.train_seconds - before, 1e-9)
+        _, train_accuracy, _ = evaluate(self.model, *self.train_set)
         test_loss, test_accuracy, self.predictions = evaluate(self.model, *self._test_set)
         row = (self.epoch + 1, train_loss, test_loss, train_accuracy, test_accuracy, lr)
         for key, value in zip(self.history, row, strict=True):
@@ -408,20 +325,32 @@ class Trainer:
             f"train {train_accuracy:.2%}  test {test_accuracy:.2%}  {speed:,.0f} samples/s"
         )
 
-    def _train_epoch(self, bar: Callable[..., Any] | None) -> float:
+    def _train_epoch(self, bar: Callable[..., Any] | None, stop: Callable[[], bool]) -> float:
         scheduler = self.schedule.scheduler if self.schedule.per_step else None
         rows, batch = len(self.dataset.x_train), self.loader.batch_size
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         known = f"  test {self.history['test_accuracy'][-1]:.2%}" if self.epoch else ""
+        first = len(self._losses)
         with _progress(bar, rows, title, known) as show:
-            report = None if show is None else lambda p: show(min(p.step * batch, rows), p.loss)
+
+            def report(p: Progress) -> bool:
+                if show is not None:
+                    show(min((first + p.step) * batch, rows), p.loss)
+                return not stop()
+
             begin = time.perf_counter()
-            losses = self.step.run(self.loader, scheduler=scheduler, callback=report)
-            sizes = np.full(len(losses), batch)
-            sizes[-1] = rows - batch * (len(losses) - 1)
-            mean = float(losses @ sizes) / rows
-            self.schedule.after_epoch(mean)
+            losses = np.r_[self._losses, self.step.run(self.loader, scheduler=scheduler, callback=report)]
             self.train_seconds += time.perf_counter() - begin
+        if len(losses) < len(self.loader):
+            self._losses = losses
+            if self.save is not None:
+                self.write(self.save)
+            raise KeyboardInterrupt
+        self._losses = np.zeros(0)
+        sizes = np.full(len(losses), batch)
+        sizes[-1] = rows - batch * (len(losses) - 1)
+        mean = float(losses @ sizes) / rows
+        self.schedule.after_epoch(mean)
         return mean
 
     def write(self, path: Path) -> None:
@@ -441,9 +370,10 @@ class Trainer:
                 "std": self.dataset.std,
                 "history": self.history,
                 "train_seconds": self.train_seconds,
+                **({"losses": self._losses, "first_lr": self._first_lr} if len(self._losses) else {}),
             },
         )
-        self.saved_epoch = self.epoch
+        self.saved = self.place()
 
     def result(self) -> dict[str, Any]:
         """The run in numbers, ready for JSON: None stands for a loss that is not finite."""
@@ -511,35 +441,3 @@ def evaluate(
     classes = logits.argmax(axis=1)
     loss = float(nn.CrossEntropyLoss()(logits, y).item())
     return loss, float((classes == y).mean()), _device.on_host(classes)
-
-
-# -------------------------------------------------------------------------------------------- report
-
-
-def confusion_matrix(y: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts (classes, classes): rows are the true classes, columns the predicted ones."""
-    return np.bincount(y * classes + predictions, minlength=classes * classes).reshape(classes, classes)
-
-
-def confusion_lines(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
-    """The matrix (up to 20 classes), the recall of each class and the most frequent confusions as text."""
-    lines = []
-    total = matrix.sum(axis=1)
-    if len(classes) <= 20:
-        names = [" ".join(name.split())[:12] for name in classes]
-        width = max(len(str(matrix.max())), *map(len, names))
-        lines.append("confusion on the test set: rows are true, columns predicted")
-        lines.append(" " * (width + 2) + " ".join(f"{name:>{width}}" for name in names) + "  recall")
-        for i, name in enumerate(names):
-            cells = " ".join(f"{n or '.':>{width}}" for n in matrix[i].tolist())
-            recall = f"{matrix[i, i] / total[i]:7.1%}" if total[i] else "      -"
-            lines.append(f"{name:>{width}}  {cells} {recall}")
-    errors = matrix.copy()
-    np.fill_diagonal(errors, 0)
-    worst = [np.unravel_index(k, errors.shape) for k in np.argsort(-errors, axis=None, kind="stable")[:5]]
-    short = [" ".join(name.split())[:40] for name in classes]
-    text = [f"{short[i]} as {short[j]} ({errors[i, j]})" for i, j in worst if errors[i, j]]
-    lines.append(
-        f"most confused: {', '.join(text)}" if text else "most confused: none, every test row is right"
-    )
-    return lines

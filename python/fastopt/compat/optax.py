@@ -1,4 +1,7 @@
-"""optax's optimizers, by the names of its functions. A rate is a number; schedules set the groups' ``lr``."""
+"""optax's optimizers, by the names of its functions. A rate is a number; schedules set the groups' ``lr``.
+
+Its ``rprop`` is left out: it applies each update one step after the gradient that it belongs to.
+"""
 
 from __future__ import annotations
 
@@ -195,3 +198,33 @@ def lion(
 ) -> optim.Lion:
     """Return optax.lion."""
     return optim.Lion(params, learning_rate, (b1, b2), weight_decay, **common)
+
+
+def lars(
+    params: Any,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001,
+    eps: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    **common: Any,
+) -> optim.LARS:
+    """Return optax.lars: the norm of gradient and decay together, vectors scaled too."""
+    form = {"trust_coefficient": trust_coefficient, "eps": eps, "ratio": "joint", "skip_1d": False}
+    options: Any = {"weight_decay": weight_decay, "nesterov": nesterov, **form, **common}
+    return optim.LARS(params, learning_rate, momentum, **options)
+
+
+def lamb(
+    params: Any,
+    learning_rate: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    **common: Any,
+) -> optim.LAMB:
+    """Return optax.lamb: parameters without decay are scaled too."""
+    options = {"use_nvlamb": True, **common}
+    return optim.LAMB(params, learning_rate, (b1, b2), eps, weight_decay, **options)
