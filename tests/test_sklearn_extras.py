@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.9")
 
+import scipy.sparse
 from sklearn import datasets
 from sklearn.metrics import accuracy_score, log_loss, r2_score
 
@@ -397,3 +399,26 @@ def test_verbose_shows_a_bar_or_lines(tqdm, monkeypatch, capsys) -> None:
     assert "Training loss did not improve more than tol=10.000000 for 1 consecutive epochs." in out
     assert "Setting learning rate to 0.000200" in out
     assert "Stopping." in out
+
+
+@pytest.mark.parametrize(
+    "name", ["lars", "soap", "muon", "adafactor", "prodigy", "rprop", "adamwschedulefree"]
+)
+def test_the_state_of_every_kind_of_optimizer_survives_a_pickle(name) -> None:
+    model = MLPClassifier(optimizer=name, max_iter=3, random_state=0, learning_rate_init=0.01)
+    model.fit(X, CLASSES, WEIGHT)
+    copy = pickle.loads(pickle.dumps(model))
+    for each in (model, copy):
+        each.partial_fit(X, CLASSES).partial_fit(X, CLASSES, WEIGHT)
+    for a, b in zip(parameters(model), parameters(copy), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_validation_data_of_labels_and_sparse_rows() -> None:
+    x, y = datasets.make_multilabel_classification(80, 6, n_classes=3, random_state=0)
+    held = scipy.sparse.csr_matrix(x[60:]), y[60:]
+    model = MLPClassifier(max_iter=3, random_state=0).fit(x[:60], y[:60], validation_data=held)
+    p = model.predict_proba(x[60:])
+    expected = -np.where(y[60:], np.log(p), np.log1p(-p)).sum(axis=1).mean()
+    np.testing.assert_allclose(model.validation_loss_curve_[-1], expected, rtol=1e-9)
+    assert model.validation_scores_[-1] == accuracy_score(y[60:], model.predict(x[60:]))
