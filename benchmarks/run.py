@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 
-NAMES = ("linear", "losses", "activations", "train", "curves", "optim", "tails")
+NAMES = ("linear", "losses", "activations", "train", "curves", "optim", "tails", "sklearn_fit")
 
 
 def narrow(threads: int) -> None:

@@ -9,6 +9,7 @@ import harness
 import linear
 import losses
 import optim
+import sklearn_fit
 import tails
 import train
 from harness import Case, Comparison, Row, geometric_mean
@@ -202,6 +203,24 @@ def tails_table(table: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def fits_table(table: Sequence[Row]) -> str:
+    cases = by_key(sklearn_fit.CASES)
+    lines = []
+    for c in harness.comparisons(table):
+        if c.mine:
+            lines.append(
+                [
+                    c.key[0],
+                    c.key[2],
+                    c.mine.dtype,
+                    spread(c.mine),
+                    named(c.best()),
+                    verdicts(c, cases.get(c.key)),
+                ]
+            )
+    return markdown(["fit", "network", "dtype", "fastopt us (p20 - p80)", "scikit-learn us", "ratio"], lines)
+
+
 #: By the name of the benchmark, whose results/<name>.csv is the table's source.
 TABLES = {
     "optim": optim_table,
@@ -211,6 +230,7 @@ TABLES = {
     "activations": activations_table,
     "train": train_table,
     "curves": curves_table,
+    "sklearn_fit": fits_table,
 }
 
 

@@ -46,6 +46,9 @@ LOSSES: dict[str, tuple[list[tuple[float, ...]], str]] = {
     "bce_with_logits": ([(1.0,), (2.5,), (0.0,)], "probability"),
     "kl_div": ([()], "probability"),
     "kl_div_log": ([()], "log_probability"),
+    "poisson_nll": ([()], "number"),
+    "quantile": ([(0.5,), (0.1,), (0.875,)], "number"),
+    "sigmoid_focal": ([(0.25, 2.0), (-1.0, 0.0), (1.0, 0.5)], "probability"),
 }
 
 #: Options of cross_entropy that are tried together with each kind of target and each reduction.
@@ -72,6 +75,19 @@ LOSS_ERRORS: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("kl_div", {"reduction": "max"}, ValueError, r"kl_div: reduction must be .*batchmean, got 'max'"),
     ("huber", {"params": (0.0,)}, ValueError, r"huber: delta must be above 0, got 0\.0"),
     ("huber", {"params": (float("nan"),)}, ValueError, r"huber: delta must be finite, got nan"),
+    ("quantile", {"params": (1.0,)}, ValueError, r"quantile: quantile must be in \(0, 1\), got 1\.0"),
+    (
+        "sigmoid_focal",
+        {"params": (1.5, 2.0)},
+        ValueError,
+        r"sigmoid_focal: alpha must be at most 1, got 1\.5",
+    ),
+    (
+        "sigmoid_focal",
+        {"params": (0.5, -1.0)},
+        ValueError,
+        r"sigmoid_focal: gamma must be at least 0, got -1\.0",
+    ),
     ("smooth_l1", {"params": (-1.0,)}, ValueError, r"smooth_l1: beta must be at least 0, got -1\.0"),
     (
         "bce_with_logits",

@@ -39,6 +39,9 @@ LOSSES = {
     "smooth_l1": (nn.SmoothL1Loss, {"beta": 0.25}, "number", None),
     "smooth_l1 0": (nn.SmoothL1Loss, {"beta": 0.0, "reduction": "sum"}, "number", None),
     "huber": (nn.HuberLoss, {"delta": 0.3}, "number", None),
+    "poisson_nll": (nn.PoissonNLLLoss, {}, "probability", nn.Tanh),  # ascent ends somewhere
+    "quantile": (nn.QuantileLoss, {"quantile": 0.2}, "number", None),
+    "sigmoid_focal": (nn.SigmoidFocalLoss, {}, "probability", None),
     "bce": (nn.BCELoss, {"weight": [0.3, 1.0, 2.0, 0.7, 1.1]}, "probability", nn.Sigmoid),
     "bce sum": (nn.BCELoss, {"reduction": "sum"}, "probability", nn.Sigmoid),
     "bce_with_logits": (nn.BCEWithLogitsLoss, {}, "probability", None),

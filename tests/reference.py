@@ -217,6 +217,28 @@ def kl_div_log(x: Array, t: Array) -> tuple[Array, Array]:
     return np.where(np.exp(t) == 0, 0, np.exp(t) * (t - x)).astype(x.dtype), -np.exp(t)
 
 
+def poisson_nll(x: Array, t: Array) -> tuple[Array, Array]:
+    return np.exp(x) - t * x, np.exp(x) - t
+
+
+def quantile(x: Array, t: Array, share: float) -> tuple[Array, Array]:
+    above, below = x.dtype.type(share), x.dtype.type(1 - share)
+    d = x - t
+    return np.where(d < 0, -above * d, below * d), np.where(d < 0, -above, np.where(d > 0, below, 0)).astype(
+        x.dtype
+    )
+
+
+def sigmoid_focal(x: Array, t: Array, alpha: float, gamma: float) -> tuple[Array, Array]:
+    positive, negative = (1.0, 1.0) if alpha < 0 else (alpha, 1 - alpha)
+    softplus = np.log1p(np.exp(-np.abs(x)))
+    miss, alarm = softplus + np.maximum(-x, 0), softplus + np.maximum(x, 0)
+    yes, no = sigmoid(x), sigmoid(-x)
+    ours, others = positive * t * no**gamma, negative * (1 - t) * yes**gamma
+    value = ours * miss + others * alarm
+    return value, others * (gamma * no * alarm + yes) - ours * (gamma * yes * miss + no)
+
+
 #: name -> (value, derivative by x) of each element
 LOSSES: dict[str, Callable[..., tuple[Array, Array]]] = {
     "mse": lambda x, t: ((x - t) ** 2, 2 * (x - t)),
@@ -227,6 +249,9 @@ LOSSES: dict[str, Callable[..., tuple[Array, Array]]] = {
     "bce_with_logits": bce_with_logits,
     "kl_div": kl_div,
     "kl_div_log": kl_div_log,
+    "poisson_nll": poisson_nll,
+    "quantile": quantile,
+    "sigmoid_focal": sigmoid_focal,
 }
 
 

@@ -20,12 +20,13 @@ import linear
 import losses
 import optim
 import peers
+import sklearn_fit
 import tables
 import tails
 import train
 from harness import Aim, Case, Many, Row
 
-BENCHMARKS = (linear, losses, activations, train, curves, optim, tails)
+BENCHMARKS = (linear, losses, activations, train, curves, optim, tails, sklearn_fit)
 
 
 def _row(provider: str, p50: float, **changed: object) -> Row:
@@ -239,6 +240,7 @@ SMALL = [
     *(losses.elementwise(name, 1001) for name in losses.ELEMENTWISE),
     *(losses.softmax(name, 13, 17) for name in ("softmax", "log_softmax")),
     train.case((12, 9, 8, 4), 6, batches=3, compile=False),
+    sklearn_fit.case("fit.digits", sklearn_fit.digits, (1797, 64, 10), 10, None, 1, 1.0),
     curves.adam(1001),
 ]
 

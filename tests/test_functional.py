@@ -89,6 +89,11 @@ LOSSES = [
     ("smooth_l1_loss", X, UNIT, {"beta": 0.0}),
     ("huber_loss", X, UNIT, {}),
     ("huber_loss", X, UNIT, {"delta": 2.5}),
+    ("poisson_nll_loss", X, UNIT, {}),
+    ("quantile_loss", X, UNIT, {}),
+    ("quantile_loss", X, UNIT, {"quantile": 0.9}),
+    ("sigmoid_focal_loss", X, UNIT, {}),
+    ("sigmoid_focal_loss", X, UNIT > 0.5, {"alpha": -1.0, "gamma": 0.5}),
     ("kl_div", np.log(simplex(3, 4)), simplex(3, 4), {}),
     ("kl_div", np.log(simplex(3, 4)), np.array([[0.0, 0.5, 0.5, 0.0]] * 3), {}),
     ("kl_div", np.log(simplex(3, 4)), np.log(simplex(3, 4)), {"log_target": True}),
@@ -236,7 +241,10 @@ def test_loss_with_grad(name: str, x: np.ndarray, t: np.ndarray, kwargs: dict) -
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")  # torch on kl_div
-@loss_rows
+@pytest.mark.parametrize(
+    ("name", "x", "t", "kwargs"),
+    [row for row in LOSS_ROWS if row[0] not in ("quantile_loss", "sigmoid_focal_loss")],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 def test_losses_are_torchs(name: str, x: np.ndarray, t: np.ndarray, kwargs: dict, dtype) -> None:
     torch = pytest.importorskip("torch")

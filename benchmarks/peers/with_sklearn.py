@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import sklearn
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, SGDOptimizer
+from sklearn.utils._testing import ignore_warnings
 
 from harness import Many
 
@@ -51,6 +53,14 @@ def train(net: Any) -> Calls:
         return one.partial_fit(*next(batches)).loss_
 
     return {"sklearn": step, "sklearn-epoch": Many(lambda: many.partial_fit(x, y).loss_, len(net.xs))}
+
+
+def fit(task: Any) -> Calls:
+    @ignore_warnings(category=ConvergenceWarning)
+    def whole() -> list[float]:
+        return MLPClassifier(**task.options).fit(task.x, task.y).loss_curve_
+
+    return {"sklearn": whole}
 
 
 def steppers(name: str, options: dict[str, Any], arrays: list[np.ndarray], grads: list[np.ndarray]) -> Calls:

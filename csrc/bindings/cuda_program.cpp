@@ -69,7 +69,7 @@ class CudaProgram {
                 const py::object& order_, Index begin, Index end, Index batch, Index steps,
                 const py::object& weight, const py::object& param, const std::vector<double>& rates,
                 std::uint64_t seed, std::uint64_t offset, const Arrays::Coefs& coefs, double max_norm,
-                std::uintptr_t stream) {
+                bool gather_weight, std::uintptr_t stream) {
     const char* const name = call_name.c_str();
     ProgramCall call(stream);
     place(call);
@@ -78,7 +78,7 @@ class CudaProgram {
     Arrays::Order order;
     arrays_.read_data(call, name, x, target, samples, run);
     arrays_.read_steps(samples, order_, begin, end, batch, steps, order, run);
-    arrays_.read_factors(call, name, weight, param, run);
+    arrays_.read_factors(call, name, weight, param, gather_weight, samples, run);
     arrays_.read_numbers(rates, seed, offset, coefs, max_norm, run);
     require_running(name, call);
     py::array_t<double> losses(steps);
@@ -180,7 +180,7 @@ void bind_cuda_program(py::module_& m) {
       .def("check_classes", &CudaProgram::check_classes, arg("call"), arg("target"), arg("stream"))
       .def("run", &CudaProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),
            arg("end"), arg("batch"), arg("steps"), arg("weight"), arg("param"), arg("rates"), arg("seed"),
-           arg("offset"), arg("coefs"), arg("max_norm"), arg("stream"))
+           arg("offset"), arg("coefs"), arg("max_norm"), arg("gather_weight"), arg("stream"))
       .def("step_plain", &CudaProgram::step_plain, arg("x"), arg("target"), arg("coefs"), arg("stream"))
       .def("predict", &CudaProgram::predict, arg("x"), arg("batch"), arg("out"), arg("stream"))
       .def_property_readonly("steps", &CudaProgram::steps);

@@ -64,17 +64,22 @@ class PyProgram {
   py::tuple run(const std::string& call, const py::object& x, const py::object& target,
                 const py::object& order_, Index begin, Index end, Index batch, Index steps,
                 const py::object& weight, const py::object& param, const std::vector<double>& rates,
-                std::uint64_t seed, std::uint64_t offset, const Arrays::Coefs& coefs, double max_norm) {
+                std::uint64_t seed, std::uint64_t offset, const Arrays::Coefs& coefs, double max_norm,
+                bool gather_weight, const std::optional<py::array_t<double>>& squares) {
     const char* const name = call.c_str();
     Index samples = 0;
     ProgramRun run{};
     Arrays::Order order;
     arrays_.read_data(kNumpy, name, x, target, samples, run);
     arrays_.read_steps(samples, order_, begin, end, batch, steps, order, run);
-    arrays_.read_factors(kNumpy, name, weight, param, run);
+    arrays_.read_factors(kNumpy, name, weight, param, gather_weight, samples, run);
     arrays_.read_numbers(rates, seed, offset, coefs, max_norm, run);
     py::array_t<double> losses(steps);
     run.losses = losses.mutable_data();
+    if (squares) {
+      if (squares->size() != steps) refuse_program("squares has " + std::to_string(squares->size()));
+      run.squares = const_cast<double*>(squares->data());
+    }
     ProgramStop stop;
     {
       const py::gil_scoped_release release;
@@ -128,7 +133,8 @@ void bind_program(py::module_& m) {
       .def("check_classes", &PyProgram::check_classes, arg("call"), arg("target"))
       .def("run", &PyProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),
            arg("end"), arg("batch"), arg("steps"), arg("weight"), arg("param"), arg("rates"), arg("seed"),
-           arg("offset"), arg("coefs"), arg("max_norm"))
+           arg("offset"), arg("coefs"), arg("max_norm"), arg("gather_weight") = false,
+           arg("squares") = py::none())
       .def("step_plain", &PyProgram::step_plain, arg("x"), arg("target"), arg("coefs"))
       .def("predict", &PyProgram::predict, arg("x"), arg("batch"))
       .def_property_readonly("steps", &PyProgram::steps);

@@ -150,9 +150,11 @@ class ProgramArrays {
 
   // The loss's factors, after read_steps.
   void read_factors(Call& call, const char* name, const py::object& weight, const py::object& param,
-                    ProgramRun& run) const {
+                    bool gather_weight, Index samples, ProgramRun& run) const {
     const Index outputs = std::min(run.batch, run.end - run.begin) * run.repeat * out();
-    run.weight = factor(call, weight, {name, "weight"}, outputs);
+    run.gather_weight = gather_weight && !weight.is_none();
+    run.weight =
+        factor(call, weight, {name, "weight"}, gather_weight ? samples * run.repeat * out() : outputs);
     run.param = factor(call, param, {name, "pos_weight"}, outputs);
   }
 

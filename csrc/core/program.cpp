@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -111,7 +112,8 @@ void Program::forward_pointwise(PlacedLayer& layer, Index size, void* y) {
 // Loss ---------------------------------------------------------------------------------------------------
 
 // The loss of the output, and its gradient by the result of the last layer's operation.
-double Program::evaluate(const ProgramRun& run, const void* target, Index rows, Index samples) {
+double Program::evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows,
+                         Index samples) {
   PlacedLayer& last = layers_.back();
   const Index columns = last.out, size = rows * columns, top = Index(layers_.size()) - 1;
   const bool by_element = loss_.kind == LossKind::elementwise;
@@ -124,7 +126,7 @@ double Program::evaluate(const ProgramRun& run, const void* target, Index rows, 
                          : double(rows);
   double total = 0.0;
   if (by_element) {
-    const LossArgs args = loss_args(loss_, last, target, run.weight, run.param, divisor);
+    const LossArgs args = loss_args(loss_, last, target, weight, run.param, divisor);
     const auto kernel = kernels().sums[int(dtype_)].loss;
     total = merge_chunks(size, kChunk, size, parts_, [&](Index begin, Index end) {
       const double part = kernel(args, begin, end);
@@ -195,6 +197,7 @@ void Program::cut_tasks(bool deep) {
   tasks_threads_ = threads;
   tasks_deep_ = deep;
   tasks_table_ = &kernels();
+  tasks_cut_columns_ = false;
   tasks_.clear();
   task_ends_.clear();
   const GemmKernels& kernel = kernels().gemm[int(dtype_)];
@@ -215,6 +218,7 @@ void Program::cut_tasks(bool deep) {
           const Index share = round_up(pieces(layer.in, 2 * threads), kernel.columns);
           columns = std::min(std::max(room / rows / kernel.columns * kernel.columns, kernel.columns), share);
         }
+        tasks_cut_columns_ = tasks_cut_columns_ || columns < layer.in;
         for (Index r = 0; r < layer.out; r += rows)
           for (Index c = 0; c < layer.in; c += columns)
             tasks_.push_back(
@@ -226,6 +230,41 @@ void Program::cut_tasks(bool deep) {
     }
     task_ends_.push_back(Index(tasks_.size()));
   }
+}
+
+// The squares of some rows of a weight.
+void Program::add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row) {
+  const ReduceKernel kernel = kernels().reduce[int(Monoid::sum_squares)].at[int(dtype_)];
+  const char* const data = static_cast<const char*>(layer.weight.data);
+  for (Index r = begin_row; r < end_row; ++r)
+    row_squares_[std::size_t(layer.first_row + r)] = kernel(data + r * layer.in * item_, layer.in);
+}
+
+void Program::begin_squares() {
+  Index rows = 0;
+  for (PlacedLayer& layer : layers_) {
+    layer.squares_known = !layer.weight.data || layer.weight.use > 0;
+    layer.first_row = rows;
+    if (!layer.squares_known) rows += layer.out;
+  }
+  row_squares_.resize(std::size_t(rows));
+}
+
+// The sum of all weights' squares. Those that were updated piece by piece in the last step are known: their
+// rows were in cache then. Added row by row, so that no bit depends on who did it.
+double Program::weight_squares() {
+  for (PlacedLayer& layer : layers_) {
+    if (!layer.squares_known)
+      run_chunks(layer.out, row_chunk(layer.in), layer.in * layer.out,
+                 [&](Index begin, Index end) { add_row_squares(layer, begin, end); });
+    layer.squares_known = true;
+  }
+  return std::accumulate(row_squares_.begin(), row_squares_.end(), 0.0);
+}
+
+// Whether the tasks of a weight leave its rows' squares.
+bool Program::tasks_square(const PlacedLayer& layer) const {
+  return wants_squares_ && layer.weight.use == 0 && !layer.weight.grad && !tasks_cut_columns_;
 }
 
 void Program::update_weights(Index rows, const double* coefs) {
@@ -246,6 +285,8 @@ void Program::update_weights(Index rows, const double* coefs) {
     begin = end;
   }
   locks_.clear();
+  for (PlacedLayer& layer : layers_)
+    if (layer.weight.trained() && layer.weight.use == 0) layer.squares_known = tasks_square(layer);
 }
 
 const double* Program::row_of(const ProgramParameter& p, const double* coefs) const {
@@ -277,6 +318,7 @@ void Program::run_weight_task(const Task& task, Index rows, const double* coefs)
     const Index at = (task.begin_row + r) * layer.in + task.begin_col;
     plan.update_piece(weight.tensor, at, at + length, piece + r * length * item_, row);
   }
+  if (tasks_square(layer)) add_row_squares(layer, task.begin_row, task.end_row);
 }
 
 // The column sums of dZ.
@@ -336,6 +378,8 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
 
 ProgramStop Program::run(ProgramRun& run) {
   const std::uint64_t masks = std::uint64_t(set_masks(layers_, run.rates, run.seed, run.offset));
+  wants_squares_ = run.squares != nullptr;
+  if (wants_squares_) begin_squares();
   const Index target_bytes = run.repeat * (run.classes ? Index(sizeof(Index)) : out() * item_);
   for (Index step = 0; step < run.steps; ++step) {
     const Index first = run.begin + step * run.batch, samples = std::min(run.batch, run.end - first);
@@ -353,9 +397,13 @@ ProgramStop Program::run(ProgramRun& run) {
       const ProgramStop stop = require_probabilities(rows * out());
       if (stop.reason != ProgramStop::none) return stop;
     }
-    run.losses[step] = evaluate(run, target, rows, samples);
+    const void* weight = run.weight;
+    if (run.gather_weight)
+      weight = gather(weight, run.repeat * out() * item_, run.order, first, samples, weight_room_);
+    run.losses[step] = evaluate(run, target, weight, rows, samples);
     const double* const coefs = run.coefs + step * coefs_width_;
     backward(rows);
+    if (run.squares) run.squares[step] = weight_squares();
     update_weights(rows, coefs);
     step_plans(run, coefs);
     for (PlacedLayer& layer : layers_) layer.mask.offset += masks;

@@ -54,11 +54,13 @@ struct ProgramRun {
   const Index* order;  // of the samples; null: as they lie
   Index begin, end, batch, steps;
   const void *weight, *param;  // of the loss: null, or a number for each element of a batch's output
+  bool gather_weight;          // weight has one for each element of all samples' targets, and goes with them
   const double* rates;         // of each dropout: its probability; 0: off
   std::uint64_t seed, offset;  // of the first dropout mask
   const double* coefs;         // of all steps
   double max_norm;             // of all gradients together; infinite: none
   double* losses;              // of each step
+  double* squares;             // null, or receives the sum of all weights' squares before each step
   double norm = 0.0;           // receives that of the last step's gradients, where there is a max_norm
 };
 
@@ -84,6 +86,8 @@ struct PlacedLayer : ProgramLayer {
   // In the step at work: what comes in and out, and input and output of the activation.
   const void *input = nullptr, *result = nullptr, *x = nullptr, *y = nullptr;
   ProgramMask mask{};
+  Index first_row = 0;         // of its weight, among the rows of all weights
+  bool squares_known = false;  // of those rows
 };
 
 // The lowest layer with a trained parameter; their number where there is none.

@@ -135,12 +135,14 @@ void DeviceProgram::reserve(Index rows) {
   capacity_ = 0;
   // A row of classes is as wide as an Index.
   const Index x_bytes = round_up(rows * in() * item_, kAlign),
-              target_bytes = round_up(rows * std::max(out() * item_, Index(sizeof(Index))), kAlign);
+              target_bytes = round_up(rows * std::max(out() * item_, Index(sizeof(Index))), kAlign),
+              weight_bytes = loss_.kind == LossKind::elementwise ? round_up(rows * out() * item_, kAlign) : 0;
   const Index bytes = place_layers(layers_, lowest_, item_, rows, nullptr);
-  memory_ = device_memory(x_bytes + target_bytes + std::max<Index>(bytes, kAlign));
+  memory_ = device_memory(x_bytes + target_bytes + weight_bytes + std::max<Index>(bytes, kAlign));
   x_room_ = static_cast<char*>(memory_.get());
   target_room_ = x_room_ + x_bytes;
-  place_layers(layers_, lowest_, item_, rows, target_room_ + target_bytes);
+  weight_room_ = target_room_ + target_bytes;
+  place_layers(layers_, lowest_, item_, rows, weight_room_ + weight_bytes);
   capacity_ = rows;
 }
 
@@ -283,7 +285,8 @@ void DeviceProgram::queue_loss(const Batch& batch, CudaStream stream) const {
   if (loss_.reduction == Reduction::batchmean) sum.divisor = double(batch.samples);
   if (mean && !batch.classes) sum.divisor = double(by_element ? size : rows);
   if (by_element) {
-    const LossArgs args = loss_args(loss_, last, target_room_, batch.weight, batch.param, sum.divisor);
+    const void* const weight = batch.gather_weight ? weight_room_ : batch.weight;
+    const LossArgs args = loss_args(loss_, last, target_room_, weight, batch.param, sum.divisor);
     return loss_on_device(dtype_, args, size, sum, scratch_.get(), stream);
   }
   const CrossEntropyArgs args = class_loss_args(loss_, last, batch.classes, target_room_, sum.divisor);

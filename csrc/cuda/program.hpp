@@ -71,6 +71,7 @@ class DeviceProgram {
     bool classes, ordered;
     Index samples, repeat;
     const void *weight, *param;
+    bool gather_weight;
     std::vector<double> rates;
     std::uint64_t seed;
     double max_norm;
@@ -138,7 +139,7 @@ class DeviceProgram {
   DeviceArray<void> state_;               // the progress, the step's coefficients, norms of the plans
   double* norms_ = nullptr;
   DeviceArray<void> memory_, scratch_;
-  char *x_room_ = nullptr, *target_room_ = nullptr;
+  char *x_room_ = nullptr, *target_room_ = nullptr, *weight_room_ = nullptr;
   Index capacity_ = 0, scratch_bytes_ = 0;
   DeviceArray<void> coefs_, losses_, order_;  // of a run
   Index coefs_room_ = 0, losses_room_ = 0, order_room_ = 0;

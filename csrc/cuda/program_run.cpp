@@ -104,6 +104,9 @@ void DeviceProgram::gather(const Batch& batch, const void* x, const void* target
   const Index* const first = &progress()->first;
   gather_rows_on_device(x, batch.repeat * in() * item_, order, first, batch.samples, x_room_, stream);
   gather_rows_on_device(target, target_bytes(batch), order, first, batch.samples, target_room_, stream);
+  if (batch.gather_weight)
+    gather_rows_on_device(batch.weight, batch.repeat * out() * item_, order, first, batch.samples,
+                          weight_room_, stream);
 }
 
 void DeviceProgram::queue_class_check(const ProgramRun& run, Index samples, CudaStream stream) {
@@ -135,18 +138,9 @@ bool DeviceProgram::can_fuse(const ProgramRun& run, CudaStream stream) {
 
 ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
   const Index samples = std::min(run.end - run.begin, run.batch * run.steps);
-  Batch batch{run.x,
-              run.target,
-              run.classes,
-              run.order != nullptr,
-              std::min(run.batch, samples),
-              run.repeat,
-              run.weight,
-              run.param,
-              {run.rates, run.rates + dropouts_},
-              run.seed,
-              run.max_norm,
-              false};
+  Batch batch{run.x,      run.target,   run.classes, run.order != nullptr, std::min(run.batch, samples),
+              run.repeat, run.weight,   run.param,   run.gather_weight,    {run.rates, run.rates + dropouts_},
+              run.seed,   run.max_norm, false};
   reserve(batch.rows());
   const CudaStream stream = begin(given);
   upload(run, run.order ? 0 : run.begin, stream);
@@ -158,6 +152,7 @@ ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
     // Data that comes batch by batch lies elsewhere each time: it is no part of the graph.
     gather(batch, run.x, run.target, stream);
     batch.x = batch.target = nullptr;
+    if (batch.gather_weight) batch.weight = nullptr;
     batch.ordered = false;
     replay(batch, 1, stream);
   } else {

@@ -112,5 +112,52 @@ struct KlDivLog {
   }
 };
 
+// Minus the log-likelihood of a count t under a Poisson distribution of mean e^x, without what x does not
+// change. McCullagh and Nelder, Generalized Linear Models, 1989, chapter 6.
+template <class T>
+struct PoissonNll {
+  static constexpr const char* name = "poisson_nll";
+  static constexpr Names params{};
+  FO_HD explicit PoissonNll(const double*) {}
+  FO_HD Pair<T> operator()(T x, T t) const {
+    const T mean = exp(x);
+    return {fma(-t, x, mean), mean - t};
+  }
+};
+
+// Least where the share `quantile` of the targets lies below x; half of L1 for the median. Koenker and
+// Bassett, Regression Quantiles, 1978.
+template <class T>
+struct Quantile {
+  static constexpr const char* name = "quantile";
+  static constexpr Names params{"quantile"};
+  T above, below;  // what a target above or below x costs
+  FO_HD explicit Quantile(const double* c) : above(T(c[0])), below(T(1.0 - c[0])) {}
+  FO_HD Pair<T> operator()(T x, T t) const {
+    const T d = x - t;
+    return {select(d < T(0), -above * d, below * d), select(d < T(0), -above, select(d > T(0), below, T(0)))};
+  }
+};
+
+// Binary cross-entropy of a logit, each part times (1 - probability of what is the case)^gamma; positives
+// count alpha and negatives 1 - alpha, or both 1 where alpha is negative. Lin et al., Focal Loss for Dense
+// Object Detection, ICCV 2017.
+template <class T>
+struct SigmoidFocal {
+  static constexpr const char* name = "sigmoid_focal";
+  static constexpr Names params{"alpha", "gamma"};
+  T positive, negative, gamma;
+  FO_HD explicit SigmoidFocal(const double* c)
+      : positive(T(c[0] < 0.0 ? 1.0 : c[0])), negative(T(c[0] < 0.0 ? 1.0 : 1.0 - c[0])), gamma(T(c[1])) {}
+  FO_HD Pair<T> operator()(T x, T t) const {
+    const T tail = log1p(exp_nonpositive(-abs(x)));
+    const T miss = max(-x, T(0)) + tail, alarm = max(x, T(0)) + tail;  // -log of sigmoid(x) and sigmoid(-x)
+    const T yes = sigmoid(x), no = sigmoid(-x);
+    const T ours = positive * t * exp(-gamma * alarm), others = negative * (T(1) - t) * exp(-gamma * miss);
+    return {fma(ours, miss, others * alarm),
+            fma(others, fma(gamma * no, alarm, yes), -ours * fma(gamma * yes, miss, no))};
+  }
+};
+
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

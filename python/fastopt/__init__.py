@@ -19,6 +19,8 @@ data, checkpoint
 torch, compat, interop
     The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
     to and from other libraries.
+sklearn
+    scikit-learn's MLPClassifier and MLPRegressor over the compiled step.
 plot, monitor, info
     Pictures of training; where gradients vanish or explode; what this build is and runs on.
 """
@@ -215,7 +217,9 @@ __all__ = [
 
 
 # Loaded when first asked for: not every program uses these, and they cost import time.
-_LAZY_MODULES = frozenset({"checkpoint", "compat", "data", "info", "interop", "monitor", "plot", "torch"})
+_LAZY_MODULES = frozenset(
+    {"checkpoint", "compat", "data", "info", "interop", "monitor", "plot", "sklearn", "torch"}
+)
 _LAZY_NAMES = {
     "GradientMonitor": ("monitor", "GradientMonitor"),
     "compile": ("program", "compile"),

@@ -58,7 +58,10 @@ class DeviceProgram:
 
     def run(self, *arguments: Any) -> tuple[npt.NDArray[np.float64], float]:
         """Run a block of steps, and wait for them: their losses and the last norm of all gradients."""
-        result: tuple[npt.NDArray[np.float64], float] = self._native.run(*arguments, self._stream())
+        *rest, gather_weight, squares = arguments
+        if squares is not None:
+            raise ValueError("run: the weights' squares before each step are not computed on a device")
+        result: tuple[npt.NDArray[np.float64], float] = self._native.run(*rest, gather_weight, self._stream())
         return result
 
     def step_plain(self, x: Any, target: Any, coefs: Array) -> float | None:

@@ -20,6 +20,8 @@ _DEFAULTS: dict[str, tuple[float, ...]] = {
     "smooth_l1": (1.0,),
     "huber": (1.0,),
     "bce_with_logits": (1.0,),
+    "quantile": (0.5,),
+    "sigmoid_focal": (0.25, 2.0),
 }
 
 #: Of these the weighted mean is a weighted average, as in torch; of the others the mean of weighted losses.
@@ -76,6 +78,12 @@ def checked(name: str, params: Params) -> tuple[float, ...]:
         raise ValueError(f"smooth_l1: beta must be at least 0, got {values[0]}")
     if name == "huber" and values[0] <= 0:
         raise ValueError(f"huber: delta must be above 0, got {values[0]}")
+    if name == "quantile" and not 0 < values[0] < 1:
+        raise ValueError(f"quantile: quantile must be in (0, 1), got {values[0]}")
+    if name == "sigmoid_focal" and values[0] > 1:
+        raise ValueError(f"sigmoid_focal: alpha must be at most 1, got {values[0]}")
+    if name == "sigmoid_focal" and values[1] < 0:
+        raise ValueError(f"sigmoid_focal: gamma must be at least 0, got {values[1]}")
     return values
 
 

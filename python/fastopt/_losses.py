@@ -311,6 +311,91 @@ def _huber(name: str, reduction: str, delta: float) -> _Kernel:
     return _elementwise(name, "huber", reduction, (float(delta),))
 
 
+def poisson_nll_loss(input: Any, target: Any, reduction: str = "mean") -> Any:
+    """exp(x) - t x for the logarithm x of a Poisson distribution's mean and counts t.
+
+    torch's with ``log_input=True`` and ``full=False``.
+    """
+    return _run("poisson_nll_loss", _elementwise("poisson_nll_loss", "poisson_nll", reduction), input, target)
+
+
+def poisson_nll_loss_with_grad(
+    input: Any, target: Any, reduction: str = "mean", *, grad_out: Array | None = None
+) -> tuple[Array, Array]:
+    """Return `poisson_nll_loss` and its gradient by `input`."""
+    kernel = _elementwise("poisson_nll_loss_with_grad", "poisson_nll", reduction)
+    return _run_with_grad(kernel, input, target, grad_out)
+
+
+def quantile_loss(input: Any, target: Any, reduction: str = "mean", quantile: float = 0.5) -> Any:
+    """quantile (t - x) where the target t is above x, else (1 - quantile) (x - t) (Koenker and Bassett 1978).
+
+    Least where the share `quantile` of the targets, in (0, 1), lies below x: the pinball loss.
+    """
+    return _run("quantile_loss", _quantile("quantile_loss", reduction, quantile), input, target)
+
+
+def quantile_loss_with_grad(
+    input: Any,
+    target: Any,
+    reduction: str = "mean",
+    quantile: float = 0.5,
+    *,
+    grad_out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return `quantile_loss` and its gradient by `input`."""
+    kernel = _quantile("quantile_loss_with_grad", reduction, quantile)
+    return _run_with_grad(kernel, input, target, grad_out)
+
+
+def _quantile(name: str, reduction: str, quantile: float) -> _Kernel:
+    if not 0 < quantile < 1:
+        raise ValueError(f"{name}: quantile must be in (0, 1), got {quantile}")
+    return _elementwise(name, "quantile", reduction, (float(quantile),))
+
+
+def sigmoid_focal_loss(
+    input: Any, target: Any, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean"
+) -> Any:
+    """`binary_cross_entropy_with_logits` with less weight on what is known already (Lin et al. 2017).
+
+    Parameters
+    ----------
+    input, target : array or Tensor, one shape
+        Logits, and targets in [0, 1].
+    alpha : float
+        Positives count `alpha`, negatives ``1 - alpha``; at most 1, and below 0 both count 1.
+    gamma : float
+        At least 0: a positive of probability p counts ``(1 - p) ** gamma``, a negative ``p ** gamma``.
+    reduction : {"mean", "sum", "none"}
+        torchvision's default is "none".
+    """
+    kernel = _sigmoid_focal("sigmoid_focal_loss", alpha, gamma, reduction)
+    return _run("sigmoid_focal_loss", kernel, input, target)
+
+
+def sigmoid_focal_loss_with_grad(
+    input: Any,
+    target: Any,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    *,
+    grad_out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return `sigmoid_focal_loss` and its gradient by `input`."""
+    kernel = _sigmoid_focal("sigmoid_focal_loss_with_grad", alpha, gamma, reduction)
+    return _run_with_grad(kernel, input, target, grad_out)
+
+
+def _sigmoid_focal(name: str, alpha: float, gamma: float, reduction: str) -> _Kernel:
+    if not alpha <= 1:
+        raise ValueError(f"{name}: alpha must be at most 1, got {alpha}")
+    if not gamma >= 0:
+        raise ValueError(f"{name}: gamma must be at least 0, got {gamma}")
+    return _elementwise(name, "sigmoid_focal", reduction, (float(alpha), float(gamma)))
+
+
 def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Any:
     """t (log t - x) for log-probabilities `input` and probabilities `target`, 0 where t is 0.
 

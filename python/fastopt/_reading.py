@@ -222,6 +222,9 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
     functional.l1_loss: nn.L1Loss,
     functional.mse_loss: nn.MSELoss,
     functional.nll_loss: nn.NLLLoss,
+    functional.poisson_nll_loss: nn.PoissonNLLLoss,
+    functional.quantile_loss: nn.QuantileLoss,
+    functional.sigmoid_focal_loss: nn.SigmoidFocalLoss,
     functional.smooth_l1_loss: nn.SmoothL1Loss,
 }
 
@@ -272,8 +275,13 @@ def read_loss(loss_fn: Any, classes: int, dtype: np.dtype[Any], device: str = "c
         loss.kind, loss.params = "smooth_l1", (float(loss_fn.beta),)
     elif kind is nn.HuberLoss:
         loss.kind, loss.params = "huber", (float(loss_fn.delta),)
+    elif kind is nn.QuantileLoss:
+        loss.kind, loss.params = "quantile", (float(loss_fn.quantile),)
+    elif kind is nn.SigmoidFocalLoss:
+        loss.kind, loss.params = "sigmoid_focal", (float(loss_fn.alpha), float(loss_fn.gamma))
     else:
-        loss.kind = "mse" if kind is nn.MSELoss else "l1"
+        names: dict[Any, str] = {nn.MSELoss: "mse", nn.L1Loss: "l1", nn.PoissonNLLLoss: "poisson_nll"}
+        loss.kind = names[kind]
     return loss
 
 

@@ -20,12 +20,40 @@ from fastopt.optim.rule import RuleOptimizer
 Array = npt.NDArray[Any]
 Losses = npt.NDArray[np.float64]
 
+_L2 = 3  # of the coefficients that all rules share
 _data_of = attrgetter("_data")
 _flag_of = attrgetter("_requires_grad")
 
 
+class Objective(NamedTuple):
+    """What steps minimise in place of their loss: (factor * loss + l2 / 2 * squares) / divisor.
+
+    `squares` are those of the parameters in groups with a true ``"penalised"``, and receive their sum before each
+    step; `divisors` has a number for each step.
+    """
+
+    factor: float
+    l2: float
+    divisors: Losses
+    squares: Losses | None = None
+
+    def part(self, begin: int, end: int) -> Objective:
+        """That of some of the steps."""
+        squares = None if self.squares is None else self.squares[begin:end]
+        return self._replace(divisors=self.divisors[begin:end], squares=squares)
+
+    def scale(self, coefs: Array, penalised: Array) -> None:
+        """Put the factors of gradient and penalty into the coefficients (steps, rows, width) of a plan."""
+        coefs[..., 0] *= (self.factor / self.divisors)[:, None]
+        coefs[..., _L2] += self.l2 / self.divisors[:, None] * penalised
+
+
 class Block(NamedTuple):
-    """Steps of one native call: samples from `begin` on, in batches of `batch`, in the order given."""
+    """Steps of one native call: samples from `begin` on, in batches of `batch`, in the order given.
+
+    With `gather_weight` the loss's weight has a number for each element of all samples' targets. `masks` is the seed
+    of dropout masks and the offset of the first; without it they are the package's next ones.
+    """
 
     call: str
     x: Array
@@ -37,6 +65,9 @@ class Block(NamedTuple):
     steps: int
     weight: Array | None
     pos_weight: Array | None
+    gather_weight: bool = False
+    objective: Objective | None = None
+    masks: tuple[int, int] | None = None
 
 
 class Stepping:
@@ -283,8 +314,13 @@ class Stepping:
                         block = block._replace(steps=schedule.steps)
                         break
             coefs = table[0] if len(table) == 1 else np.concatenate([a.ravel() for a in table])
-            losses, norm = self._run(native, block, rates, coefs, max_norm)
-            optimizer.grad_norm = None if max_norm is None else norm
+            unit = 1.0
+            if block.objective is not None:
+                coefs = self._scaled(block.objective, plans, coefs)
+                if max_norm is not None:
+                    unit = block.objective.divisors[0] / block.objective.factor
+            losses, norm = self._run(native, block, rates, coefs, max_norm and max_norm * unit)
+            optimizer.grad_norm = None if max_norm is None else norm / unit
             return losses
         finally:
             done = native.steps - before
@@ -293,18 +329,63 @@ class Stepping:
             if schedule is not None and done < schedule.steps:
                 schedule.back_to(done)
 
+    def _scaled(self, objective: Objective, plans: list[Any], coefs: Array) -> Array:
+        """The coefficients of an objective's steps; with `max_norm` they all have one divisor."""
+        optimizer = self._optimizer
+        assert isinstance(optimizer, RuleOptimizer)
+        steps = len(objective.divisors)
+        table = coefs.reshape(steps, -1).copy()
+        first = 0
+        for plan in plans:
+            groups = [optimizer.param_groups[optimizer._rows[r].group] for r in plan.rows]
+            penalised = np.array([float(group.get("penalised", False)) for group in groups])
+            end = first + plan.coefs.size
+            part = table[:, first:end].reshape(steps, *plan.coefs.shape)
+            objective.scale(part, penalised)
+            table[:, first:end] = part.reshape(steps, -1)
+            first = end
+        return table.ravel()
+
     def closure_step(self, block: Block) -> float:
         """One step of an optimizer that evaluates the model itself."""
+        step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
+        return float(step(self.evaluation(block)))
+
+    def evaluation(self, block: Block) -> Callable[[], tuple[float, list[Array | None]]]:
+        """A function that computes a block's loss, or its objective, and the gradients for the optimizer's parameters.
+
+        The gradients are in the same arrays each time.
+        """
         self._watch()
         native = self._bind([], True)
         rates = self._rates()
+        penalised = [
+            dense.source if group.get("penalised", False) else None
+            for group, begin, end in zip(
+                self._optimizer.param_groups,
+                self._optimizer._starts,
+                self._optimizer._starts[1:],
+                strict=False,
+            )
+            for dense in self._optimizer._dense[begin:end]
+        ]
 
-        def closure() -> tuple[float, list[Array | None]]:
+        def evaluate() -> tuple[float, list[Array | None]]:
             losses, _ = self._run(native, block, rates, np.empty(0), None)
-            return float(losses[0]), self._optimizer._as_given(self._grads)
+            loss = float(losses[0])
+            if block.objective is not None:
+                factor, l2, (divisor,), squares = block.objective
+                loss = factor * loss / divisor
+                for g, p in zip(self._grads, penalised, strict=True):
+                    if g is not None:
+                        g *= factor / divisor
+                        if p is not None and l2:
+                            g += l2 / divisor * p
+                if squares is not None:
+                    loss += 0.5 * l2 * float(squares[0]) / divisor
+            return loss, self._optimizer._as_given(self._grads)
 
-        step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
-        return float(step(closure))
+        return evaluate
 
     @staticmethod
     def _run(
@@ -315,8 +396,12 @@ class Stepping:
         max_norm: float | None,
     ) -> tuple[Losses, float]:
         masks = sum([rate > 0 for rate in rates])
-        seed, offset = _random.next_dropout(block.steps * masks) if masks else (0, 0)
-        return native.run(*block, rates, seed, offset, coefs, math.inf if max_norm is None else max_norm)
+        seed, offset = (0, 0)
+        if masks:
+            seed, offset = block.masks or _random.next_dropout(block.steps * masks)
+        limit = math.inf if max_norm is None else max_norm
+        squares = None if block.objective is None else block.objective.squares
+        return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
 
 
 class _Schedule:

@@ -29,6 +29,7 @@ struct ModelSpec {
   bool classes = false;        // are the target
   bool class_weights = false;  // of the loss
   bool factors = false;        // of each element, and parameters of the loss
+  bool gathered = false;       // the loss's weights go with the samples
   bool stored = false;         // gradients are wanted
   bool two_plans = false;      // of different rules, with two sets of coefficients each
   bool descent = false;        // the first plan is of plain gradient descent
@@ -98,6 +99,7 @@ class Model {
     run.order = ordered ? order_.data() : nullptr;
     run.begin = begin, run.end = kSamples, run.batch = batch, run.steps = steps;
     if (spec_.factors) run.weight = weight_.data(), run.param = param_.data();
+    if (spec_.gathered) run.weight = weight_.data(), run.gather_weight = true;
     rates_.clear();
     for (const ProgramLayer& layer : layers_)
       if (layer.dropout) rates_.push_back(rates_.size() % 3 == 1 ? 0.0 : spec_.rate);

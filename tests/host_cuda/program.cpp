@@ -192,6 +192,7 @@ void check_losses() {
     if (spec.loss.probabilities) spec.layers[1].activation = kSigmoid;
     if (f > index_of<BceWithLogits>(Losses{})) spec.layers.push_back(softmax(4, LayerKind::log_softmax));
     spec.factors = f % 2 != 0;
+    spec.gathered = !spec.factors;
     check_model(spec);
   }
   for (const Reduction reduction : kReductions) {

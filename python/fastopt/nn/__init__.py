@@ -23,6 +23,9 @@ from fastopt.nn.losses import (
     L1Loss,
     MSELoss,
     NLLLoss,
+    PoissonNLLLoss,
+    QuantileLoss,
+    SigmoidFocalLoss,
     SmoothL1Loss,
 )
 from fastopt.nn.module import Module, Parameter
@@ -47,10 +50,13 @@ __all__ = [
     "ModuleList",
     "NLLLoss",
     "Parameter",
+    "PoissonNLLLoss",
+    "QuantileLoss",
     "ReLU",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SigmoidFocalLoss",
     "SmoothL1Loss",
     "Softmax",
     "Softplus",

@@ -140,3 +140,38 @@ class KLDivLoss(_Loss):
 
     def forward(self, input: Any, target: Any) -> Any:
         return functional.kl_div(input, target, self.reduction, self.log_target)
+
+
+class PoissonNLLLoss(_Loss):
+    """Logarithms of means against counts: see `functional.poisson_nll_loss`."""
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.poisson_nll_loss(input, target, self.reduction)
+
+
+class QuantileLoss(_Loss):
+    """The pinball loss: see `functional.quantile_loss`."""
+
+    def __init__(self, quantile: float = 0.5, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if not 0 < quantile < 1:
+            raise ValueError(f"QuantileLoss: quantile must be in (0, 1), got {quantile}")
+        self.quantile = quantile
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.quantile_loss(input, target, self.reduction, self.quantile)
+
+
+class SigmoidFocalLoss(_Loss):
+    """Logits against probabilities, the sure ones counting less: see `functional.sigmoid_focal_loss`."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        if not alpha <= 1:
+            raise ValueError(f"SigmoidFocalLoss: alpha must be at most 1, got {alpha}")
+        if not gamma >= 0:
+            raise ValueError(f"SigmoidFocalLoss: gamma must be at least 0, got {gamma}")
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, input: Any, target: Any) -> Any:
+        return functional.sigmoid_focal_loss(input, target, self.alpha, self.gamma, self.reduction)
