@@ -344,7 +344,7 @@ NOT_TORCHS = ("quantile", "sigmoid_focal")
 
 @pytest.mark.peers
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(("name", "params"), [row for row in ROWS if row[0] not in NOT_TORCHS])
+@pytest.mark.parametrize(("name", "params"), [row for row in ROWS if row.values[0] not in NOT_TORCHS])
 def test_loss_is_torchs(
     dtype: np.dtype, name: str, params: tuple, reduction: str, rng: np.random.Generator
 ) -> None:

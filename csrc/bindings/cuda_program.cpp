@@ -69,7 +69,7 @@ class CudaProgram {
                 const py::object& order_, Index begin, Index end, Index batch, Index steps,
                 const py::object& weight, const py::object& param, const std::vector<double>& rates,
                 std::uint64_t seed, std::uint64_t offset, const Arrays::Coefs& coefs, double max_norm,
-                bool gather_weight, std::uintptr_t stream) {
+                std::uintptr_t stream, bool gather_weight) {
     const char* const name = call_name.c_str();
     ProgramCall call(stream);
     place(call);
@@ -180,7 +180,7 @@ void bind_cuda_program(py::module_& m) {
       .def("check_classes", &CudaProgram::check_classes, arg("call"), arg("target"), arg("stream"))
       .def("run", &CudaProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),
            arg("end"), arg("batch"), arg("steps"), arg("weight"), arg("param"), arg("rates"), arg("seed"),
-           arg("offset"), arg("coefs"), arg("max_norm"), arg("gather_weight"), arg("stream"))
+           arg("offset"), arg("coefs"), arg("max_norm"), arg("stream"), arg("gather_weight") = false)
       .def("step_plain", &CudaProgram::step_plain, arg("x"), arg("target"), arg("coefs"), arg("stream"))
       .def("predict", &CudaProgram::predict, arg("x"), arg("batch"), arg("out"), arg("stream"))
       .def_property_readonly("steps", &CudaProgram::steps);

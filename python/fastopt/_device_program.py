@@ -61,7 +61,7 @@ class DeviceProgram:
         *rest, gather_weight, squares = arguments
         if squares is not None:
             raise ValueError("run: the weights' squares before each step are not computed on a device")
-        result: tuple[npt.NDArray[np.float64], float] = self._native.run(*rest, gather_weight, self._stream())
+        result: tuple[npt.NDArray[np.float64], float] = self._native.run(*rest, self._stream(), gather_weight)
         return result
 
     def step_plain(self, x: Any, target: Any, coefs: Array) -> float | None:
