@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastopt import checkpoint, data
+from fastopt._cli.train import interruptible
 from fastopt.cli import main
 
 
@@ -168,3 +169,15 @@ def test_monitor_tells_a_deep_sigmoid_network(problem, capsys):
     out = capsys.readouterr().out
     assert "vanishing: " in out
     assert "  - ReLU or GELU between the layers in place of Sigmoid, whose slope is at most 1/4\n" in out
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    """As of a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible(True) as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -44,9 +44,11 @@ COMMON = ("--epochs", 4, "--batch-size", 16, "--hidden", "16,8", "--dropout", 0.
 
 def test_the_numbers_are_those_of_single_runs(run, problem):
     """Dropout's masks, batches and initial weights too: the runs take turns, and each draws as if it were alone."""
-    result, _ = run("compare", problem, *COMMON, "--optimizers", "sgd,momentum,adam,adam=0.02,adamw")
+    result, _ = run(
+        "compare", problem, *COMMON, "--optimizers", "sgd,momentum,adam,adam=0.02,adam=0.02000001,adamw"
+    )
     rows = {row["name"]: row for row in result["runs"]}
-    assert set(rows) == {"sgd", "momentum", "adam", "adam=0.02", "adamw"}
+    assert set(rows) == {"sgd", "momentum", "adam", "adam=0.02", "adam=0.02000001", "adamw"}
     alone = {
         "sgd": ("--optimizer", "sgd", "--momentum", 0),
         "momentum": ("--optimizer", "sgd"),
@@ -144,6 +146,7 @@ def test_the_picture_shows_the_histories(run, problem, tmp_path, monkeypatch):
     ("options", "message"),
     [
         (("--optimizers", "adm"), "no optimizer 'adm'; did you mean adam?"),
+        (("--optimizers", "adam,lion", "--momentum", "0.5"), "--momentum is for sgd and rmsprop"),
         (("--optimizers", "zzz"), "no optimizer 'zzz', expected some of sgd, momentum, "),
         (("--optimizers", "adam,,sgd"), "expected optimizers separated by commas, got 'adam,,sgd'"),
         (("--optimizers", "adam=fast"), "expected a learning rate above 0 in NAME=RATE, got 'adam=fast'"),

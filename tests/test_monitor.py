@@ -240,6 +240,7 @@ def test_frozen_parameters_and_plain_parameters_of_a_module():
             "growth must be above 0, got nan",
         ),
         (lambda: GradientMonitor(network(1)).record(), ValueError, "call it after backward"),
+        (lambda: GradientMonitor(network(1)).record({}), ValueError, "grads is empty"),
         (lambda: GradientMonitor(network(1)).report(), ValueError, "nothing was recorded yet"),
         (
             lambda: GradientMonitor({"w": np.ones(2)}).record({"v": np.ones(2)}),

@@ -233,6 +233,7 @@ def test_files(tmp_path):
         (lambda: plot.plot_path(bowl, {}), "paths is empty"),
         (lambda: plot.plot_path(bowl, {"a": [1.0, 2.0]}), r"path of a has shape \(2,\), expected \(n, 2\)"),
         (lambda: plot.plot_path(bowl, {"a": np.empty((0, 2))}), r"path of a has shape \(0, 2\)"),
+        (lambda: plot.plot_path(bowl, {"a": [[np.nan, 1.0]]}), "no point of paths is finite"),
         (lambda: plot.plot_bars({}), "groups is empty"),
         (lambda: plot.plot_bars({"a": {}}), "groups is empty"),
     ],
@@ -240,6 +241,12 @@ def test_files(tmp_path):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("fun", [lambda x: 1.0, lambda x: np.nan, lambda x: np.inf if x[0] > 0 else x[1]])
+def test_surfaces_that_are_flat_or_end(fun):
+    (ax,) = plot.plot_path(fun, {"a": [[-1.0, -1.0], [1.0, 1.0]]}).axes
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [-1.0, 1.0])
 
 
 def test_without_matplotlib(monkeypatch):

@@ -46,9 +46,10 @@ struct Worded {
 
 // Returns the exponent.
 template <bool Signed>
-inline std::uint8_t encode_group(const float* from, const Noise& noise, std::uint8_t* codes, int n) {
+inline std::uint8_t encode_group(const float* from, const std::uint32_t* noise, std::uint32_t low,
+                                 std::uint8_t* codes, int n) {
   std::uint16_t words[kGroup];
-  Worded<Signed> to{nullptr, words, noise.words, noise.low};
+  Worded<Signed> to{nullptr, words, noise, low};
   FO_INDEPENDENT
   for (int i = 0; i < n; ++i) to.write(i, from[i]);
   return to.finish(codes, n);

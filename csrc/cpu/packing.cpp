@@ -44,8 +44,9 @@ void encode(const float* from, const Noise& noise, void* codes_, std::uint8_t* e
   std::uint8_t* const codes = static_cast<std::uint8_t*>(codes_);
   Index i = 0;
   for (; i + kGroup <= n; i += kGroup)
-    exponents[i / kGroup] = encode_group<Signed>(from + i, noise.from(i), codes + i, kGroup);
-  if (i < n) exponents[i / kGroup] = encode_group<Signed>(from + i, noise.from(i), codes + i, int(n - i));
+    exponents[i / kGroup] = encode_group<Signed>(from + i, noise.words + i, noise.low, codes + i, kGroup);
+  if (i < n)
+    exponents[i / kGroup] = encode_group<Signed>(from + i, noise.words + i, noise.low, codes + i, int(n - i));
 }
 
 void join_all(const void* high, const std::int16_t* low, float* to, Index n) {

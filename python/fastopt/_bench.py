@@ -113,13 +113,6 @@ class NumPy(Provider):
 
     name = "numpy"
 
-    def __init__(self) -> None:
-        try:
-            import threadpoolctl
-        except ImportError:  # its BLAS takes as many threads as it likes
-            return
-        threadpoolctl.threadpool_limits(_threads.get_num_threads(), "blas")
-
     def version(self) -> str:
         return np.__version__
 
@@ -381,7 +374,7 @@ def find_peers(wanted: Sequence[str] | None = None) -> tuple[list[Provider], dic
         Names out of `PEERS`; None: all. What is not installed is not imported.
     """
     found: list[Provider] = [Fastopt()]
-    missing = {}
+    missing: dict[str, str] = {}
     for kind in PROVIDERS[1:]:
         if wanted is not None and kind.name not in wanted:
             continue
@@ -393,7 +386,17 @@ def find_peers(wanted: Sequence[str] | None = None) -> tuple[list[Provider], dic
             found.append(kind())
         except Exception as err:  # a broken installation may raise anything
             missing[kind.name] = f"{type(err).__name__}: {err}"
+    _limit_blas()
     return found, missing
+
+
+def _limit_blas() -> None:
+    """Give the BLAS of NumPy and scikit-learn as many threads as fastopt has; JAX has no such setting."""
+    try:
+        import threadpoolctl
+    except ImportError:  # it takes as many threads as it likes
+        return
+    threadpoolctl.threadpool_limits(_threads.get_num_threads(), "blas")
 
 
 def _installed(name: str) -> bool:

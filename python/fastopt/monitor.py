@@ -209,6 +209,8 @@ class GradientMonitor:
                 raise ValueError(
                     "record: no parameter has a gradient: call it after backward(), or give grads"
                 )
+        if not grads:
+            raise ValueError("record: grads is empty")
         unknown = [name for name in grads if name not in self._watched]
         if unknown:
             raise ValueError(

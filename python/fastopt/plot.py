@@ -336,6 +336,8 @@ def plot_path(
     marked = [] if minimum is None else [np.reshape(np.asarray(minimum, np.float64), (1, 2))]
     everything = np.concatenate([*points.values(), *marked])
     everything = everything[np.isfinite(everything).all(axis=1)]
+    if not len(everything):
+        raise ValueError("plot_path: no point of paths is finite")
     limits = [given or _limits(everything[:, i]) for i, given in enumerate((xlim, ylim))]
     figure = new_figure(6.4, 4.6)
     ax = figure.subplots()
@@ -460,6 +462,9 @@ def _draw_surface(
     for i, j in np.ndindex(z.shape):
         value = fun(np.array([xs[j], ys[i]]))
         z[i, j] = value[0] if isinstance(value, tuple) else value
+    z[~np.isfinite(z)] = np.nan
+    if np.isnan(z).all() or np.nanmin(z) == np.nanmax(z):
+        return  # a plain has no contours
     above = z - np.nanmin(z)
     heights = np.log10(above + 1e-3 * np.nanmax(above))
     low, high = float(np.nanmin(heights)), float(np.nanmax(heights))

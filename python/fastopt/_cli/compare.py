@@ -64,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         _threads.set_num_threads(args.threads)
     parser.check_picture(args.plot)
     device = _train.open_device(args.device)
+    if args.momentum is not None and not {name for name, _ in args.optimizers} & {
+        *_train.MOMENTUM_OPTIMIZERS
+    }:
+        raise ValueError(f"--momentum is for {' and '.join(_train.MOMENTUM_OPTIMIZERS)}")
     configs = {name: _config(args, optimizer, lr) for name, optimizer, lr in _named(args.optimizers)}
     first = next(iter(configs.values()))
     dataset = load_dataset(first, args.data)
@@ -84,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _named(chosen: tuple[tuple[str, float | None], ...]) -> list[tuple[str, str, float | None]]:
     """A name for each run: the optimizer, with its learning rate where that was given."""
-    return [(name if lr is None else f"{name}={lr:g}", name, lr) for name, lr in chosen]
+    return [(name if lr is None else f"{name}={lr!r}", name, lr) for name, lr in chosen]
 
 
 def _config(args: argparse.Namespace, optimizer: str, lr: float | None) -> _train.Config:

@@ -131,6 +131,9 @@ def interruptible(wanted: bool) -> Iterator[Callable[[], bool]]:
         yield asked.is_set
         return
     before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+    if before is signal.SIG_IGN:  # a job in the background
+        yield asked.is_set
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()

@@ -80,6 +80,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         "n_threads": [None, Interval(Integral, 1, None, closed="left")],
     }
 
+    n_outputs_: int
     _session_key: tuple[Any, ...]  # what the session was made for
 
     @abstractmethod
@@ -136,8 +137,25 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         return True
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool, validation_data: Any = None) -> Any:
+        before = dict(self.__dict__)
+        self._began = False
+        try:
+            return self._fit_checked(X, y, sample_weight, incremental, validation_data)
+        except Exception:
+            if not self._began:  # refused: what was fitted stays
+                self.__dict__.clear()
+                self.__dict__.update(before)
+            raise
+        finally:
+            self.__dict__.pop("_began", None)
+
+    def _fit_checked(
+        self, X: Any, y: Any, sample_weight: Any, incremental: bool, validation_data: Any
+    ) -> Any:
         sizes = self._hidden_sizes()
         self._check_extras(sizes, incremental)
+        if validation_data is not None and not self._is_stochastic():
+            raise ValueError("validation_data is for solver='sgd', 'adam' or an optimizer, not for 'lbfgs'")
         first = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         X, y = self._validate_input(X, y, incremental, first)
         if sample_weight is not None:
@@ -145,7 +163,9 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         sample_weight = self._sample_weight(y, sample_weight, incremental)
         X = X.toarray() if hasattr(X, "toarray") else X
-        validation = None if validation_data is None else self._validation(validation_data)
+        validation = None if validation_data is None else self._validation(validation_data, y.shape[1])
+        if not first and y.shape[1] != self.n_outputs_:
+            raise ValueError(f"y has {y.shape[1]} outputs, the earlier fit had {self.n_outputs_}")
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
         if first:
@@ -188,7 +208,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
                 "hidden layer, or one number for all"
             )
         if not self._is_stochastic():
-            for name in ("dropout", "max_grad_norm", "ema", "lr_scheduler"):
+            for name in ("dropout", "max_grad_norm", "ema", "lr_scheduler", "callbacks"):
                 if np.any(getattr(self, name)):
                     raise ValueError(f"{name} is for solver='sgd', 'adam' or an optimizer, not for 'lbfgs'")
             if self.device.startswith("cuda"):
@@ -262,15 +282,22 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
             if chosen.lower() not in table:
                 raise ValueError(f"optimizer must be one of {', '.join(sorted(table))}, got {chosen!r}")
             chosen = table[chosen.lower()]
+        names = {"max_norm": "max_grad_norm", "ema_decay": "ema"}
+        given = ", ".join(names[name] for name in common)
         if isinstance(chosen, type):
-            return chosen(groups, lr=self.learning_rate_init, **common)  # type: ignore[no-any-return]
+            try:
+                return chosen(groups, lr=self.learning_rate_init, **common)  # type: ignore[no-any-return]
+            except TypeError as error:
+                if not any(name in str(error) for name in common):
+                    raise
+                raise ValueError(f"{given}: {chosen.__name__} has no {', '.join(common)}") from error
         if common:
-            names = {"max_norm": "max_grad_norm", "ema_decay": "ema"}
-            given = ", ".join(names[name] for name in common)
             raise ValueError(f"{given}: an optimizer that a function makes gets {', '.join(common)} there")
         made = chosen(groups)
         if not isinstance(made, Optimizer):
-            raise TypeError(f"optimizer returned {type(made).__name__}, expected a fastopt optimizer")
+            raise TypeError(
+                f"optimizer returned {type(made).__name__}, expected a fastopt optimizer that wraps no other"
+            )
         return made
 
     def _key(self, settings: Settings) -> tuple[Any, ...]:
@@ -301,7 +328,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
             mine = [id(a) for a in self.coefs_ + self.intercepts_] == [id(a) for a in self._published]
             if self._published and not mine:
                 saved = {**saved, "weights": None}
-            made.restore(saved, settings=incremental)
+            known = getattr(self, "_session_key", None)
+            made.restore(saved, settings=incremental and (known is None or known[2:6] == key[2:6]))
         self._session, self._session_key = made, key
         return made
 
@@ -332,8 +360,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         finally:
             _threads.set_num_threads(before)
 
-    def _validation(self, data: Any) -> tuple[Any, Array, Array | None]:
-        """Return checked validation data: samples, targets as in training, weights."""
+    def _validation(self, data: Any, width: int) -> tuple[Any, Array, Array | None]:
+        """Return checked validation data: samples, targets of `width` columns as in training, weights."""
         if not isinstance(data, tuple | list) or len(data) not in (2, 3):
             raise ValueError("validation_data must be (X, y) or (X, y, sample_weight)")
         X = validate_data(
@@ -343,6 +371,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         y = y.reshape(-1, 1) if y.ndim == 1 else y
         if len(y) != X.shape[0]:
             raise ValueError(f"validation_data: X has {X.shape[0]} samples, y has {len(y)}")
+        if y.shape[1] != width:
+            raise ValueError(f"validation_data: y has {y.shape[1]} outputs, training has {width}")
         weight = data[2] if len(data) == 3 else None
         return X, y, None if weight is None else _check_sample_weight(weight, X)
 

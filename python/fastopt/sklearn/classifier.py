@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for classes, fitted by `fastopt.compile`.
 
-    With the same `random_state` its weights are those of scikit-learn's class up to rounding.
+    With the same `random_state`, "sgd" and "adam" give the weights of scikit-learn's class up to rounding.
 
     Parameters
     ----------
@@ -78,7 +78,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         probabilities are their shares. A `CrossEntropyLoss` (``label_smoothing``), `BCEWithLogitsLoss` or
         `SigmoidFocalLoss` brings its own settings; its reduction does not count.
     class_weight : dict, list of dict, "balanced" or None
-        Multiplies the samples' weights by one for their class; "balanced": inversely to how many there are.
+        Multiplies the samples' weights by one for their class; "balanced": inversely to how many there are. The part
+        that `early_stopping` sets aside is weighted too, `validation_data` as its own weights say.
     optimizer : str, class or callable, optional
         In place of `solver`: a name of `fastopt.optim` such as "adamw", a class, or a function of parameter groups such
         as ``lambda groups: optim.Lion(groups, lr=1e-4)``. Its own weight decay comes on top of `alpha`.
@@ -101,7 +102,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     callbacks : callable or list of callable, optional
         Called with an `Epoch` after each; False, returned by one, ends the fit.
     n_threads : int, optional
-        For this estimator's calls; `fastopt.set_num_threads` otherwise. The results do not depend on it.
+        What `fastopt.set_num_threads` is given, for the whole process, during this estimator's calls. The results do
+        not depend on it.
 
     Attributes
     ----------
@@ -121,7 +123,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     Notes
     -----
     What differs from scikit-learn: `warm_start` keeps the optimizer's state, ``partial_fit`` of an unpickled estimator
-    goes on where it was, and a batch of samples that weigh nothing moves nothing.
+    goes on where it was, and a batch of samples that weigh nothing has a gradient of zero.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

@@ -55,6 +55,7 @@ def fit_epochs(
     if stopping:
         model._best = _copies(model.coefs_), _copies(model.intercepts_)
     progress = Progress(model.verbose, epochs, model.callbacks)
+    model._began = True
     try:
         model.n_iter_ = 0
         for _ in range(epochs):
@@ -195,6 +196,7 @@ def fit_lbfgs(model: Any, session: Session, x: Array, y: Array, weight: Array | 
     """Minimise the loss of all samples at once."""
     data = samples(session.settings.loss, x, y, weight, model.coefs_[0].dtype)
     fun = session.evaluation(data)
+    model._began = True
     found = minimize(
         fun,
         session.vector(),

@@ -83,9 +83,14 @@ def classifier_loss(loss: Any, multiclass: bool) -> Loss:
                 "MLPClassifier: loss has a weight or an ignore_index; class_weight and sample_weight are for that"
             )
         return Loss(_summed(loss), "softmax")
-    if isinstance(loss, nn.SigmoidFocalLoss) or (
-        isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is None
-    ):
+    if isinstance(loss, nn.SigmoidFocalLoss):
+        return Loss(_summed(loss), "logistic")
+    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is None:
+        if loss.pos_weight is not None and np.ndim(loss.pos_weight):
+            raise ValueError(
+                f"MLPClassifier: loss has a pos_weight of shape {np.shape(loss.pos_weight)}, expected one number; "
+                "class_weight has a number for each class"
+            )
         return Loss(_summed(loss), "logistic")
     wanted = ["BCEWithLogitsLoss (without weight)", "SigmoidFocalLoss"]
     if multiclass:

@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     """scikit-learn's multilayer perceptron for numbers, fitted by `fastopt.compile`.
 
-    With the same `random_state` its weights are those of scikit-learn's class up to rounding.
+    With the same `random_state`, "sgd" and "adam" give the weights of scikit-learn's class up to rounding.
 
     Parameters
     ----------
@@ -96,7 +96,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     callbacks : callable or list of callable, optional
         Called with an `Epoch` after each; False, returned by one, ends the fit.
     n_threads : int, optional
-        For this estimator's calls; `fastopt.set_num_threads` otherwise. The results do not depend on it.
+        What `fastopt.set_num_threads` is given, for the whole process, during this estimator's calls. The results do
+        not depend on it.
 
     Attributes
     ----------
@@ -114,8 +115,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     Notes
     -----
     What differs from scikit-learn: `warm_start` keeps the optimizer's state, ``partial_fit`` of an unpickled estimator
-    goes on where it was, a batch of samples that weigh nothing moves nothing, and "lbfgs" minimises the sum over
-    several outputs that the other solvers minimise. ``loss_curve_`` has the mean over outputs, of "poisson" the sum.
+    goes on where it was, a batch of samples that weigh nothing has a gradient of zero, and "lbfgs" minimises the sum
+    over several outputs that the other solvers minimise. ``loss_curve_`` has the mean over outputs, of "poisson" the
+    sum.
     """
 
     def __init__(
@@ -203,8 +205,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
             reset=reset,
         )
         y = column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
-        if self._loss().out_activation == "exp" and y.min() < 0:
-            raise ValueError(f"loss='poisson' needs y >= 0, got {y.min()}")
+        self._require_counts(y, "y")
         return X, y
 
     def _loss(self) -> Loss:
@@ -214,7 +215,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         return y.ravel() if self.n_outputs_ == 1 else y
 
     def _targets(self, y: Any) -> Array:
-        return check_array(y, ensure_2d=False, dtype="numeric")  # type: ignore[no-any-return]
+        y = check_array(y, ensure_2d=False, dtype="numeric")
+        self._require_counts(y, "validation_data: y")
+        return y  # type: ignore[no-any-return]
+
+    def _require_counts(self, y: Array, name: str) -> None:
+        if self._loss().out_activation == "exp" and y.min() < 0:
+            raise ValueError(f"loss='poisson' needs {name} >= 0, got {y.min()}")
 
     def _sample_weight(self, y: Array, sample_weight: Array | None, incremental: bool) -> Array | None:
         return sample_weight

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import functional, nn
-from fastopt._device import moved
+from fastopt._device import moved, on_host
 from fastopt._stepping import Block, Objective
 from fastopt.compat.sklearn import AdamOptimizer, SGDOptimizer
 from fastopt.optim.base import Optimizer
@@ -186,7 +186,7 @@ class Session:
         coefs, intercepts = self._on_host()
         return {
             "class": type(self.optimizer).__name__,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _tree_on_host(self.optimizer.state_dict()),  # which any machine can read
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "masks": self.masks,
             "weights": None if self.shares else ([w.copy() for w in coefs], [b.copy() for b in intercepts]),
@@ -195,7 +195,7 @@ class Session:
     def restore(self, state: dict[str, Any], settings: bool) -> None:
         """Go on from a state of the same kind of optimizer; without `settings` with those of now.
 
-        A state of another kind of optimizer, or of other shapes, leaves all as it is but the weights.
+        A state of another kind of optimizer, of another rule or of other shapes, leaves all as it is but the weights.
         """
         self.masks = state["masks"]
         if state["weights"] is not None:
@@ -203,9 +203,19 @@ class Session:
         saved = state["optimizer"]
         if state["class"] != type(self.optimizer).__name__:
             return
-        if not settings:
-            saved = {**saved, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        self.optimizer.load_state_dict(saved)
+        groups = self.optimizer.state_dict()["param_groups"]
+        if settings:
+            pairs = zip(saved["param_groups"], groups, strict=True)
+            groups = [
+                {**old, "ema_decay": new["ema_decay"]} if "ema_decay" in new else old for old, new in pairs
+            ]
+        saved = {**saved, "param_groups": groups}
+        try:
+            self.optimizer.load_state_dict(saved)
+        except ValueError:
+            if settings:
+                raise
+            return  # a rule with other states, which begin anew
         if settings and self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
@@ -224,7 +234,7 @@ class Session:
         lengths = np.minimum(batch, n - starts).astype(np.float64)
         totals = lengths if data.rows is None else _sums(data.rows, order, starts)
         squares = np.zeros(len(starts)) if self.settings.device == "cpu" else None
-        # Samples that weigh nothing together move nothing.
+        # The gradient of samples that weigh nothing together is zero.
         divisors = np.where(totals == 0, np.inf, totals)
         loss = self.settings.loss
         objective = Objective(loss.factor, self.settings.alpha, divisors, squares)
@@ -285,6 +295,8 @@ class Session:
         rows = slice(begin, begin + batch)
         index: Any = rows if order is None else order[rows]
         weight = None if data.weight is None else data.weight[index]
+        if np.isinf(objective.divisors[0]):  # the samples weigh nothing
+            return 0.0
         part = Samples(data.x[index], data.target[index], weight, None, None, data.width)
         block = self._whole(part, objective)
         value = self._step._stepping.closure_step(block)
@@ -351,6 +363,15 @@ class Session:
     def stops(self) -> bool:
         """What no improvement means: the end, or a smaller rate."""
         return not isinstance(self.optimizer, SGDOptimizer) or self.optimizer.trigger_stopping()
+
+
+def _tree_on_host(x: Any) -> Any:
+    """A tree of dictionaries and lists with its device arrays as NumPy's."""
+    if isinstance(x, dict):
+        return {key: _tree_on_host(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [_tree_on_host(value) for value in x]
+    return on_host(x)
 
 
 def _sums(a: Floats, order: npt.NDArray[np.int64] | None, starts: Array) -> Floats:
