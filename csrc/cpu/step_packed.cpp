@@ -37,12 +37,11 @@ struct HalvedStates {
   }
 };
 
-// The floats and words of a group stay in the first-level cache, and its phases overlap in the processor.
+// Room for a group's floats and words, which is little enough to stay in the first-level cache.
 template <template <class> class Rule>
 struct ByteStates {
-  // Rooms apart by no multiple of 4 KiB: loads from one would wait for stores to another.
-  float decoded[4][kGroup + 16];
-  std::uint16_t words[4][kGroup + 32];
+  float decoded[4][kGroup];
+  std::uint16_t words[4][kGroup];
 
   template <int S>
   auto take(const PackedChunk& packed, Index first, int n) {
