@@ -425,12 +425,11 @@ def batch_norm(
     if on_device(x):
         return _device_ops.batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
     rows = _dense(_axis_last(x, 1, "batch_norm", "input"), "batch_norm", "input")
-    numbers = [
-        None if a is None else _dense(a, "batch_norm", n) for a, n in ((weight, "weight"), (bias, "bias"))
-    ]
+    w = None if weight is None else _dense(weight, "batch_norm", "weight")
+    b = None if bias is None else _dense(bias, "batch_norm", "bias")
     saved = np.empty((3, rows.shape[-1]), rows.dtype)
     y = np.empty(rows.shape, rows.dtype)
-    _core.batch_norm(rows, *numbers, running_mean, running_var, training, momentum, eps, saved, y)
+    _core.batch_norm(rows, w, b, running_mean, running_var, training, momentum, eps, saved, y)
     return _axis_back(y, 1, None), saved
 
 

@@ -69,8 +69,8 @@ def compile(
     Parameters
     ----------
     model : Module
-        A `Linear`, or a `Sequential` (nested ones too) of `Linear`, `BatchNorm1d`, activations, `Softmax`, `LogSoftmax`,
-        `Dropout`, `Flatten` and `Identity`, with parameters of one dtype, float32 or float64.
+        A `Linear`, or a `Sequential` (nested ones too) of `Linear`, `BatchNorm1d`, activations, `Softmax`,
+        `LogSoftmax`, `Dropout`, `Flatten` and `Identity`, with parameters of one dtype, float32 or float64.
     loss_fn : Module
         A loss of `fastopt.nn` with a reduction to one number.
     optimizer : Optimizer
@@ -104,8 +104,8 @@ def compile(
     waits for its loss, `CompiledStep.run` for the losses of many steps at once.
 
     Structure and settings of model and loss are read now, those of the optimizer, ``training`` and the
-    dropouts' ``p`` at each step. Parameters, running statistics and optimizer state stay in their own arrays: compiled and eager
-    steps may be mixed. ``.grad`` is neither read nor written.
+    dropouts' ``p`` at each step. Parameters, running statistics and optimizer state stay in their own arrays:
+    compiled and eager steps may be mixed. ``.grad`` is neither read nor written.
     """
     return CompiledStep(model, loss_fn, optimizer, batch_size, fuse_update, precision)
 
