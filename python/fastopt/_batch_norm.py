@@ -96,6 +96,8 @@ def _check(x: Array, numbers: dict[str, Array | None], training: bool) -> np.dty
     if x.ndim not in (2, 3):
         raise ValueError(f"batch_norm: input has shape {x.shape}, expected (N, C) or (N, C, L)")
     channels = x.shape[1]
+    if channels == 0:
+        raise ValueError(f"batch_norm: input has shape {x.shape}, expected at least one channel")
     first = next((name for name in ("weight", "running_mean", "bias") if numbers[name] is not None), None)
     dtype: np.dtype[Any] = as_float(x).dtype if first is None else numbers[first].dtype  # type: ignore[union-attr]
     if not is_floating(dtype):
@@ -112,9 +114,11 @@ def _check(x: Array, numbers: dict[str, Array | None], training: bool) -> np.dty
         raise ValueError(
             "batch_norm: running_mean and running_var go together, and training=False needs them"
         )
-    if training and x.size == channels:
+    values = x.shape[0] * math.prod(x.shape[2:])
+    if training and values < 2:
         raise ValueError(
-            f"batch_norm: input has shape {x.shape}, 1 value per channel: training needs more than 1"
+            f"batch_norm: input has shape {x.shape}, {values} value{'s' * (values != 1)} per channel: "
+            "training needs more than 1"
         )
     return dtype
 

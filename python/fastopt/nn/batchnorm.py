@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -62,10 +63,10 @@ class BatchNorm1d(Module):
         track_running_stats: bool = True,
         dtype: npt.DTypeLike | None = None,
     ) -> None:
-        if operator.index(num_features) < 0:
-            raise ValueError(f"BatchNorm1d: num_features must be at least 0, got {num_features}")
-        if not eps >= 0:
-            raise ValueError(f"BatchNorm1d: eps must be at least 0, got {eps}")
+        if operator.index(num_features) < 1:
+            raise ValueError(f"BatchNorm1d: num_features must be at least 1, got {num_features}")
+        if not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"BatchNorm1d: eps must be finite and at least 0, got {eps}")
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
