@@ -207,9 +207,12 @@ def _set_widths(layers: list[Layer]) -> None:
                 f"compile: module '{layer.path}' takes {_takes(layer)} features, the one before gives {width}"
             )
         if layer.norm is not None:
-            for name, p in layer.norm.named_parameters():
-                if p.data.shape != (width,):
-                    raise ValueError(f"compile: {layer.path}.{name} has shape {p.data.shape}, not ({width},)")
+            named = [*layer.norm.named_parameters(), *layer.norm.named_buffers()]
+            for name, p in named:
+                expected = () if name == "num_batches_tracked" else (width,)
+                if p.data.shape != expected:
+                    where = f"{layer.path}.{name}".lstrip(".")
+                    raise ValueError(f"compile: {where} has shape {p.data.shape}, expected {expected}")
         elif layer.weight is not None:
             out = layer.weight.data.shape[0]
             if layer.bias is not None and layer.bias.data.shape != (out,):

@@ -131,19 +131,27 @@ class Stepping:
         given = [known[key_of(source)].requires_grad for source in sources]
         if not any(given):
             raise ValueError("compile: no parameter of the optimizer requires grad")
-        self._tensors = [*parameters, *[buffer for _, buffer in self._read.buffers]]
-        self._arrays = list(map(_data_of, self._tensors))
-        self._flags = list(map(_flag_of, self._tensors))
+        tensors = self._tensors()
+        self._arrays = list(map(_data_of, tensors))
+        self._flags = list(map(_flag_of, tensors))
         self._count = len(sources)
         self._given = None if all(given) else np.array(given)
         self._trained = {key_of(s): i for i, (s, g) in enumerate(zip(sources, given, strict=True)) if g}
         self._native = self._bound = None
 
+    def _tensors(self) -> list[Any]:
+        """Parameters and running statistics as they are now; how many there are stays."""
+        if not self._norms:
+            return self._read.parameters
+        buffers = [(n.running_mean, n.running_var, n.num_batches_tracked) for n in self._norms]
+        return [*self._read.parameters, *[b for three in buffers for b in three if b is not None]]
+
     def _watch(self) -> None:
         """Notice parameters and running statistics in other arrays, frozen ones, and new groups of the optimizer."""
+        tensors = self._tensors()
         if (
-            any(map(is_not, map(_data_of, self._tensors), self._arrays))
-            or list(map(_flag_of, self._tensors)) != self._flags
+            any(map(is_not, map(_data_of, tensors), self._arrays))
+            or list(map(_flag_of, tensors)) != self._flags
             or len(self._optimizer._objects) != self._count
         ):
             if self._optimizer._movable:
