@@ -85,7 +85,7 @@ def test_any_layout_and_only_what_is_wanted(cp: Any) -> None:
 def test_arrays_that_are_apart_or_do_not_fit_are_refused(cp: Any) -> None:
     x, mean, var = cp.asarray(drawn((4, 3), np.float32, 1)), cp.zeros(3, np.float32), cp.ones(3, np.float32)
     with pytest.raises(
-        TypeError, match="running_mean is numpy.ndarray, other arguments are on a CUDA device"
+        TypeError, match=r"running_mean is numpy\.ndarray, other arguments are on a CUDA device"
     ):
         functional.batch_norm(x, mean.get(), var.get(), training=True)
     with pytest.raises(ValueError, match="1 value per channel"):
