@@ -10,7 +10,7 @@ import importlib
 import os
 import time
 
-NAMES = ("linear", "losses", "activations", "train", "curves", "optim", "tails", "sklearn_fit")
+NAMES = ("linear", "losses", "activations", "batch_norm", "train", "curves", "optim", "tails", "sklearn_fit")
 
 
 def narrow(threads: int) -> None:

@@ -33,6 +33,67 @@ ACTIVATION_ERRORS: list[tuple[str, tuple[float, ...], type[Exception], str]] = [
 ]
 
 # ---------------------------------------------------------------------------------------------------
+# BATCH NORMALISATION
+# ---------------------------------------------------------------------------------------------------
+
+#: Shapes of the input: around tiles, rows taken together, blocks of rows and threads' pieces.
+BATCH_NORM_SHAPES: list[tuple[int, ...]] = [
+    (2, 1),
+    (3, 2),
+    (17, 1),
+    (70_003, 1),
+    (5, 7),
+    (4097, 3),
+    (37, 128),
+    (38, 129),
+    (64, 256),
+    (9, 257),
+    (300, 511),
+    (65, 513),
+    (130, 1030),
+    (6, 5, 4),
+    (1, 3, 9),
+]
+
+#: Options of `BatchNorm1d`, each away from its default.
+BATCH_NORM: list[dict[str, object]] = [
+    {},
+    {"eps": 0.3},
+    {"momentum": 0.7},
+    {"momentum": 0.0},
+    {"momentum": None},
+    {"affine": False},
+    {"track_running_stats": False},
+    {"affine": False, "track_running_stats": False, "eps": 1e-2},
+]
+
+#: Refused arguments of `batch_norm` on an input of shape (4, 3) with all of them: overridden arguments, error, pattern
+#: of its message.
+BATCH_NORM_ERRORS: list[tuple[dict[str, object], type[Exception], str]] = [
+    ({"input": (3,)}, ValueError, r"input has shape \(3,\), expected \(N, C\) or \(N, C, L\)"),
+    ({"input": (2, 3, 4, 5)}, ValueError, r"input has shape \(2, 3, 4, 5\), expected"),
+    ({"input": (1, 3)}, ValueError, r"input has shape \(1, 3\), 1 value per channel: training needs more"),
+    ({"input": (1, 3, 1)}, ValueError, r"1 value per channel"),
+    ({"input": (0, 3)}, ValueError, r"0 values per channel"),
+    ({"input": (4, 2)}, ValueError, r"weight has shape \(3,\), input has 2 channels"),
+    ({"weight": (4,)}, ValueError, r"weight has shape \(4,\), input has 3 channels"),
+    ({"bias": (3, 1)}, ValueError, r"bias has shape \(3, 1\), input has 3 channels"),
+    ({"running_mean": (2,)}, ValueError, r"running_mean has shape \(2,\), input has 3 channels"),
+    ({"running_var": None}, ValueError, r"running_mean and running_var go together"),
+    (
+        {"running_mean": None, "running_var": None, "training": False},
+        ValueError,
+        r"training=False needs them",
+    ),
+    ({"eps": -1e-5}, ValueError, r"eps must be finite and at least 0, got -1e-05"),
+    ({"eps": float("nan")}, ValueError, r"eps must be finite and at least 0, got nan"),
+    ({"momentum": float("inf")}, ValueError, r"momentum must be finite, got inf"),
+    ({"bias": "float64"}, TypeError, r"bias is float64, weight is float32"),
+    ({"running_var": "float64"}, TypeError, r"running_var is float64, weight is float32"),
+    ({"weight": "int64"}, TypeError, r"weight is int64, expected floating-point numbers"),
+]
+
+# ---------------------------------------------------------------------------------------------------
 # LOSSES
 # ---------------------------------------------------------------------------------------------------
 

@@ -278,6 +278,44 @@ def loss(
     return np.asarray(reduced, x.dtype), grad / x.dtype.type(divisor)
 
 
+# ---------------------------------------------------------------------------------------- batch normalisation
+
+
+def batch_norm(
+    x: Array,
+    dy: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running: tuple[Array, Array] | None,
+    eps: float,
+) -> dict[str, Array]:
+    """Over axis 1, with the batch's mean and variance or `running` ones: the result, its gradients, and the batch's
+    mean and unbiased variance (Ioffe and Szegedy 2015, section 3)."""
+    axes = (0, *range(2, x.ndim))
+    column = (1, -1, *[1] * (x.ndim - 2))
+    n = x.dtype.type(x.size // x.shape[1])
+    mean, var = (x.mean(axes), x.var(axes)) if running is None else running
+    scale = np.ones(x.shape[1], x.dtype) if weight is None else weight
+    deviation = x - mean.reshape(column)
+    rstd = 1 / np.sqrt(var + x.dtype.type(eps)).reshape(column)
+    normal = deviation * rstd
+    y = normal * scale.reshape(column) + (0 if bias is None else bias.reshape(column))
+    by_normal = dy * scale.reshape(column)
+    dx = by_normal * rstd
+    if running is None:
+        by_var = (by_normal * deviation).sum(axes).reshape(column) * rstd**3 / -2
+        by_mean = (-by_normal * rstd).sum(axes).reshape(column)
+        dx = by_normal * rstd + by_var * 2 * deviation / n + by_mean / n
+    return {
+        "y": y,
+        "dx": dx,
+        "dweight": (dy * normal).sum(axes),
+        "dbias": dy.sum(axes),
+        "mean": x.mean(axes),
+        "var": x.var(axes, ddof=1),
+    }
+
+
 # ------------------------------------------------------------------------------------------ losses of classes
 
 

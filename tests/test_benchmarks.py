@@ -14,6 +14,7 @@ from fastopt import _core
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import activations
+import batch_norm
 import curves
 import harness
 import linear
@@ -26,7 +27,7 @@ import tails
 import train
 from harness import Aim, Case, Many, Row
 
-BENCHMARKS = (linear, losses, activations, train, curves, optim, tails, sklearn_fit)
+BENCHMARKS = (linear, losses, activations, batch_norm, train, curves, optim, tails, sklearn_fit)
 
 
 def _row(provider: str, p50: float, **changed: object) -> Row:
@@ -236,6 +237,7 @@ SMALL = [
     linear.case("forward", 5, 7, 19),
     linear.case("backward", 5, 7, 19),
     *(activations.case(mode, name, 1001) for name in activations.NAMES for mode in ("forward", "backward")),
+    batch_norm.case(13, 17),
     losses.cross_entropy(13, 17),
     *(losses.elementwise(name, 1001) for name in losses.ELEMENTWISE),
     *(losses.softmax(name, 13, 17) for name in ("softmax", "log_softmax")),

@@ -189,6 +189,19 @@ def test_every_activation_learns(run, blob_csv, activation):
     assert run("train", blob_csv, "--activation", activation, *options)["test_accuracy"] >= 0.95
 
 
+def test_batch_normalisation(run, blob_csv, tmp_path):
+    """96 rows in batches of 19: the row that is left over takes no part in an epoch."""
+    save, once = tmp_path / "m.safetensors", tmp_path / "once.safetensors"
+    options = ("--batch-norm", "--hidden", "16,8", "--lr", 0.01, "--batch-size", 19)
+    assert run("train", blob_csv, *options, "--epochs", 20, "--save", once)["test_accuracy"] >= 0.95
+    assert arrays(once)["model.1.num_batches_tracked"] == 20 * 5
+    run("train", blob_csv, *options, "--epochs", 9, "--save", save)
+    run("train", "--resume", save, "--epochs", 20)
+    assert_same_bits(arrays(save), arrays(once))
+    rows = run("predict", save, blob_csv, "--out", tmp_path / "p.csv")
+    assert rows["accuracy"] >= 0.95
+
+
 def test_linear_model(run, blob_csv):
     assert run("train", blob_csv, "--hidden", "none", "--lr", 0.1, "--epochs", 20)["sizes"] == [4, 3]
 

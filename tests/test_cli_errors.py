@@ -69,6 +69,10 @@ def fails(capsys):
         (["trainn"], "; did you mean train?"),
         (["train", "--optimizer", "Adam"], "; did you mean adam?"),
         (["train", "--activation", "sigmod"], "; did you mean sigmoid?"),
+        (
+            ["train", "--batch-norm", "--batch-size", "1"],
+            "--batch-norm: needs a --batch-size of 2 or more, got 1",
+        ),
         (["train", "digit"], "nor a .csv or .npz file; did you mean digits?"),
         (["predict", "m", "f", "--out", "/gone/away/p.csv"], "no directory /gone/away"),
     ],

@@ -215,7 +215,7 @@ FLOORS = [
     {"tensor", "optim"},
     {"_device_linear", "compat", "interop"},
     {"torch"},
-    {"creation", "_linear", "_losses"},
+    {"creation", "_linear", "_losses", "_batch_norm"},
     {"operations", "functional", "_minimize"},
     {"nn"},
     {"_files", "_safetensors", "plot", "info"},

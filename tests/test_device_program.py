@@ -33,8 +33,8 @@ def program(module: Any, array: Callable[[Array], Any], precision: Any) -> tuple
     plan = module.StepPlan("adam", params, states)
     parameters = [(p, None, 0, i, 0) for i, p in enumerate(params)]
     layers = [
-        ("linear", IN, HIDDEN, parameters[0], parameters[1], "relu", (), False),
-        ("linear", HIDDEN, OUT, parameters[2], parameters[3], "", (), False),
+        ("linear", IN, HIDDEN, parameters[0], parameters[1], "relu", (), False, None),
+        ("linear", HIDDEN, OUT, parameters[2], parameters[3], "", (), False, None),
     ]
     loss = ("cross_entropy", (), "mean", None, -100, 0.0)
     return params, module.Program("float32", precision, layers, loss, [(plan, 1, None)])

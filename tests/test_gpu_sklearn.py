@@ -24,7 +24,7 @@ OPTIONS = {"hidden_layer_sizes": (9, 5), "batch_size": 16, "max_iter": 4, "rando
 
 
 def parameters(model: Any) -> list[np.ndarray]:
-    return [*model.coefs_, *model.intercepts_]
+    return [*model.coefs_, *model.intercepts_, *[a for norm in model.batch_norms_ for a in norm[:4]]]
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weighted"])
@@ -35,6 +35,7 @@ def parameters(model: Any) -> list[np.ndarray]:
         (MLPClassifier, CLASSES > 0, {"solver": "sgd", "activation": "tanh"}),
         (MLPClassifier, CLASSES, {"loss": "focal", "shuffle": False}),
         (MLPRegressor, NUMBERS, {"solver": "sgd", "momentum": 0.0, "alpha": 1.0}),
+        (MLPClassifier, CLASSES, {"batch_norm": True, "solver": "sgd"}),
         (MLPRegressor, NUMBERS, {"loss": "huber", "dropout": 0.25, "max_grad_norm": 0.5}),
         (MLPRegressor, np.abs(NUMBERS), {"loss": "poisson", "ema": 0.9, "early_stopping": True}),
     ],

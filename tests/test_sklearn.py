@@ -418,7 +418,6 @@ def test_an_interrupt_ends_the_fit_with_a_warning() -> None:
     ("options", "message"),
     [
         ({"hidden_layer_sizes": (3, -1)}, "hidden_layer_sizes must be > 0, got"),
-        ({"batch_norm": True}, "batch_norm=True: fastopt.nn has no batch normalisation"),
         ({"dropout": [0.1, 0.2]}, "dropout has 2 entries, hidden_layer_sizes has 1"),
         ({"dropout": 1.5}, "'dropout' parameter"),
         ({"solver": "newton"}, "'solver' parameter"),

@@ -172,6 +172,23 @@ def softmax(name: str, x_: np.ndarray) -> Calls:
     return {"torch-out": lambda: function(x, 1, False, out=y)}
 
 
+def batch_norm(x_: np.ndarray, dy_: np.ndarray, weight_: np.ndarray, bias_: np.ndarray) -> Calls:
+    x, dy, weight, bias = tensors(x_, dy_, weight_, bias_)
+    mean, var = torch.zeros_like(bias), torch.ones_like(bias)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+
+    def autograd() -> tuple[torch.Tensor, ...]:
+        y = F.batch_norm(leaves[0], mean, var, *leaves[1:], training=True)
+        return y.detach(), *torch.autograd.grad(y, leaves, dy)
+
+    def by_hand() -> tuple[torch.Tensor, ...]:
+        y, *saved = aten.native_batch_norm(x, weight, bias, mean, var, True, 0.1, 1e-5)
+        wanted = [True] * 3
+        return y, *aten.native_batch_norm_backward(dy, x, weight, mean, var, *saved, True, 1e-5, wanted)
+
+    return {"torch-autograd": autograd, "torch-aten": by_hand}
+
+
 # ------------------------------------------------------------------------------------- optimizers, training
 
 

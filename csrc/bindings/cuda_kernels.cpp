@@ -1,6 +1,7 @@
 // The drivers elementwise, reduce and rows for device arrays: what has been checked is queued on the caller's
 // stream. Numbers that _core returns go to arrays of one element, and a class out of range makes a loss NaN:
 // an error could only be raised by waiting for the device.
+#include "bindings/batch_norm.hpp"
 #include "bindings/cuda_modules.hpp"
 #include "bindings/device_arrays.hpp"
 #include "bindings/kernels.hpp"
@@ -78,6 +79,42 @@ class Device : public DeviceCall {
   }
   void softmax_grad(const SoftmaxGradArgs& args, bool log, Index rows, const View& dx) const {
     softmax_grad_on_device(dx.dtype, args, log, rows, stream());
+  }
+
+  void batch_norm(BatchNormArgs args, const BatchNormMode& mode, Index rows, const View& y) const {
+    const Index columns = args.columns;
+    if (mode.training) {
+      const Scratch scratch(stream(), batch_norm_scratch_bytes(rows, columns));
+      batch_statistics_on_device(y.dtype, args.x, rows, columns, mode.eps, mode.saved, scratch.get(),
+                                 stream());
+      if (mode.running_mean)
+        track_on_device(y.dtype, mode.saved, columns, mode.momentum, nullptr, nullptr, mode.running_mean,
+                        mode.running_var, stream());
+    } else {
+      const ItemType type = ItemType(int(y.dtype));
+      copy_on_device({mode.running_mean, mode.saved.mean, type, type, 1, {columns}, {1}, {1}}, stream());
+      running_rstd_on_device(y.dtype, mode.running_var, columns, mode.eps, mode.saved.rstd, stream());
+    }
+    normalize_on_device(y.dtype, args, rows, stream());
+  }
+
+  void batch_norm_grad(BatchNormGradArgs args, const BatchSaved& saved, bool training, void* dweight,
+                       void* dbias, Index rows, const View& x) const {
+    const Index columns = args.columns, bytes = batch_norm_scratch_bytes(rows, columns);
+    // Behind what the sums need there is room for what follows from them.
+    const Scratch scratch(stream(), bytes + 2 * columns * Index(sizeof(double)));
+    if (training) {
+      args.center = static_cast<char*>(scratch.get()) + bytes;
+      args.slope = element_at(args.center, columns, DType::f64);
+    }
+    if (dweight || (training && args.dx))
+      batch_norm_sums_on_device(
+          x.dtype, args.dy, args.x, rows, columns, saved,
+          {dweight, dbias, const_cast<void*>(args.center), const_cast<void*>(args.slope)}, scratch.get(),
+          stream());
+    if (!args.dx) return;
+    if (training) return normalize_grad_on_device(x.dtype, args, rows, stream());
+    normalize_on_device(x.dtype, constant_grad_args(args), rows, stream());
   }
 
   std::optional<ClassView> classes(const py::object& target, const ArgName& name) {
@@ -217,6 +254,7 @@ void bind_cuda_kernels(py::module_& m) {
   using py::arg;
   const DeviceBinder binder{m};
   bind_checked<Device>(binder);
+  bind_batch_norm<Device>(binder);
   binder.def("sum", &reduce<Monoid::sum>, "out: one float64.", arg("x"), arg("out"));
   binder.def("abs_sum", &reduce<Monoid::abs_sum>, "out: one float64.", arg("x"), arg("out"));
   binder.def("sum_squares", &reduce<Monoid::sum_squares>, "out: one float64.", arg("x"), arg("out"));

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "bindings/batch_norm.hpp"
 #include "bindings/modules.hpp"
 #include "core/cache.hpp"
 #include "core/chunks.hpp"
@@ -135,6 +136,44 @@ struct Cpu {
                [&](Index begin, Index end) { kernel(args, begin, end); });
   }
 
+  static void batch_norm(BatchNormArgs args, const BatchNormMode& mode, Index rows, const View& y) {
+    const Index columns = args.columns;
+    const py::gil_scoped_release release;
+    if (mode.training) {
+      batch_statistics(y.dtype, args.x, rows, columns, mode.eps, mode.saved);
+      if (mode.running_mean)
+        track(y.dtype, mode.saved, columns, mode.momentum, 1.0, mode.running_mean, mode.running_var);
+    } else {
+      args.mean = mode.running_mean;
+      std::memcpy(mode.saved.mean, mode.running_mean, std::size_t(columns * item_bytes(y.dtype)));
+      running_rstd(y.dtype, mode.running_var, columns, mode.eps, mode.saved.rstd);
+    }
+    args.stream = args.y != args.x && streams(y);
+    const auto kernel = kernels().batch_norm[int(y.dtype)].normalize;
+    run_chunks(rows, row_chunk(columns), y.size, [&](Index begin, Index end) { kernel(args, begin, end); });
+  }
+
+  static void batch_norm_grad(BatchNormGradArgs args, const BatchSaved& saved, bool training, void* dweight,
+                              void* dbias, Index rows, const View& x) {
+    const Index columns = args.columns;
+    const py::gil_scoped_release release;
+    std::vector<double> terms(std::size_t(2 * columns));  // room for either type
+    if (training) {
+      args.center = terms.data();
+      args.slope = terms.data() + columns;
+    }
+    if (dweight || (training && args.dx))
+      batch_norm_sums(x.dtype, args.dy, args.x, rows, columns, saved,
+                      {dweight, dbias, const_cast<void*>(args.center), const_cast<void*>(args.slope)});
+    if (!args.dx) return;
+    args.stream = args.dx != args.dy && args.dx != args.x && streams(x);
+    const BatchNormKernels& kernel = kernels().batch_norm[int(x.dtype)];
+    run_chunks(rows, row_chunk(columns), x.size, [&](Index begin, Index end) {
+      training ? kernel.normalize_grad(args, begin, end)
+               : kernel.normalize(constant_grad_args(args), begin, end);
+    });
+  }
+
   static std::optional<ClassView> classes(const py::object& target, const ArgName&) {
     if (!py::isinstance<Classes>(target)) return std::nullopt;
     const auto held = py::reinterpret_borrow<Classes>(target);
@@ -220,6 +259,7 @@ void bind_kernels(py::module_& m) {
   m.def("abs_max", &reduce<Monoid::abs_max, AbsMax<double>>, arg("x"));
   m.def("dot", &dot, arg("x"), arg("y"));
   bind_checked<Cpu>(CpuBinder{m});
+  bind_batch_norm<Cpu>(CpuBinder{m});
 }
 
 }  // namespace fastopt

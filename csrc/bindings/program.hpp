@@ -53,10 +53,12 @@ class ProgramArrays {
     std::vector<std::int32_t> sets;
   };
 
-  // layers: (kind, in, out, weight, bias, activation, params, dropout), a weight or bias being None or
-  // (array, gradient or None, plan or -1, tensor of the plan, earlier uses). loss: (kind, params, reduction,
-  // class weights or None, ignore_index, label_smoothing); its kind is a formula's name, cross_entropy or
-  // nll. plans: (StepPlan, sets of coefficients, set of each tensor or None).
+  // layers: (kind, in, out, weight, bias, activation, params, dropout, norm), a weight or bias being None or
+  // (array, gradient or None, plan or -1, tensor of the plan, earlier uses), norm None or of a batch
+  // normalisation (eps, momentum, running mean and variance and number of batches, or three times None).
+  // loss: (kind, params, reduction, class weights or None, ignore_index, label_smoothing); its kind is a
+  // formula's name, cross_entropy or nll. plans: (StepPlan, sets of coefficients, set of each tensor or
+  // None).
   ProgramArrays(Call& call, const std::string& dtype, const py::list& layers, const py::tuple& loss,
                 const py::list& plans)
       : dtype_(one_of<DType>("dtype", dtype, {"float32", "float64"})),
@@ -73,6 +75,7 @@ class ProgramArrays {
                        std::to_string(layer.in) + " columns, the layer before gives " +
                        std::to_string(layers_.end()[-2].out));
       dropouts_ += layer.dropout;
+      batch_norms_ += layer.kind == LayerKind::batch_norm;
     }
     if (layers_.empty()) refuse_program("layers is empty");
     parameters_ = Extents(std::move(extents_), "Program");
@@ -161,7 +164,8 @@ class ProgramArrays {
   // What stays in host memory, after read_steps.
   void read_numbers(const std::vector<double>& rates, std::uint64_t seed, std::uint64_t offset,
                     const Coefs& coefs, double max_norm, ProgramRun& run) const {
-    if (Index(rates.size()) != dropouts_) refuse_program("rates has " + std::to_string(rates.size()));
+    if (Index(rates.size()) != dropouts_ + batch_norms_)
+      refuse_program("rates has " + std::to_string(rates.size()));
     run.rates = rates.data();
     run.seed = seed;
     run.offset = offset;
@@ -195,7 +199,7 @@ class ProgramArrays {
     run.end = run.batch = rows;
     run.coefs = coefs.data();
     run.max_norm = std::numeric_limits<double>::infinity();
-    if (dropouts_ > 0 || coefs.size() != coefs_width_) return std::nullopt;
+    if (dropouts_ + batch_norms_ > 0 || coefs.size() != coefs_width_) return std::nullopt;
     return run;
   }
 
@@ -244,13 +248,15 @@ class ProgramArrays {
   ProgramLayer read_layer(Call& call, const py::tuple& entry, Index l) {
     ProgramLayer layer;
     layer.kind = one_of<LayerKind>("kind", entry[0].cast<std::string>(),
-                                   {"pointwise", "linear", "softmax", "log_softmax"});
+                                   {"pointwise", "linear", "softmax", "log_softmax", "batch_norm"});
     layer.in = entry[1].cast<Index>();
     layer.out = entry[2].cast<Index>();
-    const bool linear = layer.kind == LayerKind::linear;
-    if (linear == entry[3].is_none() || (!linear && layer.in != layer.out))
+    const bool linear = layer.kind == LayerKind::linear, norm = layer.kind == LayerKind::batch_norm;
+    if ((!norm && linear == entry[3].is_none()) || (!linear && layer.in != layer.out) ||
+        norm == entry[8].is_none())
       refuse_program("layers[" + std::to_string(l) + "] has no weight, or one too many");
-    layer.weight = read_parameter(call, entry[3], {"Program", "weight", l}, {layer.out, layer.in});
+    const std::vector<Index> shape = norm ? std::vector{layer.out} : std::vector{layer.out, layer.in};
+    layer.weight = read_parameter(call, entry[3], {"Program", "weight", l}, shape);
     layer.bias = read_parameter(call, entry[4], {"Program", "bias", l}, {layer.out});
     if (const std::string name = entry[5].cast<std::string>(); !name.empty()) {
       const Chosen chosen = choose("activation", kActivations, name, entry[6].cast<py::tuple>());
@@ -260,7 +266,26 @@ class ProgramArrays {
       layer.needs_y = chosen.info.grad_needs_y;
     }
     layer.dropout = entry[7].cast<bool>();
+    if (norm) layer.norm = read_norm(call, entry[8].cast<py::tuple>(), l, layer.out);
     return layer;
+  }
+
+  ProgramNorm read_norm(Call& call, const py::tuple& entry, Index l, Index channels) {
+    ProgramNorm norm{entry[0].cast<double>(), entry[1].cast<double>()};
+    if (entry[2].is_none()) return norm;
+    const auto running = [&](const py::object& object, const ArgName& name) {
+      const View view = written(call, object, name);
+      if (view.dtype != dtype_ || view.ndim != 1 || view.size != channels)
+        refuse_program(name.text() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view));
+      extents_.push_back(extent(view, name));
+      return view.data;
+    };
+    norm.running_mean = running(entry[2], {"Program", "running_mean", l});
+    norm.running_var = running(entry[3], {"Program", "running_var", l});
+    const std::optional<ClassesView> batches = call.classes(entry[4], {"Program", "num_batches_tracked", l});
+    if (!batches || batches->size != 1) refuse_program("num_batches_tracked is not one int64");
+    norm.batches = const_cast<Index*>(batches->data);
+    return norm;
   }
 
   static View written(Call& call, const py::object& object, const ArgName& name) {
@@ -331,7 +356,7 @@ class ProgramArrays {
   std::vector<Plan> plans_;
   std::vector<ProgramLayer> layers_;
   ProgramLoss loss_;
-  Index dropouts_ = 0, coefs_width_ = 0;
+  Index dropouts_ = 0, batch_norms_ = 0, coefs_width_ = 0;
 };
 
 }  // namespace fastopt

@@ -155,6 +155,37 @@ struct RowKernels {
   double (*nll)(const CrossEntropyArgs& args, Index begin_row, Index end_row);
 };
 
+// Batch normalisation of a matrix whose columns are channels; arrays of a number for each are of its dtype.
+struct BatchNormArgs {
+  const void* x;
+  Index columns;
+  const void* mean;  // null: 0
+  const void* rstd;
+  const void *weight, *bias;  // null: 1, 0
+  void* y;
+  bool stream = false;
+};
+struct BatchNormGradArgs {
+  const void *dy, *x;
+  Index columns;
+  const void *mean, *rstd, *weight;
+  const void *center, *slope;  // what follows from the sums of the gradient
+  void* dx;
+  bool stream = false;
+};
+struct ColumnPairArgs {
+  const void *x, *dy, *mean;  // dy and mean: of grad_sums
+  Index columns;              // of x
+  Index first, last;          // those to take
+  double *a, *b;  // [first, last) are written: mean and m2, or the sums of dy and of dy (x - mean)
+};
+struct BatchNormKernels {
+  void (*moments)(const ColumnPairArgs& args, Index begin_row, Index end_row);
+  void (*grad_sums)(const ColumnPairArgs& args, Index begin_row, Index end_row);
+  void (*normalize)(const BatchNormArgs& args, Index begin_row, Index end_row);
+  void (*normalize_grad)(const BatchNormGradArgs& args, Index begin_row, Index end_row);
+};
+
 // Element (i, j) of a matrix operand lies at data + i row + j col; strides in elements, of any sign.
 struct Operand {
   const void* data;
@@ -230,6 +261,7 @@ struct KernelTable {
   const ReduceKernels* reduce;            // [Monoid]
   const SumKernels* sums;                 // [compute type]
   const RowKernels* rows;                 // [compute type]
+  const BatchNormKernels* batch_norm;     // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
   const GemmKernels* gemm;                // [compute type]
   GemmKernel bf16_pairs;                  // what to use as run_bf16; null where the CPU lacks it

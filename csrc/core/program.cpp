@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/batch_norm.hpp"
 #include "core/chunks.hpp"
 #include "core/gemm.hpp"
 #include "core/losses.hpp"
@@ -43,6 +44,7 @@ char* beside(const void* p, char* memory) {
 Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const ProgramLoss& loss,
                  std::vector<ProgramPlan> plans)
     : dtype_(dtype), bf16_(bf16), item_(item_bytes(dtype)), loss_(loss), plans_(std::move(plans)) {
+  place_norm_gradients(layers);
   for (ProgramLayer& layer : layers) {
     for (const ProgramParameter* p : {&layer.weight, &layer.bias}) {
       if (!p->trained()) continue;
@@ -61,6 +63,22 @@ Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const
     for (const ProgramParameter* p : {&layer.weight, &layer.bias})
       if (p->plan >= 0) plans_[std::size_t(p->plan)].grads[std::size_t(p->tensor)] = p->grad;
   scaled_.resize(std::size_t(coefs_width_));
+}
+
+// Those of batch normalisations come before their update: nobody else may want them.
+void Program::place_norm_gradients(std::vector<ProgramLayer>& layers) {
+  Index items = 0;
+  const auto for_each = [&](const auto& f) {
+    for (ProgramLayer& layer : layers)
+      for (ProgramParameter* p : {&layer.weight, &layer.bias})
+        if (layer.kind == LayerKind::batch_norm && p->plan >= 0 && !p->grad) f(*p, layer.out);
+  };
+  for_each([&](ProgramParameter&, Index n) { items += n; });
+  char* room = norm_gradients_.reserve(std::max<Index>(items * item_, 64));
+  for_each([&](ProgramParameter& p, Index n) {
+    p.grad = room;
+    room += n * item_;
+  });
 }
 
 void Program::reserve(Index rows) {
@@ -83,6 +101,9 @@ void Program::forward(const void* x, Index rows, bool training, void* out) {
         break;
       case LayerKind::pointwise:
         forward_pointwise(layer, rows * layer.out, y);
+        break;
+      case LayerKind::batch_norm:
+        forward_batch_norm(layer, rows);
         break;
       default: {
         const SoftmaxArgs args{x, y, layer.out};
@@ -117,6 +138,17 @@ void Program::forward_pointwise(PlacedLayer& layer, Index size, void* y) {
   } else {
     layer.result = layer.input;
   }
+}
+
+void Program::forward_batch_norm(PlacedLayer& layer, Index rows) {
+  if (layer.of_batch)
+    batch_statistics(dtype_, layer.input, rows, layer.out, layer.norm.eps, layer.saved);
+  else
+    running_rstd(dtype_, layer.norm.running_var, layer.out, layer.norm.eps, layer.saved.rstd);
+  const BatchNormArgs args = norm_args(layer);
+  const auto kernel = kernels().batch_norm[int(dtype_)].normalize;
+  run_chunks(rows, row_chunk(layer.out), rows * layer.out,
+             [&](Index begin, Index end) { kernel(args, begin, end); });
 }
 
 // Loss ---------------------------------------------------------------------------------------------------
@@ -177,6 +209,8 @@ void Program::backward(Index rows) {
     const Index size = rows * below.out;
     if (layer.kind == LayerKind::linear) {
       backward_linear(layer, below, rows);
+    } else if (layer.kind == LayerKind::batch_norm) {
+      backward_batch_norm(l, rows);
     } else if (layer.kind == LayerKind::pointwise) {
       if (below.mask.on || below.activation >= 0)
         run_chunks(size, kChunk, size, [&](Index begin, Index end) { begin_backward(l - 1, begin, end); });
@@ -189,6 +223,40 @@ void Program::backward(Index rows) {
         begin_backward(l - 1, begin * layer.out, end * layer.out);
       });
     }
+  }
+  if (lowest_ < Index(layers_.size()) && layers_[std::size_t(lowest_)].kind == LayerKind::batch_norm)
+    sum_batch_norm(layers_[std::size_t(lowest_)], rows, false);
+}
+
+// The gradients of weight and bias, and the sums that the input's needs.
+void Program::sum_batch_norm(const PlacedLayer& layer, Index rows, bool dx) {
+  const BatchGradients wanted = norm_gradients(layer, dx);
+  if (wanted.weight || wanted.bias || wanted.center)
+    batch_norm_sums(dtype_, layer.gradient, layer.input, rows, layer.out,
+                    {const_cast<void*>(norm_args(layer).mean), layer.saved.rstd, nullptr}, wanted);
+}
+
+void Program::backward_batch_norm(Index l, Index rows) {
+  const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  const Index columns = layer.out;
+  sum_batch_norm(layer, rows, true);
+  const BatchNormGradArgs args = norm_grad_args(layer, below.gradient);
+  const BatchNormKernels& kernel = kernels().batch_norm[int(dtype_)];
+  run_chunks(rows, row_chunk(columns), rows * columns, [&](Index begin, Index end) {
+    layer.of_batch ? kernel.normalize_grad(args, begin, end)
+                   : kernel.normalize(constant_grad_args(args), begin, end);
+    begin_backward(l - 1, begin * columns, end * columns);
+  });
+}
+
+// Takes a step's batch into the running statistics.
+void Program::track_batches() {
+  for (PlacedLayer& layer : layers_) {
+    if (!layer.tracks) continue;
+    const ProgramNorm& norm = layer.norm;
+    ++*norm.batches;
+    track(dtype_, layer.saved, layer.out, norm.momentum, double(*norm.batches), norm.running_mean,
+          norm.running_var);
   }
 }
 
@@ -218,6 +286,7 @@ void Program::cut_tasks(Index batch) {
   for (Index use = 0; use < uses_; ++use) {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
       PlacedLayer& layer = layers_[std::size_t(l)];
+      if (layer.kind != LayerKind::linear) continue;
       if (layer.weight.trained() && layer.weight.use == use) {
         // Equal shares: a share more than the others' would cost more than register tiles of fewer rows.
         const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
@@ -263,7 +332,7 @@ void Program::add_row_squares(const PlacedLayer& layer, Index begin_row, Index e
 void Program::begin_squares() {
   Index rows = 0;
   for (PlacedLayer& layer : layers_) {
-    layer.squares_known = !layer.weight.data || layer.weight.use > 0;
+    layer.squares_known = layer.kind != LayerKind::linear || layer.weight.use > 0;
     layer.first_row = rows;
     if (!layer.squares_known) rows += layer.out;
   }
@@ -292,7 +361,8 @@ void Program::update_weights(Index rows, const double* coefs) {
   Index products = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
     const PlacedLayer& layer = layers_[std::size_t(l)];
-    if (layer.weight.trained()) products += (rows + kUpdateProducts) * layer.in * layer.out;
+    if (layer.kind == LayerKind::linear && layer.weight.trained())
+      products += (rows + kUpdateProducts) * layer.in * layer.out;
   }
   if (fused_)
     for (const ProgramPlan& plan : plans_) locks_.push_back(plan.plan->lock());
@@ -308,7 +378,8 @@ void Program::update_weights(Index rows, const double* coefs) {
                [&](Index i) { run_update_task(updates_[std::size_t(i)], coefs); });
   locks_.clear();
   for (PlacedLayer& layer : layers_)
-    if (layer.weight.trained() && layer.weight.use == 0) layer.squares_known = tasks_square(layer);
+    if (layer.kind == LayerKind::linear && layer.weight.trained() && layer.weight.use == 0)
+      layer.squares_known = tasks_square(layer);
 }
 
 const double* Program::row_of(const ProgramParameter& p, const double* coefs) const {
@@ -417,6 +488,7 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
 
 ProgramStop Program::run(ProgramRun& run) {
   const std::uint64_t masks = std::uint64_t(set_masks(layers_, run.rates, run.seed, run.offset));
+  set_norms(layers_, run.rates ? run.rates + dropouts_ : nullptr);
   wants_squares_ = run.squares != nullptr;
   if (wants_squares_) begin_squares();
   const Index target_bytes = run.repeat * (run.classes ? Index(sizeof(Index)) : out() * item_);
@@ -445,6 +517,7 @@ ProgramStop Program::run(ProgramRun& run) {
     if (run.squares) run.squares[step] = weight_squares();
     update_weights(rows, coefs);
     step_plans(run, coefs);
+    track_batches();
     for (PlacedLayer& layer : layers_) layer.mask.offset += masks;
     ++steps_;
   }
@@ -463,6 +536,7 @@ ProgramStop Program::require_probabilities(Index size) const {
 
 void Program::predict(const void* x, Index rows, Index batch, void* out) {
   for (PlacedLayer& layer : layers_) layer.mask.on = false;
+  set_norms(layers_, nullptr);
   reserve(std::min(rows, batch));
   for (Index first = 0; first < rows; first += batch)
     forward(static_cast<const char*>(x) + first * in() * item_, std::min(batch, rows - first), false,

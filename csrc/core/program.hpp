@@ -48,11 +48,16 @@ class Program {
   void forward(const void* x, Index rows, bool training, void* out);
   void forward_linear(PlacedLayer& layer, Index rows, bool training);
   void forward_pointwise(PlacedLayer& layer, Index size, void* y);
+  void forward_batch_norm(PlacedLayer& layer, Index rows);
   ProgramStop require_probabilities(Index size) const;
   double evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows, Index samples);
   void begin_backward(Index l, Index begin, Index end);
   void backward(Index rows);
   void backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
+  void backward_batch_norm(Index l, Index rows);
+  void sum_batch_norm(const PlacedLayer& layer, Index rows, bool dx);
+  void track_batches();
+  void place_norm_gradients(std::vector<ProgramLayer>& layers);
   void cut_tasks(Index batch);
   void add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row);
   void begin_squares();
@@ -85,6 +90,7 @@ class Program {
   bool wants_squares_ = false;
   std::vector<double> row_squares_;  // of the rows of all weights
   const KernelTable* tasks_table_ = nullptr;
+  Buffer norm_gradients_;  // of batch normalisations' parameters
   Buffer memory_, gradient_room_, x_room_, target_room_, weight_room_;
   std::vector<double> parts_, scaled_;
   std::vector<std::unique_lock<std::mutex>> locks_;  // of the plans, while pieces are updated

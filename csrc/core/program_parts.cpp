@@ -28,13 +28,19 @@ Index lowest_trained(const std::vector<PlacedLayer>& layers) {
 
 Index place_layers(std::vector<PlacedLayer>& layers, Index lowest, Index item, Index rows, char* base) {
   Index bytes = 0;
-  const auto take = [&](Index columns) {
+  const auto take_items = [&](Index items) {
     char* const place = base ? base + bytes : nullptr;
-    bytes += round_up(rows * columns * item, 64);
+    bytes += round_up(items * item, 64);
     return place;
   };
+  const auto take = [&](Index columns) { return take_items(rows * columns); };
   for (PlacedLayer& layer : layers) {
     layer.output = take(layer.out);
+    if (layer.kind == LayerKind::batch_norm) {
+      layer.saved = {take_items(layer.out), take_items(layer.out), take_items(layer.out)};
+      layer.center = take_items(layer.out);
+      layer.slope = take_items(layer.out);
+    }
     if (layer.kind != LayerKind::linear) continue;
     if (layer.needs_x) layer.kept_input = take(layer.out);
     if (layer.needs_y && layer.dropout) layer.kept_output = take(layer.out);
@@ -43,7 +49,8 @@ Index place_layers(std::vector<PlacedLayer>& layers, Index lowest, Index item, I
   const Index top = Index(layers.size()) - 1;
   for (Index l = top; l >= lowest; --l) {
     PlacedLayer& layer = layers[std::size_t(l)];
-    const bool shared = l < top && layers[std::size_t(l + 1)].kind == LayerKind::pointwise;
+    const LayerKind above = l < top ? layers[std::size_t(l + 1)].kind : LayerKind::linear;
+    const bool shared = above == LayerKind::pointwise || above == LayerKind::batch_norm;
     layer.gradient = gradient = shared ? gradient : take(layer.out);
   }
   return bytes;
@@ -60,6 +67,15 @@ Index set_masks(std::vector<PlacedLayer>& layers, const double* rates, std::uint
     active += layer.mask.on;
   }
   return active;
+}
+
+void set_norms(std::vector<PlacedLayer>& layers, const double* modes) {
+  for (PlacedLayer& layer : layers) {
+    if (layer.kind != LayerKind::batch_norm) continue;
+    const bool training = modes && *modes++ != 0.0;
+    layer.of_batch = training || !layer.norm.running_mean;
+    layer.tracks = training && layer.norm.running_mean;
+  }
 }
 
 DropoutArgs mask_args(const ProgramMask& mask, const void* x, void* y) {
@@ -107,6 +123,26 @@ GemmArgs weight_args(const PlacedLayer& layer, Index rows) {
                 weight.grad, layer.in};
   args.beta = weight.use > 0 ? 1.0 : 0.0;
   return args;
+}
+
+BatchNormArgs norm_args(const PlacedLayer& layer) {
+  return {layer.input,
+          layer.out,
+          layer.of_batch ? layer.saved.mean : layer.norm.running_mean,
+          layer.saved.rstd,
+          layer.weight.data,
+          layer.bias.data,
+          const_cast<void*>(layer.result)};
+}
+
+BatchNormGradArgs norm_grad_args(const PlacedLayer& layer, void* dx) {
+  return {layer.gradient, layer.input, layer.out, norm_args(layer).mean, layer.saved.rstd, layer.weight.data,
+          layer.center,   layer.slope, dx};
+}
+
+BatchGradients norm_gradients(const PlacedLayer& layer, bool dx) {
+  const bool terms = dx && layer.of_batch;
+  return {layer.weight.grad, layer.bias.grad, terms ? layer.center : nullptr, terms ? layer.slope : nullptr};
 }
 
 LossArgs loss_args(const ProgramLoss& loss, const PlacedLayer& last, const void* target, const void* weight,

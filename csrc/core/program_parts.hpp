@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/batch_norm.hpp"
 #include "core/dispatch.hpp"
 #include "formulas/names.hpp"
 
@@ -18,9 +19,17 @@ struct ProgramParameter {
   bool trained() const { return grad || plan >= 0; }
 };
 
-enum class LayerKind : std::uint8_t { pointwise, linear, softmax, log_softmax };
+enum class LayerKind : std::uint8_t { pointwise, linear, softmax, log_softmax, batch_norm };
 
-// A linear layer has an activation and dropout of its own; other kinds of layers are one thing at a time.
+// Of a batch normalisation; null: no running statistics.
+struct ProgramNorm {
+  double eps = 0.0, momentum = 0.0;  // negative momentum: all batches count alike
+  void *running_mean = nullptr, *running_var = nullptr;
+  Index* batches = nullptr;  // that were tracked
+};
+
+// A linear layer has an activation and dropout of its own; other kinds of layers are one thing at a time. A
+// batch normalisation has a weight and a bias too, or neither.
 struct ProgramLayer {
   LayerKind kind = LayerKind::pointwise;
   Index in = 0, out = 0;
@@ -29,6 +38,7 @@ struct ProgramLayer {
   double params[Names::kMax] = {};
   bool needs_x = false, needs_y = false;  // what the activation's gradient reads
   bool dropout = false;
+  ProgramNorm norm{};
 };
 
 enum class LossKind : std::uint8_t { elementwise, cross_entropy, nll };
@@ -55,7 +65,8 @@ struct ProgramRun {
   Index begin, end, batch, steps;
   const void *weight, *param;  // of the loss: null, or a number for each element of a batch's output
   bool gather_weight;          // weight has one for each element of all samples' targets, and goes with them
-  const double* rates;         // of each dropout: its probability; 0: off
+  const double* rates;         // of each dropout its probability, 0: off; of each batch normalisation
+                               // whether it trains
   std::uint64_t seed, offset;  // of the first dropout mask
   const double* coefs;         // of all steps
   double max_norm;             // of all gradients together; infinite: none
@@ -86,6 +97,10 @@ struct PlacedLayer : ProgramLayer {
   // In the step at work: what comes in and out, and input and output of the activation.
   const void *input = nullptr, *result = nullptr, *x = nullptr, *y = nullptr;
   ProgramMask mask{};
+  // Of a batch normalisation: rows of numbers, whether those of the batch are used, and tracked.
+  BatchSaved saved{};
+  void *center = nullptr, *slope = nullptr;
+  bool of_batch = false, tracks = false;
   Index first_row = 0;         // of its weight, among the rows of all weights
   bool squares_known = false;  // of those rows
   // Its weight's gradient: computed apart from updates and where, or in tasks that have parts of rows.
@@ -104,11 +119,19 @@ Index place_layers(std::vector<PlacedLayer>& layers, Index lowest, Index item, I
 Index set_masks(std::vector<PlacedLayer>& layers, const double* rates, std::uint64_t seed,
                 std::uint64_t offset);
 
+// How batch normalisations work in the step at work; modes: of each whether it trains, null: none does.
+void set_norms(std::vector<PlacedLayer>& layers, const double* modes);
+
 // The kernels' arguments in a step of so many rows: forward also sets the layer's result.
 DropoutArgs mask_args(const ProgramMask& mask, const void* x, void* y);
 GemmArgs forward_args(PlacedLayer& layer, Index rows, bool training);
 GemmArgs backward_args(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
 GemmArgs weight_args(const PlacedLayer& layer, Index rows);
+BatchNormArgs norm_args(const PlacedLayer& layer);
+// dx: null where it is not wanted.
+BatchNormGradArgs norm_grad_args(const PlacedLayer& layer, void* dx);
+// All null where nothing is to be summed.
+BatchGradients norm_gradients(const PlacedLayer& layer, bool dx);
 LossArgs loss_args(const ProgramLoss& loss, const PlacedLayer& last, const void* target, const void* weight,
                    const void* param, double divisor);
 CrossEntropyArgs class_loss_args(const ProgramLoss& loss, const PlacedLayer& last, bool classes,

@@ -16,8 +16,6 @@ namespace {
 
 constexpr Index kNarrow = 32;  // rows of up to this many columns are handled 16 at a time
 
-Index at_most(Index n, Index limit) { return n < limit ? n : limit; }
-
 // Largest elements of each lane; a NaN may be passed over, as the exponentials will have it.
 template <class T>
 FO_HD void push_max(const T* x, Index groups, T* lane) {
@@ -96,22 +94,6 @@ T row_exp(const T* x, T* y, Index columns, T shift_) {
     sum += double(fold<Sum<T>>(lane));
   }
   return T(sum);
-}
-
-// Has compute(at, n, out) give the row y: at once, or block by block for its lines to be streamed.
-template <class T, class F>
-FO_HD void write_row(T* y, Index columns, bool stream, F compute) {
-  if (!stream) {
-    compute(0, columns, y);
-    return;
-  }
-  alignas(64) T block[kLaneBlock];
-  for (Index at = 0, n; at < columns; at += n) {
-    bool lines;
-    n = stream_run(y + at, at_most(columns - at, kLaneBlock), &lines);
-    compute(at, n, lines ? block : y + at);
-    if (lines) stream_copy(block, y + at, n);
-  }
 }
 
 // One to sixteen rows in work, a lane for each: largest element, sum of exponentials and its logarithm.

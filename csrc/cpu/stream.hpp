@@ -63,6 +63,27 @@ FO_HD void stream_copy(const T* from, T* to, Index n) {
   }
 }
 
+FO_HD Index at_most(Index n, Index limit) { return n < limit ? n : limit; }
+
+// Of what is computed before it is streamed.
+inline constexpr Index kStreamBlock = 512;
+
+// Has compute(at, n, out) give the row y: at once, or block by block for its lines to be streamed.
+template <class T, class F>
+FO_HD void write_row(T* y, Index columns, bool stream, F compute) {
+  if (!stream) {
+    compute(0, columns, y);
+    return;
+  }
+  alignas(64) T block[kStreamBlock];
+  for (Index at = 0, n; at < columns; at += n) {
+    bool lines;
+    n = stream_run(y + at, at_most(columns - at, kStreamBlock), &lines);
+    compute(at, n, lines ? block : y + at);
+    if (lines) stream_copy(block, y + at, n);
+  }
+}
+
 // After the last line of a task: other threads see ordinary stores that follow after the streamed ones.
 FO_HD void stream_end() {
 #if defined(__x86_64__)

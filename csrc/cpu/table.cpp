@@ -15,6 +15,7 @@ KernelTable kernel_table() {
       .reduce = reduce_table(),
       .sums = sum_table(),
       .rows = row_table(),
+      .batch_norm = batch_norm_table(),
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
       .bf16_pairs = bf16_pairs(),

@@ -12,6 +12,7 @@ const MeasureKernels* measure_table();
 const ReduceKernels* reduce_table();
 const SumKernels* sum_table();
 const RowKernels* row_table();
+const BatchNormKernels* batch_norm_table();
 const ElementwiseKernels* elementwise_table();
 const GemmKernels* gemm_table();
 const PackingKernels* packing_table();

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/batch_norm.hpp"
 #include "core/plan.hpp"
 #include "cuda/runtime.hpp"
 
@@ -165,6 +166,22 @@ void cross_entropy_on_device(DType dtype, const CrossEntropyArgs& args, bool log
 // probabilities are given.
 void class_divisor_on_device(DType dtype, const CrossEntropyArgs& args, Index rows, double* divisor,
                              void* scratch, CudaStream stream);
+
+// core/batch_norm.hpp on a device: arrays of float or double. Scratch as for sums; sums over rows are taken
+// in an order that follows from the shape.
+Index batch_norm_scratch_bytes(Index rows, Index columns);
+void batch_statistics_on_device(DType dtype, const void* x, Index rows, Index columns, double eps,
+                                const BatchSaved& saved, void* scratch, CudaStream stream);
+void running_rstd_on_device(DType dtype, const void* running_var, Index columns, double eps, void* rstd,
+                            CudaStream stream);
+// batches: null, or how many were tracked, which is counted up. stopped: null, or a flag that calls it off.
+void track_on_device(DType dtype, const BatchSaved& saved, Index columns, double momentum, Index* batches,
+                     const std::int32_t* stopped, void* running_mean, void* running_var, CudaStream stream);
+void batch_norm_sums_on_device(DType dtype, const void* dy, const void* x, Index rows, Index columns,
+                               const BatchSaved& saved, const BatchGradients& gradients, void* scratch,
+                               CudaStream stream);
+void normalize_on_device(DType dtype, const BatchNormArgs& args, Index rows, CudaStream stream);
+void normalize_grad_on_device(DType dtype, const BatchNormGradArgs& args, Index rows, CudaStream stream);
 
 // Types of elements that can be copied from; a bool is a u8. The first four are DType's.
 enum class ItemType : std::uint8_t { f32, f64, bf16, f16, i8, u8, i16, u16, i32, u32, i64, u64 };

@@ -35,6 +35,7 @@ DeviceProgram::DeviceProgram(DType dtype, Precision precision, std::vector<Progr
   place_gradients(layers);
   for (const ProgramLayer& layer : layers) {
     dropouts_ += layer.dropout;
+    batch_norms_ += layer.kind == LayerKind::batch_norm;
     layers_.push_back({layer});
   }
   lowest_ = lowest_trained(layers_);
@@ -54,7 +55,7 @@ void DeviceProgram::find_fusable(const std::vector<ProgramLayer>& layers,
   for (const ProgramLayer& layer : layers) {
     const ProgramParameter& weight = layer.weight;
     fused_.push_back(-1);
-    if (weight.plan < 0 || weight.grad || uses[weight.data] > 1) continue;
+    if (layer.kind != LayerKind::linear || weight.plan < 0 || weight.grad || uses[weight.data] > 1) continue;
     const DeviceProgramPlan& plan = plans[std::size_t(weight.plan)];
     if (!plan.plan->is_linear(weight.tensor)) continue;
     fused_.back() = Index(fused_rows_.size());
@@ -75,7 +76,10 @@ void DeviceProgram::place_gradients(std::vector<ProgramLayer>& layers) {
   const auto for_each_trained = [&](const auto& f) {
     for (std::size_t l = layers.size(); l-- > 0;)
       for (ProgramParameter* p : {&layers[l].weight, &layers[l].bias})
-        if (p->trained()) f(*p, (p == &layers[l].weight ? layers[l].in : 1) * layers[l].out);
+        if (p->trained()) {
+          const bool matrix = p == &layers[l].weight && layers[l].kind == LayerKind::linear;
+          f(*p, (matrix ? layers[l].in : 1) * layers[l].out);
+        }
   };
   for_each_trained([&](ProgramParameter& p, Index n) {
     const auto [entry, is_new] = known.try_emplace(p.data, Shared{p.grad, bytes, 0});
@@ -169,6 +173,8 @@ void DeviceProgram::reserve_scratch(Index rows, bool training) {
   };
   for (Index l = 0; l < Index(layers_.size()); ++l) {
     PlacedLayer& layer = layers_[std::size_t(l)];
+    if (layer.kind == LayerKind::batch_norm)
+      bytes = std::max(bytes, batch_norm_scratch_bytes(rows, layer.out));
     if (layer.kind != LayerKind::linear) continue;
     reserve_for(forward_product(layer, rows, training));
     if (training && l > lowest_) reserve_for(backward_product(l, rows));
@@ -222,8 +228,8 @@ DeviceGemm DeviceProgram::weight_product(Index l, Index rows, bool fused) const 
 // have to be added.
 bool DeviceProgram::has_sums_above(Index l) const {
   const ProgramParameter& bias = layers_[std::size_t(l)].bias;
-  return bias.trained() && bias.use == 0 && l + 1 < Index(layers_.size()) &&
-         layers_[std::size_t(l + 1)].kind == LayerKind::linear;
+  return layers_[std::size_t(l)].kind == LayerKind::linear && bias.trained() && bias.use == 0 &&
+         l + 1 < Index(layers_.size()) && layers_[std::size_t(l + 1)].kind == LayerKind::linear;
 }
 
 // Forward ------------------------------------------------------------------------------------------------
@@ -231,6 +237,7 @@ bool DeviceProgram::has_sums_above(Index l) const {
 // Makes everything ready for steps on such batches, so that queueing them allocates nothing.
 void DeviceProgram::prepare(const Batch& batch) {
   masks_ = set_masks(layers_, batch.rates.data(), batch.seed, 0);
+  set_norms(layers_, batch.rates.data() + dropouts_);
   connect(x_room_, true, nullptr);
   reserve_scratch(batch.rows(), true);
 }
@@ -244,8 +251,10 @@ void DeviceProgram::queue_step(const Batch& batch, CudaStream stream) {
   queue_loss(batch, stream);
   if (lowest_ <= top) begin_backward(top, rows, stream);
   for (Index l = top; l >= lowest_; --l) {
+    const bool norm = layers_[std::size_t(l)].kind == LayerKind::batch_norm;
+    if (norm) queue_norm_sums(l, rows, stream);
     if (l > lowest_) queue_backward(l, rows, stream);  // first: the other may leave another weight
-    queue_gradients(l, rows, batch.fused, stream);
+    if (!norm) queue_gradients(l, rows, batch.fused, stream);
   }
   queue_updates(batch, stream);
   advance_on_device({dtype_, output, coefs_now(), numbers_width(), batch.samples, masks_}, progress(),
@@ -259,6 +268,8 @@ void DeviceProgram::queue_forward(Index rows, bool training, CudaStream stream) 
       gemm_on_device(dtype_, forward_product(layer, rows, training), scratch_.get(), stream);
     else if (layer.kind == LayerKind::pointwise)
       queue_pointwise(layer, rows * layer.out, stream);
+    else if (layer.kind == LayerKind::batch_norm)
+      queue_batch_norm(layer, rows, stream);
     else
       softmax_on_device(dtype_, {layer.input, y, layer.out}, layer.kind == LayerKind::log_softmax, rows,
                         stream);
@@ -272,6 +283,16 @@ void DeviceProgram::queue_pointwise(const PlacedLayer& layer, Index size, CudaSt
     activation_on_device(dtype_, {layer.activation, layer.params, layer.input, nullptr, 1, y}, size, stream);
   else if (layer.mask.on)
     dropout_on_device(dtype_, mask_args(layer.mask, layer.input, y), size, &progress()->mask_offset, stream);
+}
+
+void DeviceProgram::queue_batch_norm(const PlacedLayer& layer, Index rows, CudaStream stream) const {
+  const ProgramNorm& norm = layer.norm;
+  if (layer.of_batch)
+    batch_statistics_on_device(dtype_, layer.input, rows, layer.out, norm.eps, layer.saved, scratch_.get(),
+                               stream);
+  else
+    running_rstd_on_device(dtype_, norm.running_var, layer.out, norm.eps, layer.saved.rstd, stream);
+  normalize_on_device(dtype_, norm_args(layer), rows, stream);
 }
 
 // Loss and backward --------------------------------------------------------------------------------------
@@ -314,11 +335,25 @@ void DeviceProgram::queue_backward(Index l, Index rows, CudaStream stream) const
   const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
   if (layer.kind == LayerKind::linear)
     return gemm_on_device(dtype_, backward_product(l, rows), scratch_.get(), stream);
-  if (layer.kind != LayerKind::pointwise) {
+  if (layer.kind == LayerKind::batch_norm) {
+    const BatchNormGradArgs args = norm_grad_args(layer, below.gradient);
+    layer.of_batch ? normalize_grad_on_device(dtype_, args, rows, stream)
+                   : normalize_on_device(dtype_, constant_grad_args(args), rows, stream);
+  } else if (layer.kind != LayerKind::pointwise) {
     const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
     softmax_grad_on_device(dtype_, args, layer.kind == LayerKind::log_softmax, rows, stream);
   }
   begin_backward(l - 1, rows, stream);
+}
+
+// The gradients of a batch normalisation's weight and bias, and the sums that its input's needs.
+void DeviceProgram::queue_norm_sums(Index l, Index rows, CudaStream stream) const {
+  const PlacedLayer& layer = layers_[std::size_t(l)];
+  const BatchGradients wanted = norm_gradients(layer, l > lowest_);
+  if (!wanted.weight && !wanted.bias && !wanted.center) return;
+  const BatchSaved saved{const_cast<void*>(norm_args(layer).mean), layer.saved.rstd, nullptr};
+  batch_norm_sums_on_device(dtype_, layer.gradient, layer.input, rows, layer.out, saved, wanted,
+                            scratch_.get(), stream);
 }
 
 // The gradients of a layer's parameters, from that by the result of its operation.
@@ -336,8 +371,8 @@ void DeviceProgram::queue_gradients(Index l, Index rows, bool fused, CudaStream 
                           stream);
 }
 
-// The updates of all plans that no product has made, with the gradients clipped together. A run that has
-// stopped changes nothing.
+// The updates of all plans that no product has made, with the gradients clipped together, and those of
+// running statistics. A run that has stopped changes nothing.
 void DeviceProgram::queue_updates(const Batch& batch, CudaStream stream) const {
   const bool clipped = !std::isinf(batch.max_norm), one = plans_.size() == 1;
   for (std::size_t i = 0; clipped && i < plans_.size(); ++i) {
@@ -355,6 +390,10 @@ void DeviceProgram::queue_updates(const Batch& batch, CudaStream stream) const {
     step.found_inf = &progress()->stopped;
     plan.plan->step(step, stream);
   }
+  for (const PlacedLayer& layer : layers_)
+    if (layer.tracks)
+      track_on_device(dtype_, layer.saved, layer.out, layer.norm.momentum, layer.norm.batches,
+                      &progress()->stopped, layer.norm.running_mean, layer.norm.running_var, stream);
 }
 
 }  // namespace fastopt

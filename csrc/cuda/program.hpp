@@ -98,6 +98,8 @@ class DeviceProgram {
   void prepare(const Batch& batch);
   void queue_forward(Index rows, bool training, CudaStream stream);
   void queue_pointwise(const PlacedLayer& layer, Index size, CudaStream stream) const;
+  void queue_batch_norm(const PlacedLayer& layer, Index rows, CudaStream stream) const;
+  void queue_norm_sums(Index l, Index rows, CudaStream stream) const;
   void queue_loss(const Batch& batch, CudaStream stream) const;
   void begin_backward(Index l, Index rows, CudaStream stream) const;
   void queue_backward(Index l, Index rows, CudaStream stream) const;
@@ -129,7 +131,7 @@ class DeviceProgram {
   std::vector<PlacedLayer> layers_;
   ProgramLoss loss_;
   std::vector<Plan> plans_;
-  Index dropouts_ = 0, coefs_width_ = 0, steps_ = 0;
+  Index dropouts_ = 0, batch_norms_ = 0, coefs_width_ = 0, steps_ = 0;
   std::vector<Index> fused_;       // of each layer: its product's number, or -1 where it updates no weight
   std::vector<Index> fused_rows_;  // of each such product: where its coefficients begin
   Index lowest_ = 0;               // layer with a trained parameter

@@ -138,9 +138,19 @@ bool DeviceProgram::can_fuse(const ProgramRun& run, CudaStream stream) {
 
 ProgramStop DeviceProgram::run(ProgramRun& run, CudaStream given) {
   const Index samples = std::min(run.end - run.begin, run.batch * run.steps);
-  Batch batch{run.x,      run.target,   run.classes, run.order != nullptr, std::min(run.batch, samples),
-              run.repeat, run.weight,   run.param,   run.gather_weight,    {run.rates, run.rates + dropouts_},
-              run.seed,   run.max_norm, false};
+  Batch batch{run.x,
+              run.target,
+              run.classes,
+              run.order != nullptr,
+              std::min(run.batch, samples),
+              run.repeat,
+              run.weight,
+              run.param,
+              run.gather_weight,
+              {run.rates, run.rates + dropouts_ + batch_norms_},
+              run.seed,
+              run.max_norm,
+              false};
   reserve(batch.rows());
   const CudaStream stream = begin(given);
   upload(run, run.order ? 0 : run.begin, stream);
@@ -232,6 +242,7 @@ ProgramStop DeviceProgram::stop_of(const Progress& reached, const Index* classes
 void DeviceProgram::predict(const void* x, Index rows, Index batch, void* out, CudaStream stream) {
   reserve(std::min(rows, batch));
   for (PlacedLayer& layer : layers_) layer.mask.on = false;
+  set_norms(layers_, nullptr);
   done_.hold(stream);
   for (Index first = 0; first < rows; first += batch) {
     const Index n = std::min(batch, rows - first);

@@ -1,7 +1,7 @@
 // The reduce driver: norms of all gradients of a plan, with what a step makes of them; sums and norms of
 // arrays, and sums of columns.
 #include "cuda/args.cuh"
-#include "cuda/reductions.cuh"
+#include "cuda/columns.cuh"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -92,70 +92,25 @@ __global__ void __launch_bounds__(kThreads)
   merge_blocks<M>(merge_lanes<M>(part), parts, [&](double total) { *out = total; });
 }
 
-// Column sums: a block takes a tile of neighbouring columns and a band of rows, a thread one column of every
-// so many rows. The cut follows from the shape alone.
-struct ColumnTiles {
-  static constexpr Index kWidest = 32, kShortest = 256, kMostBands = 64;
-  Index rows, columns, width, tiles, height, bands;
+// The sum of each column.
+template <class S>
+struct ColumnSum {
+  using Part = double;
+  const S* x;
+  S* out;
+  bool add;
 
-  ColumnTiles(Index rows_, Index columns_) : rows(rows_), columns(columns_) {
-    width = columns < kWidest ? columns : kWidest;
-    tiles = (columns + width - 1) / width;
-    height = (rows + kMostBands - 1) / kMostBands;
-    height = height < kShortest ? kShortest : height;
-    bands = rows > height ? (rows + height - 1) / height : 1;
+  __device__ Part over(const ColumnTiles& cut, Index column, Index first, Index last, Index step) const {
+    double sum = 0.0;
+    for (Index row = first; row < last; row += step) sum += double(load(x[row * cut.columns + column]));
+    return sum;
+  }
+  __device__ static Part merge(Part a, Part b) { return a + b; }
+  __device__ void leave(Index column, Part sum) const {
+    const Compute<S> value = Compute<S>(sum);
+    out[column] = Store<S>::from(add ? load(out[column]) + value : value);
   }
 };
-constexpr Index kCounts = Parts::kHead / sizeof(unsigned);
-
-// The sum of the threads of each column, in `sums`; for the first `width` threads.
-__device__ double merge_rows(double sum, double* sums, Index width) {
-  sums[threadIdx.x] = sum;
-  for (Index lanes = kThreads / width, half; lanes > 1; lanes = half) {
-    half = (lanes + 1) / 2;
-    __syncthreads();
-    if (threadIdx.x < (lanes - half) * width) sums[threadIdx.x] += sums[threadIdx.x + half * width];
-  }
-  return sums[threadIdx.x];
-}
-
-template <class S>
-__device__ void put(S* out, double sum, bool add) {
-  const Compute<S> value = Compute<S>(sum);
-  *out = Store<S>::from(add ? load(*out) + value : value);
-}
-
-// Tiles with the same remainder by kCounts share a count; the last of their blocks adds up the bands.
-template <class S>
-__global__ void __launch_bounds__(kThreads)
-    column_sums_kernel(const S* x, ColumnTiles cut, S* out, bool add, Parts parts) {
-  __shared__ double sums[kThreads];
-  const Index tile = blockIdx.x % cut.tiles, band = blockIdx.x / cut.tiles;
-  const Index lanes = kThreads / cut.width, lane = threadIdx.x / cut.width;
-  const Index column = tile * cut.width + threadIdx.x % cut.width;
-  const Index first = band * cut.height, last = first + cut.height < cut.rows ? first + cut.height : cut.rows;
-  double sum = 0.0;
-  if (lane < lanes && column < cut.columns)
-    for (Index row = first + lane; row < last; row += lanes)
-      sum += double(load(x[row * cut.columns + column]));
-  sum = merge_rows(sum, sums, cut.width);
-  const bool owner = threadIdx.x < cut.width && column < cut.columns;
-  if (cut.bands == 1) {
-    if (owner) put(out + column, sum, add);
-    return;
-  }
-  if (owner) parts.at[band * cut.columns + column] = sum;
-  const Index group = tile % kCounts, members = (cut.tiles - group + kCounts - 1) / kCounts;
-  if (!is_last(parts.done + group, unsigned(members * cut.bands))) return;
-  const volatile double* bands = parts.at;
-  for (Index i = threadIdx.x; i < members * cut.width; i += kThreads) {
-    const Index c = (i / cut.width * kCounts + group) * cut.width + i % cut.width;
-    if (c >= cut.columns) continue;
-    double total = 0.0;
-    for (Index b = 0; b < cut.bands; ++b) total += bands[b * cut.columns + c];
-    put(out + c, total, add);
-  }
-}
 
 }  // namespace
 }  // namespace FASTOPT_ISA
@@ -225,18 +180,14 @@ void dot_on_device(DType dtype, const void* x, const void* y, Index n, double* o
 }
 
 Index column_sums_scratch_bytes(Index rows, Index columns) {
-  if (columns == 0) return Parts::kHead;
-  const ColumnTiles cut(rows, columns);
-  return Parts::kHead + (cut.bands > 1 ? Index(sizeof(double)) * cut.bands * columns : 0);
+  return fold_scratch_bytes(rows, columns, sizeof(double));
 }
 
 void column_sums_on_device(DType dtype, const void* x, Index rows, Index columns, void* out, bool add,
                            void* scratch, CudaStream stream) {
-  if (columns == 0) return;
-  const ColumnTiles cut(rows, columns);
   with_storage(dtype, [&]<class S>(S) {
-    launch(column_sums_kernel<S>, cut.tiles * cut.bands, kThreads, 0, stream, static_cast<const S*>(x), cut,
-           static_cast<S*>(out), add, Parts(scratch));
+    const ColumnSum<S> fold{static_cast<const S*>(x), static_cast<S*>(out), add};
+    fold_columns(fold, rows, columns, scratch, stream);
   });
 }
 

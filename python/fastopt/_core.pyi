@@ -71,7 +71,17 @@ class Program:
         dtype: str,
         bf16: bool,
         layers: list[
-            tuple[str, int, int, _Parameter | None, _Parameter | None, str, tuple[float, ...], bool]
+            tuple[
+                str,
+                int,
+                int,
+                _Parameter | None,
+                _Parameter | None,
+                str,
+                tuple[float, ...],
+                bool,
+                tuple[Any, ...] | None,
+            ]
         ],
         loss: tuple[str, tuple[float, ...], str, _Array | None, int, float],
         plans: list[tuple[StepPlan, int, NDArray[np.int32] | None]],
@@ -148,6 +158,27 @@ def cross_entropy(
     label_smoothing: float,
     reduction: str,
     log_probabilities: bool,
+) -> None: ...
+def batch_norm(
+    input: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    saved: _Array,
+    out: _Array,
+) -> None: ...
+def batch_norm_grad(
+    dy: _Array,
+    input: _Array,
+    saved: _Array,
+    weight: _Array | None,
+    training: bool,
+    out: _Array | None,
+    sums: _Array | None,
 ) -> None: ...
 def matmul(x: _Array, y: _Array, out: _Array, beta: float, bf16: bool) -> None: ...
 def linear(

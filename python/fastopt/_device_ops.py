@@ -193,6 +193,45 @@ def _axis_back(call: Call, rows: View, axis: int, out: Any) -> Array:
     return room.deliver()
 
 
+# --------------------------------------------------------------------------------------- batch normalisation
+
+
+def batch_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """Return the normalised numbers and what their gradient needs."""
+    call = Call("batch_norm", x, "input")
+    rows = call.library.dense(_axis_last(call, call.first, 1, "input"))
+    numbers = (call.optional(weight, "weight"), call.optional(bias, "bias"))
+    pair = (("running_mean", running_mean), ("running_var", running_var))
+    running = [None if a is None else call.view(a, name) for name, a in pair]
+    saved, y = call.empty((3, rows.shape[-1]), rows.dtype), call.empty(rows.shape, rows.dtype)
+    call.run("batch_norm", rows, *numbers, *running, training, momentum, eps, saved, y)
+    return _axis_back(call, y, 1, None), call.library.unwrap(saved)
+
+
+def batch_norm_grad(
+    dy: Any, x: Any, saved: Any, weight: Any, training: bool, needs: tuple[bool, bool]
+) -> tuple[Array | None, Array | None]:
+    """Return the gradients by x, and by weight and bias as rows."""
+    call = Call("batch_norm_grad", dy, "dy")
+    dy_rows = call.library.dense(_axis_last(call, call.first, 1, "dy"))
+    x_rows = call.dense(_axis_last(call, call.view(x, "input"), 1, "input"), "input")
+    dx = call.empty(dy_rows.shape, dy_rows.dtype) if needs[0] else None
+    sums = call.empty((2, dy_rows.shape[-1]), dy_rows.dtype) if needs[1] else None
+    kept = call.view(saved, "saved")
+    call.run("batch_norm_grad", dy_rows, x_rows, kept, call.optional(weight, "weight"), training, dx, sums)
+    given = None if dx is None else _axis_back(call, dx, 1, None)
+    return given, None if sums is None else call.library.unwrap(sums)
+
+
 # -------------------------------------------------------------------------------------------------- losses
 
 

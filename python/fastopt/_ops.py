@@ -387,6 +387,76 @@ def _classes(
     return value, None if g is None else _axis_back(_deliver(g, room), axis, grad_out)
 
 
+# --------------------------------------------------------------------------------------- batch normalisation
+
+
+def batch_norm(
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Array, Array]:
+    """Return (x - mean) / sqrt(var + eps) * weight + bias over axis 1, and what `batch_norm_grad` needs of it.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, C) or (N, C, L)
+    weight, bias : ndarray, shape (C,), or None
+        None: 1 and 0.
+    running_mean, running_var : ndarray, shape (C,), or None
+        In training they are brought up to date in place, where they are given; else they are what is used.
+    training : bool
+        Normalise with mean and biased variance of the batch, summed in double.
+    momentum : float
+        The share of this batch in the running statistics, of which the variance is the unbiased one.
+    eps : float
+
+    Returns
+    -------
+    y : ndarray
+        As `x`.
+    saved : ndarray, shape (3, C)
+        Mean, 1 / sqrt(var + eps) and, of training, the unbiased variance.
+    """
+    if on_device(x):
+        return _device_ops.batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    rows = _dense(_axis_last(x, 1, "batch_norm", "input"), "batch_norm", "input")
+    w = None if weight is None else _dense(weight, "batch_norm", "weight")
+    b = None if bias is None else _dense(bias, "batch_norm", "bias")
+    saved = np.empty((3, rows.shape[-1]), rows.dtype)
+    y = np.empty(rows.shape, rows.dtype)
+    _core.batch_norm(rows, w, b, running_mean, running_var, training, momentum, eps, saved, y)
+    return _axis_back(y, 1, None), saved
+
+
+def batch_norm_grad(
+    dy: Array,
+    x: Array,
+    saved: Array,
+    weight: Array | None,
+    training: bool,
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[Array | None, Array | None]:
+    """Return the gradients of `batch_norm` by x, and by weight and bias as the rows of one array (2, C).
+
+    `needs` says which of the two are computed; the other is None.
+    """
+    if on_device(dy):
+        return _device_ops.batch_norm_grad(dy, x, saved, weight, training, needs)
+    call = "batch_norm_grad"
+    dy_rows = _dense(_axis_last(dy, 1, call, "dy"), call, "dy")
+    x_rows = _dense(_axis_last(x, 1, call, "input"), call, "input")
+    dx = np.empty(dy_rows.shape, dy_rows.dtype) if needs[0] else None
+    sums = np.empty((2, dy_rows.shape[-1]), dy_rows.dtype) if needs[1] else None
+    w = None if weight is None else _dense(weight, call, "weight")
+    _core.batch_norm_grad(dy_rows, x_rows, saved, w, training, dx, sums)
+    return None if dx is None else _axis_back(dx, 1, None), sums
+
+
 # ------------------------------------------------------------------------------------------------- helpers
 
 

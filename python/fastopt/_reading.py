@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastopt import functional, nn
 from fastopt._device import as_data, device_name, is_device_array, library, moved
 from fastopt.nn.activations import Activation
-from fastopt.tensor import to_array
+from fastopt.tensor import Tensor, to_array
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +27,10 @@ def key_of(a: Array) -> tuple[int, tuple[int, ...]]:
 
 @dataclass
 class Layer:
-    """One layer: a kind, for linear layers with the activation and dropout that follow."""
+    """One layer: a kind, for linear layers with the activation and dropout that follow.
+
+    Weight and bias of a batch normalisation, `norm`, are the layer's.
+    """
 
     kind: str
     path: str
@@ -36,6 +39,7 @@ class Layer:
     activation: str = ""
     params: tuple[float, ...] = ()
     dropout: nn.Dropout | None = None
+    norm: nn.BatchNorm1d | None = None
     width_in: int = 0
     width_out: int = 0
 
@@ -69,6 +73,20 @@ class Model:
         return device_name(self.parameters[0].data)
 
     @property
+    def norms(self) -> list[nn.BatchNorm1d]:
+        return [layer.norm for layer in self.layers if layer.norm is not None]
+
+    @property
+    def buffers(self) -> list[tuple[str, Tensor]]:
+        """The running statistics, with their names."""
+        return [
+            (f"{layer.path}.{name}".lstrip("."), buffer)
+            for layer in self.layers
+            if layer.norm is not None
+            for name, buffer in layer.norm.named_buffers()
+        ]
+
+    @property
     def dropouts(self) -> list[nn.Dropout]:
         return [layer.dropout for layer in self.layers if layer.dropout is not None]
 
@@ -78,12 +96,16 @@ class Model:
         return Counter([key_of(a) for a in both])
 
     def check_arrays(self) -> None:
-        """Refuse parameters that the kernels cannot use in place."""
-        for name, p in zip(self.names, self.parameters, strict=True):
+        """Refuse parameters and running statistics that the kernels cannot use in place."""
+        named: list[tuple[str, Tensor]] = list(zip(self.names, self.parameters, strict=True))
+        for name, p in named + self.buffers:
             a = p.data
-            if a.dtype not in (np.float32, np.float64):
+            counts = name.endswith("num_batches_tracked")
+            if counts and a.dtype != np.int64:
+                raise TypeError(f"compile: {name} is {a.dtype}, expected int64")
+            if not counts and a.dtype not in (np.float32, np.float64):
                 raise TypeError(f"compile: {name} is {a.dtype}, expected float32 or float64")
-            if a.dtype != self.dtype:
+            if not counts and a.dtype != self.dtype:
                 raise TypeError(f"compile: {name} is {a.dtype}, {self.names[0]} is {self.dtype}")
             if device_name(a) != self.device:
                 raise ValueError(
@@ -133,6 +155,11 @@ def _add(module: nn.Module, path: str, read: Model) -> None:
             _add(child, f"{path}.{name}" if path else name, read)
     elif isinstance(module, nn.Linear) and forward is nn.Linear.forward:
         read.layers.append(Layer("linear", path, module.weight, module.bias))
+    elif isinstance(module, nn.BatchNorm1d) and forward is nn.BatchNorm1d.forward:
+        if any(norm is module for norm in read.norms):
+            raise ValueError(f"compile: {_where(module, path)} is there twice")
+        read.matrix_only = f"{_where(module, path)} has its channels in dim 1"
+        read.layers.append(Layer("batch_norm", path, module.weight, module.bias, norm=module))
     elif isinstance(module, Activation) and forward is Activation.forward:
         if linear is None or linear.activation:
             linear = Layer("pointwise", path)
@@ -166,29 +193,43 @@ def _where(module: nn.Module, path: str) -> str:
 
 def _refuse(module: nn.Module, path: str) -> None:
     raise TypeError(
-        f"compile: {_where(module, path)} cannot be compiled: expected a Sequential of Linear, activations, "
-        "Softmax, LogSoftmax, Dropout, Flatten and Identity, each with its own forward"
+        f"compile: {_where(module, path)} cannot be compiled: expected a Sequential of Linear, BatchNorm1d, "
+        "activations, Softmax, LogSoftmax, Dropout, Flatten and Identity, each with its own forward"
     )
 
 
 def _set_widths(layers: list[Layer]) -> None:
-    first = next(layer for layer in layers if layer.weight is not None)
-    assert first.weight is not None
-    width = first.weight.data.shape[1]
+    width = next(_takes(layer) for layer in layers if layer.kind in ("linear", "batch_norm"))
     for layer in layers:
         layer.width_in = width
-        if layer.weight is not None:
-            out, takes = layer.weight.data.shape
-            if takes != width:
-                raise ValueError(
-                    f"compile: module '{layer.path}' takes {takes} features, the one before gives {width}"
-                )
+        if layer.kind in ("linear", "batch_norm") and _takes(layer) != width:
+            raise ValueError(
+                f"compile: module '{layer.path}' takes {_takes(layer)} features, the one before gives {width}"
+            )
+        if layer.norm is not None:
+            named = [*layer.norm.named_parameters(), *layer.norm.named_buffers()]
+            for name, p in named:
+                expected = () if name == "num_batches_tracked" else (width,)
+                if p.data.shape != expected:
+                    where = f"{layer.path}.{name}".lstrip(".")
+                    raise ValueError(f"compile: {where} has shape {p.data.shape}, expected {expected}")
+        elif layer.weight is not None:
+            out = layer.weight.data.shape[0]
             if layer.bias is not None and layer.bias.data.shape != (out,):
                 raise ValueError(
                     f"compile: {layer.path}.bias has shape {layer.bias.data.shape}, weight has {out} rows"
                 )
             width = out
         layer.width_out = width
+
+
+def _takes(layer: Layer) -> int:
+    """The columns that a layer with a width of its own takes."""
+    if layer.norm is not None:
+        return layer.norm.num_features
+    assert layer.weight is not None
+    width: int = layer.weight.data.shape[1]
+    return width
 
 
 # ------------------------------------------------------------------------------------------------- losses

@@ -100,8 +100,8 @@ class Stepping:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
             )
-        self._dropouts = read.dropouts
-        self._plain = not read.dropouts and loss.weight is None and loss.pos_weight is None
+        self._dropouts, self._norms = read.dropouts, read.norms
+        self._plain = not (read.dropouts or read.norms) and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None
         self._bound: list[Any] | None = None
         self._place()
@@ -134,19 +134,27 @@ class Stepping:
         given = [known[key_of(source)].requires_grad for source in sources]
         if not any(given):
             raise ValueError("compile: no parameter of the optimizer requires grad")
-        self._arrays = list(map(_data_of, parameters))
-        self._flags = list(map(_flag_of, parameters))
+        tensors = self._tensors()
+        self._arrays = list(map(_data_of, tensors))
+        self._flags = list(map(_flag_of, tensors))
         self._count = len(sources)
         self._given = None if all(given) else np.array(given)
         self._trained = {key_of(s): i for i, (s, g) in enumerate(zip(sources, given, strict=True)) if g}
         self._native = self._bound = None
 
+    def _tensors(self) -> list[Any]:
+        """Parameters and running statistics as they are now; how many there are stays."""
+        if not self._norms:
+            return self._read.parameters
+        buffers = [(n.running_mean, n.running_var, n.num_batches_tracked) for n in self._norms]
+        return [*self._read.parameters, *[b for three in buffers for b in three if b is not None]]
+
     def _watch(self) -> None:
-        """Notice parameters in other arrays, frozen ones, and new groups of the optimizer."""
-        parameters = self._read.parameters
+        """Notice parameters and running statistics in other arrays, frozen ones, and new groups of the optimizer."""
+        tensors = self._tensors()
         if (
-            any(map(is_not, map(_data_of, parameters), self._arrays))
-            or list(map(_flag_of, parameters)) != self._flags
+            any(map(is_not, map(_data_of, tensors), self._arrays))
+            or list(map(_flag_of, tensors)) != self._flags
             or len(self._optimizer._objects) != self._count
         ):
             if self._optimizer._movable:
@@ -229,6 +237,7 @@ class Stepping:
                 layer.activation,
                 layer.params,
                 layer.dropout is not None,
+                None if layer.norm is None else _norm(layer.norm),
             )
             for layer in self._read.layers
         ]
@@ -254,13 +263,21 @@ class Stepping:
 
     # Steps ----------------------------------------------------------------------------------------------
 
+    def check_batches(self, call: str, sizes: set[int]) -> None:
+        """Refuse batches of one row where a batch normalisation would need their variance."""
+        if 1 in sizes and any(norm.uses_batch for norm in self._norms):
+            raise ValueError(
+                f"{call}: a batch has 1 row, batch normalisation needs more in training: leave it out "
+                "(drop_last=True) or choose another batch_size"
+            )
+
     def _rates(self) -> list[float]:
-        """The probability of each dropout as it is now; 0 outside training."""
+        """The probability of each dropout as it is now, 0 outside training; of each batch norm whether it trains."""
         rates = [m.p if m.training else 0.0 for m in self._dropouts]
         for p in rates:
             if not 0 <= p <= 1:
                 raise ValueError(f"dropout: p must be in [0, 1], got {p}")
-        return rates
+        return rates + [float(m.training) for m in self._norms]
 
     def step_plain(self, x: Any, target: Any) -> float | None:
         """Take one step where everything is as the kernels want it; else None, and nothing has changed."""
@@ -393,21 +410,28 @@ class Stepping:
 
         return evaluate
 
-    @staticmethod
     def _run(
+        self,
         native: _core.Program | DeviceProgram,
         block: Block,
         rates: list[float],
         coefs: Losses,
         max_norm: float | None,
     ) -> tuple[Losses, float]:
-        masks = sum([rate > 0 for rate in rates])
+        masks = sum([rate > 0 for rate in rates[: len(self._dropouts)]])
         seed, offset = (0, 0)
         if masks:
             seed, offset = block.masks or _random.next_dropout(block.steps * masks)
         limit = math.inf if max_norm is None else max_norm
         squares = None if block.objective is None else block.objective.squares
         return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
+
+
+def _norm(norm: nn.BatchNorm1d) -> tuple[Any, ...]:
+    """A batch normalisation as a program takes it."""
+    buffers = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    momentum = -1.0 if norm.momentum is None else float(norm.momentum)
+    return float(norm.eps), momentum, *[None if b is None else b.data for b in buffers]
 
 
 class _Schedule:

@@ -89,6 +89,7 @@ class Config:
     label: int | str
     scale: str
     test_size: float
+    batch_norm: bool = False
 
 
 # -------------------------------------------------------------------------------------------- device
@@ -117,11 +118,15 @@ def open_device(name: str) -> str:
 # --------------------------------------------------------------------------------------------- model
 
 
-def build_model(sizes: Sequence[int], activation: str, dropout: float) -> nn.Sequential:
+def build_model(
+    sizes: Sequence[int], activation: str, dropout: float, batch_norm: bool = False
+) -> nn.Sequential:
     """A multilayer perceptron: ``sizes`` are input, hidden layers and classes."""
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         if i:
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(n_in))
             layers.append(ACTIVATIONS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
@@ -209,13 +214,16 @@ class Trainer:
         self.config, self.dataset, self.save, self.device = config, dataset, save, device
         _random.manual_seed(config.seed)
         self.sizes = (dataset.features, *config.hidden, len(dataset.classes))
-        self.model = build_model(self.sizes, config.activation, config.dropout).to(device)
+        model = build_model(self.sizes, config.activation, config.dropout, config.batch_norm)
+        self.model = model.to(device)
         self.loss_fn = nn.CrossEntropyLoss()
         self.optimizer = build_optimizer(config, self.model)
         self.train_set = _device.moved(dataset.x_train, device), _device.moved(dataset.y_train, device)
         self._test_set = _device.moved(dataset.x_test, device), _device.moved(dataset.y_test, device)
+        # A row alone has no variance: it is left out of its epoch.
+        alone = config.batch_norm and len(dataset.x_train) % config.batch_size == 1
         self.loader = data.DataLoader(
-            *self.train_set, batch_size=config.batch_size, shuffle=True, seed=config.seed
+            *self.train_set, batch_size=config.batch_size, shuffle=True, seed=config.seed, drop_last=alone
         )
         self.schedule = Schedule(config, self.optimizer, len(self.loader))
         self.step = compile(self.model, self.loss_fn, self.optimizer, batch_size=config.batch_size)
@@ -348,8 +356,8 @@ class Trainer:
             raise KeyboardInterrupt
         self._losses = np.zeros(0)
         sizes = np.full(len(losses), batch)
-        sizes[-1] = rows - batch * (len(losses) - 1)
-        mean = float(losses @ sizes) / rows
+        sizes[-1] = min(rows - batch * (len(losses) - 1), batch)
+        mean = float(losses @ sizes) / int(sizes.sum())
         self.schedule.after_epoch(mean)
         return mean
 

@@ -2,7 +2,8 @@
 
 Names, arguments and defaults are torch's. Numbers are computed in the dtype of the input (integers as
 float32). Each activation has a ``<name>_grad(dy, x)`` and each loss a ``<name>_with_grad`` on plain arrays,
-for those who write their own backward pass; `linear` is in `_linear`, the losses are in `_losses`, exported here.
+for those who write their own backward pass; `linear` is in `_linear`, `batch_norm` in `_batch_norm`, the losses are in
+`_losses`, exported here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _ops, _random
+from fastopt._batch_norm import batch_norm
 from fastopt._device import as_data
 from fastopt._formulas import activation_needs
 from fastopt._linear import linear, linear_backward
@@ -50,6 +52,7 @@ from fastopt.tensor import Tensor, activate, needs_grad, record, to_array, to_ou
 
 __all__ = [
     "activation",
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_logits",

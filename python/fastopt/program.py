@@ -69,8 +69,8 @@ def compile(
     Parameters
     ----------
     model : Module
-        A `Linear`, or a `Sequential` (nested ones too) of `Linear`, activations, `Softmax`, `LogSoftmax`,
-        `Dropout`, `Flatten` and `Identity`, with parameters of one dtype, float32 or float64.
+        A `Linear`, or a `Sequential` (nested ones too) of `Linear`, `BatchNorm1d`, activations, `Softmax`,
+        `LogSoftmax`, `Dropout`, `Flatten` and `Identity`, with parameters of one dtype, float32 or float64.
     loss_fn : Module
         A loss of `fastopt.nn` with a reduction to one number.
     optimizer : Optimizer
@@ -104,8 +104,8 @@ def compile(
     waits for its loss, `CompiledStep.run` for the losses of many steps at once.
 
     Structure and settings of model and loss are read now, those of the optimizer, ``training`` and the
-    dropouts' ``p`` at each step. Parameters and optimizer state stay in their own arrays: compiled and eager
-    steps may be mixed. ``.grad`` is neither read nor written.
+    dropouts' ``p`` at each step. Parameters, running statistics and optimizer state stay in their own arrays:
+    compiled and eager steps may be mixed. ``.grad`` is neither read nor written.
     """
     return CompiledStep(model, loss_fn, optimizer, batch_size, fuse_update, precision)
 
@@ -180,6 +180,7 @@ class CompiledStep:
                 return loss
             data = self._data("step", x, y)
             n = len(data.x)
+            self._stepping.check_batches("step", {n})
             factors = self._loss_factors("step", data.shape)
             block = Block("step", data.x, data.target, None, 0, n, n, 1, *factors)
             if self._stepping.rule:
@@ -247,6 +248,7 @@ class CompiledStep:
                 loader = DataLoader(data.x, data.target, size, shuffle, drop_last, seed)
             batch, n = min(loader.batch_size, len(data.x)), len(data.x)
             lengths = {batch} if loader.drop_last else {batch, n % batch or batch}
+            self._stepping.check_batches("run", lengths if epochs else set())
             for length in sorted(lengths):
                 factors = self._loss_factors("run", (length, *data.shape[1:]))
             return self._epochs(data, factors, loader, batch, epochs, scheduler, scheduler_every, callback)
@@ -344,6 +346,8 @@ class CompiledStep:
             native = self._stepping.inference()
             rows = math.prod(shape[:-1])
             each = batch_size or max(self._batch_size or 0, _PREDICT_ROWS)
+            if any(norm.running_mean is None for norm in self._read.norms):
+                each = len(a)  # normalised with the statistics of all
             return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
 
     def sync(self) -> None:

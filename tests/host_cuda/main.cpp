@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
                {"cuda_program", test_cuda_program},
                {"cuda_reduce", test_cuda_reduce},
                {"cuda_rows", test_cuda_rows},
+               {"cuda_batch_norm", test_cuda_batch_norm},
                {"cuda_cross_entropy", test_cuda_cross_entropy},
                {"cuda_losses", test_cuda_losses},
                {"cuda_arrange", test_cuda_arrange}};

@@ -19,6 +19,7 @@ struct LayerSpec {
   int activation = -1;
   bool bias = true, dropout = false, frozen = false;
   Index same_as = -1;  // the layer that has the same parameters
+  bool tracks = true;  // of a batch normalisation
 };
 
 struct ModelSpec {
@@ -103,6 +104,9 @@ class Model {
     rates_.clear();
     for (const ProgramLayer& layer : layers_)
       if (layer.dropout) rates_.push_back(rates_.size() % 3 == 1 ? 0.0 : spec_.rate);
+    dropouts_ = rates_.size();
+    for (const ProgramLayer& layer : layers_)
+      if (layer.kind == LayerKind::batch_norm) rates_.push_back(1.0);
     run.rates = rates_.data();
     run.seed = 3, run.offset = offset_;
     coefs_.clear();
@@ -122,7 +126,7 @@ class Model {
 
   void finish(const ProgramRun& run) {
     norm_ = run.norm;
-    for (const double rate : rates_) offset_ += std::uint64_t(rate > 0 ? run.steps : 0);
+    for (std::size_t d = 0; d < dropouts_; ++d) offset_ += std::uint64_t(rates_[d] > 0 ? run.steps : 0);
   }
 
   ProgramLoss loss() const {
@@ -159,7 +163,8 @@ class Model {
   }
 
   void place_layers(Random& random) {
-    arrays_.reserve(2 * spec_.layers.size());
+    arrays_.reserve(4 * spec_.layers.size());
+    batches_.reserve(spec_.layers.size());
     Index in = spec_.in;
     for (const LayerSpec& spec : spec_.layers) {
       ProgramLayer layer;
@@ -177,10 +182,29 @@ class Model {
       } else if (spec.kind == LayerKind::linear) {
         layer.weight = parameter(random, in * spec.out, spec.frozen);
         if (spec.bias) layer.bias = parameter(random, spec.out, false);
+      } else if (spec.kind == LayerKind::batch_norm) {
+        if (spec.bias) {
+          layer.weight = parameter(random, spec.out, spec.frozen);
+          layer.bias = parameter(random, spec.out, false);
+        }
+        layer.norm.eps = 0.1, layer.norm.momentum = spec.frozen ? -1.0 : 0.3;
+        if (spec.tracks) {
+          layer.norm.running_mean = numbers_of(spec.out, T(0.25));
+          layer.norm.running_var = numbers_of(spec.out, T(1.5));
+          layer.norm.batches = &batches_.emplace_back(2);
+        }
       }
       layers_.push_back(layer);
       in = spec.out;
     }
+  }
+
+  // Running statistics, compared as parameters are.
+  void* numbers_of(Index n, T value) {
+    ModelArrays<T>& arrays = arrays_.emplace_back();
+    arrays.p = Guarded<T>(n, value);
+    arrays.grad = Guarded<T>(n);
+    return arrays.p.data();
   }
 
   ProgramParameter parameter(Random& random, Index n, bool frozen) {
@@ -205,6 +229,8 @@ class Model {
   Guarded<Index> classes_, order_;
   std::vector<ModelArrays<T>> arrays_;
   std::vector<double> rates_, coefs_, losses_;
+  std::vector<Index> batches_;
+  std::size_t dropouts_ = 0;
   std::uint64_t offset_ = 4;
   double norm_ = 0.0;
 };

@@ -12,6 +12,7 @@ void test_cuda_gemm();
 void test_cuda_program();
 void test_cuda_reduce();
 void test_cuda_rows();
+void test_cuda_batch_norm();
 void test_cuda_cross_entropy();
 void test_cuda_losses();
 void test_cuda_arrange();

@@ -121,6 +121,13 @@ LayerSpec softmax(Index columns, LayerKind kind) {
   return layer;
 }
 
+LayerSpec batch_norm(Index columns, bool weights = true, bool tracks = true) {
+  LayerSpec layer = linear(columns);
+  layer.kind = LayerKind::batch_norm;
+  layer.bias = weights, layer.tracks = tracks;
+  return layer;
+}
+
 const int kRelu = index_of<Relu>(Activations{}), kSigmoid = index_of<Sigmoid>(Activations{}),
           kTanh = index_of<Tanh>(Activations{}), kSilu = index_of<Silu>(Activations{});
 
@@ -161,6 +168,16 @@ void check_layers() {
   spec = {"frozen weights", 6, {linear(5, kRelu), linear(7, kTanh), linear(3)}};
   spec.layers[0].frozen = spec.layers[1].frozen = true;
   spec.layers[0].bias = false;
+  check_model(spec);
+  // Between them activations: a bias that the next one subtracts has rounding errors for a gradient.
+  spec = {"batch norms", 6, {batch_norm(6), linear(6, kTanh, true), batch_norm(6), linear(5, kSilu)}};
+  for (const LayerSpec& layer : {batch_norm(5, false), pointwise(5, kSilu), linear(4, kTanh)})
+    spec.layers.push_back(layer);
+  spec.layers.push_back(batch_norm(4, true, false));
+  spec.layers.push_back(linear(3));
+  spec.layers[2].frozen = true;
+  check_model(spec);
+  spec.descent = true;
   check_model(spec);
   spec = {"one layer", 7, {linear(3)}};
   spec.stored = true;

@@ -25,9 +25,15 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
-  } parts[] = {
-      {"pool", test_pool},     {"fork", test_fork}, {"step", test_step}, {"elementwise", test_elementwise},
-      {"reduce", test_reduce}, {"rows", test_rows}, {"gemm", test_gemm}, {"program", test_program}};
+  } parts[] = {{"pool", test_pool},
+               {"fork", test_fork},
+               {"step", test_step},
+               {"elementwise", test_elementwise},
+               {"reduce", test_reduce},
+               {"rows", test_rows},
+               {"batch_norm", test_batch_norm},
+               {"gemm", test_gemm},
+               {"program", test_program}};
   for (const auto& part : parts)
     if (argc == 2 && std::strcmp(argv[1], part.name) == 0) {
       part.run();

@@ -177,6 +177,7 @@ void test_step();
 void test_elementwise();
 void test_reduce();
 void test_rows();
+void test_batch_norm();
 void test_gemm();
 void test_program();
 

@@ -243,6 +243,12 @@ def add_network(p: argparse.ArgumentParser) -> None:
         help=f"between the layers (default: relu): {', '.join(_train.ACTIVATIONS)}",
     )
     g.add_argument("--dropout", type=fraction, metavar="P", help="after each hidden layer (default: 0)")
+    g.add_argument(
+        "--batch-norm",
+        action="store_true",
+        default=None,
+        help="normalise each hidden layer's batches before its activation",
+    )
 
 
 def add_schedule(g: Any) -> None:

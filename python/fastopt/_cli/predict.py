@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     saved = read_model(args.model)
     config, classes = saved["config"], saved["classes"]
     x, labels = _read_rows(args, saved["sizes"][0], config.label)
-    model = _train.build_model(saved["sizes"], config.activation, config.dropout)
+    model = _train.build_model(saved["sizes"], config.activation, config.dropout, config.batch_norm)
     model.load_state_dict(saved["model"])
     logits = _train.predict_logits(model, _dataset.apply_scale(x, saved["mean"], saved["std"]))
     predictions = logits.argmax(axis=1)

@@ -162,6 +162,8 @@ def fresh_config(
     _, own_lr, weight_decay, _ = _train.OPTIMIZERS[optimizer]
     if args.label is not None and Path(name).suffix.lower() != ".csv":
         raise ValueError(f"--label: is for a CSV file, got {name}")
+    if args.batch_norm and args.batch_size == 1:
+        raise ValueError("--batch-norm: needs a --batch-size of 2 or more, got 1")
     if args.test_size is not None and name == "mnist":
         raise ValueError("--test-size: mnist has a test set of its own")
 
@@ -184,6 +186,7 @@ def fresh_config(
         label=given(args.label, -1),
         scale=given(args.scale, "auto"),
         test_size=given(args.test_size, 0.2),
+        batch_norm=bool(args.batch_norm),
     )
 
 

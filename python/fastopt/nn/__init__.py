@@ -13,6 +13,7 @@ from fastopt.nn.activations import (
     Softplus,
     Tanh,
 )
+from fastopt.nn.batchnorm import BatchNorm1d
 from fastopt.nn.layers import Dropout, Flatten, Identity, Linear, ModuleList, Sequential
 from fastopt.nn.losses import (
     BCELoss,
@@ -35,6 +36,7 @@ __all__ = [
     "GELU",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
     "CrossEntropyLoss",
     "Dropout",
     "Flatten",

@@ -227,7 +227,7 @@ class Module:
     # ------------------------------------------------------------------------------------ all at once
 
     def train(self, mode: bool = True) -> Self:
-        """Set `training` here and below: what `Dropout` goes by."""
+        """Set `training` here and below: what `Dropout` and `BatchNorm1d` go by."""
         for module in self.modules():
             module.training = mode
         return self

@@ -23,7 +23,15 @@ from fastopt._minimize.first_order import optimizers
 from fastopt.optim.base import Optimizer
 from fastopt.sklearn.fitting import fit_epochs, fit_lbfgs
 from fastopt.sklearn.losses import Loss
-from fastopt.sklearn.training import ACTIVATIONS, Session, Settings, outputs, solver_optimizer
+from fastopt.sklearn.training import (
+    ACTIVATIONS,
+    BatchNorm,
+    Session,
+    Settings,
+    Weights,
+    outputs,
+    solver_optimizer,
+)
 
 Array = npt.NDArray[Any]
 
@@ -179,7 +187,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
                     fit_lbfgs(self, session, X, y, sample_weight)
             finally:
                 self._publish(session)
-        if not all(np.isfinite(w).all() for w in self.coefs_ + self.intercepts_):
+        if not all(np.isfinite(w).all() for w in self._weights().arrays):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to "
                 "be preprocessed."
@@ -198,8 +206,6 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _check_extras(self, sizes: list[int], incremental: bool) -> None:
         """Refuse parameters that contradict each other."""
-        if self.batch_norm:
-            raise ValueError("batch_norm=True: fastopt.nn has no batch normalisation yet")
         if incremental and self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
         if np.ndim(self.dropout) and len(self.dropout) != len(sizes):
@@ -208,7 +214,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
                 "hidden layer, or one number for all"
             )
         if not self._is_stochastic():
-            for name in ("dropout", "max_grad_norm", "ema", "lr_scheduler", "callbacks"):
+            for name in ("dropout", "batch_norm", "max_grad_norm", "ema", "lr_scheduler", "callbacks"):
                 if np.any(getattr(self, name)):
                     raise ValueError(f"{name} is for solver='sgd', 'adam' or an optimizer, not for 'lbfgs'")
             if self.device.startswith("cuda"):
@@ -230,6 +236,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
             b = self._random_state.uniform(-bound, bound, fan_out)
             self.coefs_.append(np.ascontiguousarray(w.T, dtype).T)
             self.intercepts_.append(b.astype(dtype, copy=False))
+        self.batch_norms_: list[BatchNorm] = []
         self._masks = (0, 0)
         if np.any(self.dropout):
             self._masks = (int(self._random_state.randint(_MAX_SEED)), 0)
@@ -260,7 +267,11 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
             self._device(),
             self.precision,
             weighted,
+            bool(self.batch_norm),
         )
+
+    def _weights(self) -> Weights:
+        return Weights(self.coefs_, self.intercepts_, self.batch_norms_)
 
     def _device(self) -> str:
         if self.device == "auto":
@@ -318,33 +329,43 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         for i, w in enumerate(self.coefs_):
             if not (w.T.flags.c_contiguous and w.flags.writeable):
                 self.coefs_[i] = np.ascontiguousarray(w.T).T
+        if bool(self.batch_norms_) != settings.batch_norm:
+            norms = [BatchNorm.initial(w.shape[1], w.dtype) for w in self.coefs_[:-1]]
+            self.batch_norms_ = norms if settings.batch_norm else []
         if session is not None and incremental and key == self._session_key:
-            if [id(a) for a in self.coefs_ + self.intercepts_] != [id(a) for a in self._published]:
-                session.load(self.coefs_, self.intercepts_)
+            if not self._is_published():
+                session.load(self._weights())
             return session
         saved = session.state() if session is not None else self._saved
-        made = Session(self.coefs_, self.intercepts_, settings, self._masks)
+        made = Session(self._weights(), settings, self._masks)
         if saved is not None:
-            mine = [id(a) for a in self.coefs_ + self.intercepts_] == [id(a) for a in self._published]
-            if self._published and not mine:
+            if self._published and not self._is_published():
                 saved = {**saved, "weights": None}
             known = getattr(self, "_session_key", None)
-            made.restore(saved, settings=incremental and (known is None or known[2:6] == key[2:6]))
+            made.restore(
+                saved,
+                settings=incremental
+                and (known is None or (known[0].batch_norm, *known[2:6]) == (key[0].batch_norm, *key[2:6])),
+            )
         self._session, self._session_key = made, key
         return made
 
+    def _is_published(self) -> bool:
+        """Whether the weights are the arrays that the last fit left."""
+        return [id(a) for a in self._weights().arrays] == [id(a) for a in self._published]
+
     def _publish(self, session: Session) -> None:
-        """Let `coefs_` and `intercepts_` be what predicts."""
+        """Let `coefs_`, `intercepts_` and `batch_norms_` be what predicts."""
         best = self.__dict__.pop("_best", None)
         if best is not None:
-            session.load(*best)
-        with session.predicting() as (coefs, intercepts):
+            session.load(best)
+        with session.predicting() as weights:
             if best is not None and not session.shares:
-                coefs, intercepts = best
+                weights = best
             elif not session.shares:
-                coefs, intercepts = ([a.copy(order="K") for a in arrays] for arrays in (coefs, intercepts))
-            self.coefs_, self.intercepts_ = list(coefs), list(intercepts)
-        self._published = self.coefs_ + self.intercepts_
+                weights = weights.copies()
+            self.coefs_, self.intercepts_, self.batch_norms_ = weights
+        self._published = self._weights().arrays
         self._masks = session.masks
         self._saved = None
 
@@ -384,7 +405,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         if check:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         with self._threads():
-            return self._activated(outputs(X, self.coefs_, self.intercepts_, self.activation))
+            return self._activated(outputs(X, self._weights(), self.activation))
 
     def _activated(self, z: Array) -> Array:
         if self.out_activation_ == "softmax":

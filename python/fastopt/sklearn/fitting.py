@@ -49,11 +49,13 @@ def fit_epochs(
         model.validation_scores_ = model.validation_scores_ or []
     n = len(x)
     batch = _batch_size(model, n)
+    if model.batch_norm and batch < 2:
+        raise ValueError(f"batch_norm=True needs batches of 2 samples or more, got {batch}")
     data = session.place(samples(session.settings.loss, x, y, weight, model.coefs_[0].dtype))
     order = np.arange(n, dtype=np.int64) if model.shuffle else None
     epochs = 1 if incremental else model.max_iter
     if stopping:
-        model._best = _copies(model.coefs_), _copies(model.intercepts_)
+        model._best = model._weights().copies()
     progress = Progress(model.verbose, epochs, model.callbacks)
     model._began = True
     try:
@@ -136,17 +138,13 @@ def _batch_size(model: Any, n: int) -> int:
 
 def _validate(model: Any, session: Session, validation: Validation) -> None:
     """Append the score and the loss of the validation data to their curves, and keep the best weights."""
-    with session.predicting() as (coefs, intercepts):
-        z = outputs(validation.x, coefs, intercepts, model.activation)
+    with session.predicting() as weights:
+        z = outputs(validation.x, weights, model.activation)
         model.validation_loss_curve_.append(_mean_loss(session, z, validation))
         score = model._score(model._activated(z), validation.labels, validation.weight)
         model.validation_scores_.append(score)
         if model.early_stopping and score > model.best_validation_score_:
-            model._best = _copies(coefs), _copies(intercepts)
-
-
-def _copies(arrays: list[Array]) -> list[Array]:
-    return [a.copy(order="K") for a in arrays]
+            model._best = weights.copies()
 
 
 def _mean_loss(session: Session, z: Array, validation: Validation) -> float:

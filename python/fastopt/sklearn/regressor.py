@@ -83,7 +83,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     dropout : float or sequence of float
         After each hidden layer (Srivastava et al. 2014).
     batch_norm : bool
-        Refused when True: there is none yet.
+        A `BatchNorm1d` between each hidden layer and its activation; predictions use its running statistics. Weights
+        and biases of these have no penalty. A last batch of one sample, which has no variance, is left out of its
+        epoch; with `shuffle` that is another one each time. Batches have to be of 2 samples or more.
     max_grad_norm : float, optional
         Limit of the norm of all gradients, without those of the penalty.
     ema : float, optional
@@ -103,6 +105,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
     ----------
     coefs_, intercepts_ : list of ndarray
         Weights (in, out) and biases (out,) of each layer.
+    batch_norms_ : list of BatchNorm
+        With `batch_norm` one for each hidden layer, else empty: ``weight``, ``bias``, ``running_mean``, ``running_var``
+        and ``num_batches_tracked``.
     loss_curve_ : list of float
         The loss of each epoch, penalty included; ``loss_`` is the last, ``best_loss_`` the least.
     validation_scores_, validation_loss_curve_ : list of float, or None

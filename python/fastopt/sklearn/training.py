@@ -39,17 +39,65 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
-def outputs(x: Array, coefs: list[Array], intercepts: list[Array], activation: str) -> Array:
+class BatchNorm(NamedTuple):
+    """The numbers of a batch normalisation, as `fastopt.nn.BatchNorm1d` has them."""
+
+    weight: Array
+    bias: Array
+    running_mean: Array
+    running_var: Array
+    num_batches_tracked: Array
+
+    @classmethod
+    def initial(cls, channels: int, dtype: np.dtype[Any]) -> BatchNorm:
+        """Those before the first batch."""
+        return cls.of(nn.BatchNorm1d(channels, dtype=dtype))
+
+    @classmethod
+    def of(cls, module: nn.BatchNorm1d) -> BatchNorm:
+        """Those of a module, on the host."""
+        return cls(*[moved(getattr(module, name).data, "cpu") for name in cls._fields])
+
+    def module(self, device: str) -> nn.BatchNorm1d:
+        """A module of the same arrays, or on a device of copies of them."""
+        module = nn.BatchNorm1d(len(self.weight))
+        for name, a in self._asdict().items():
+            getattr(module, name)._data = moved(a, device)
+        return module
+
+
+class Weights(NamedTuple):
+    """All that predicts: of each layer the matrix and the intercepts, of each hidden one a batch norm or of none."""
+
+    coefs: list[Array]
+    intercepts: list[Array]
+    norms: list[BatchNorm]
+
+    @property
+    def arrays(self) -> list[Array]:
+        return [*self.coefs, *self.intercepts, *[a for norm in self.norms for a in norm]]
+
+    def copies(self) -> Weights:
+        """The same numbers in arrays of the same layouts."""
+        coefs, intercepts = [w.copy(order="K") for w in self.coefs], [b.copy() for b in self.intercepts]
+        return Weights(coefs, intercepts, [BatchNorm(*[a.copy() for a in norm]) for norm in self.norms])
+
+
+def outputs(x: Array, weights: Weights, activation: str) -> Array:
     """Return the last layer's output for dense or sparse rows, before the output activation."""
     parts = []
     module = ACTIVATIONS[activation]
     kernel = None if module is None else module().kernel
-    last = len(coefs) - 1
+    last = len(weights.coefs) - 1
     for begin in range(0, x.shape[0], _PREDICT_ROWS):
         a = x[begin : begin + _PREDICT_ROWS]
         a = a.toarray() if hasattr(a, "toarray") else a
-        for i, (w, b) in enumerate(zip(coefs, intercepts, strict=True)):
-            a = functional.linear(a, w.T, b, kernel if i < last else None)
+        for i, (w, b) in enumerate(zip(weights.coefs, weights.intercepts, strict=True)):
+            norm = weights.norms[i] if weights.norms and i < last else None
+            a = functional.linear(a, w.T, b, kernel if i < last and norm is None else None)
+            if norm is not None:
+                a = functional.batch_norm(a, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+                a = a if kernel is None else functional.activation(kernel, a, inplace=True)
         parts.append(a)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -96,6 +144,7 @@ class Settings(NamedTuple):
     device: str
     precision: str | None
     weighted: bool  # samples have weights
+    batch_norm: bool
 
 
 class Session:
@@ -105,24 +154,24 @@ class Session:
 
     Parameters
     ----------
-    coefs, intercepts : list of ndarray
-        Of shapes (in, out), laid out so that their transposes are C-contiguous, and (out,).
+    weights : Weights
+        Matrices of shape (in, out), laid out so that their transposes are C-contiguous.
     settings : Settings
     masks : tuple of int
         Seed and offset of the next dropout mask.
     """
 
-    def __init__(
-        self, coefs: list[Array], intercepts: list[Array], settings: Settings, masks: tuple[int, int] = (0, 0)
-    ) -> None:
+    def __init__(self, weights: Weights, settings: Settings, masks: tuple[int, int] = (0, 0)) -> None:
         self.settings = settings
         self.masks = masks
         on = settings.device
-        self._weights = [nn.Parameter(moved(w.T, on)) for w in coefs]
-        self._biases = [nn.Parameter(moved(b, on)) for b in intercepts]
+        self._weights = [nn.Parameter(moved(w.T, on)) for w in weights.coefs]
+        self._biases = [nn.Parameter(moved(b, on)) for b in weights.intercepts]
+        self._norms = [norm.module(on) for norm in weights.norms]
+        scales = [p for norm in self._norms for p in norm.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": self._weights, "penalised": True},
-            {"params": self._biases, "use_muon": False},  # which takes matrices alone
+            {"params": self._biases + scales, "use_muon": False},  # which takes matrices alone
         ]
         self.optimizer = settings.optimizer(groups)
         self.scheduler = None if settings.scheduler is None else settings.scheduler(self.optimizer)
@@ -144,6 +193,8 @@ class Session:
             modules.append(layer)
             if i == len(self._weights) - 1:
                 break
+            if self._norms:
+                modules.append(self._norms[i])
             if activation is not None:
                 modules.append(activation())
             if self.settings.dropout[i]:
@@ -158,8 +209,8 @@ class Session:
         return self.settings.device == "cpu" and not self._averages and not self._two_faced
 
     @contextmanager
-    def predicting(self) -> Iterator[tuple[list[Array], list[Array]]]:
-        """The coefs and intercepts to predict with: averages, or what an optimizer has for it."""
+    def predicting(self) -> Iterator[Weights]:
+        """The weights to predict with: averages, or what an optimizer has for it."""
         if self._averages:
             with self.optimizer.swap_ema():  # type: ignore[attr-defined]
                 yield self._on_host()
@@ -172,24 +223,31 @@ class Session:
         else:
             yield self._on_host()
 
-    def _on_host(self) -> tuple[list[Array], list[Array]]:
-        return [moved(p.data, "cpu").T for p in self._weights], [moved(p.data, "cpu") for p in self._biases]
+    def _on_host(self) -> Weights:
+        return Weights(
+            [moved(p.data, "cpu").T for p in self._weights],
+            [moved(p.data, "cpu") for p in self._biases],
+            [BatchNorm.of(norm) for norm in self._norms],
+        )
 
-    def load(self, coefs: list[Array], intercepts: list[Array]) -> None:
-        """Take over weights of the same shapes."""
-        given = [w.T for w in coefs] + list(intercepts)
-        for p, a in zip(self._weights + self._biases, given, strict=True):
-            p.data[...] = moved(np.ascontiguousarray(a), self.settings.device)
+    def load(self, weights: Weights) -> None:
+        """Take over weights of the same shapes; without batch norms, or with more of them, those of now stay."""
+        tensors: list[Any] = self._weights + self._biases
+        given = [w.T for w in weights.coefs] + weights.intercepts
+        if len(weights.norms) == len(self._norms):
+            tensors += [getattr(norm, name) for norm in self._norms for name in BatchNorm._fields]
+            given += [a for norm in weights.norms for a in norm]
+        for p, a in zip(tensors, given, strict=True):
+            p.data[...] = moved(np.asarray(a, order="C"), self.settings.device)
 
     def state(self) -> dict[str, Any]:
         """Copies of all that `restore` needs."""
-        coefs, intercepts = self._on_host()
         return {
             "class": type(self.optimizer).__name__,
             "optimizer": _tree_on_host(self.optimizer.state_dict()),  # which any machine can read
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "masks": self.masks,
-            "weights": None if self.shares else ([w.copy() for w in coefs], [b.copy() for b in intercepts]),
+            "weights": None if self.shares else self._on_host().copies(),
         }
 
     def restore(self, state: dict[str, Any], settings: bool) -> None:
@@ -199,7 +257,7 @@ class Session:
         """
         self.masks = state["masks"]
         if state["weights"] is not None:
-            self.load(*state["weights"])
+            self.load(state["weights"])
         saved = state["optimizer"]
         if state["class"] != type(self.optimizer).__name__:
             return
@@ -230,9 +288,11 @@ class Session:
     def epoch(self, data: Samples, batch: int, order: npt.NDArray[np.int64] | None) -> float:
         """Take the steps of one pass and return its loss: each batch's mean and penalty, weighted by its samples."""
         n = len(data.x)
+        if self._norms and n % batch == 1:
+            n -= 1  # a sample alone has no variance
         starts = np.arange(0, n, batch)
         lengths = np.minimum(batch, n - starts).astype(np.float64)
-        totals = lengths if data.rows is None else _sums(data.rows, order, starts)
+        totals = lengths if data.rows is None else _sums(data.rows, order, starts, n)
         squares = np.zeros(len(starts)) if self.settings.device == "cpu" else None
         # The gradient of samples that weigh nothing together is zero.
         divisors = np.where(totals == 0, np.inf, totals)
@@ -243,7 +303,7 @@ class Session:
         if loss.mean:
             values /= data.width
         if data.constant is not None:
-            values += _sums(data.constant, order, starts)
+            values += _sums(data.constant, order, starts, n)
         values += (
             0.5 * self.settings.alpha * (0.5 * (before + self._squares()) if squares is None else squares)
         )
@@ -374,9 +434,9 @@ def _tree_on_host(x: Any) -> Any:
     return on_host(x)
 
 
-def _sums(a: Floats, order: npt.NDArray[np.int64] | None, starts: Array) -> Floats:
-    """The sums of a over each batch."""
-    sums: Floats = np.add.reduceat(a if order is None else a[order], starts)
+def _sums(a: Floats, order: npt.NDArray[np.int64] | None, starts: Array, n: int) -> Floats:
+    """The sums of a over each batch of the first n samples."""
+    sums: Floats = np.add.reduceat((a if order is None else a[order])[:n], starts)
     return sums
 
 
