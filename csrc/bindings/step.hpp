@@ -20,21 +20,15 @@ namespace fastopt {
 struct RuleInfo {
   const char* name;
   Names states, coefs;
-  bool measures;  // a step has a pass before, which knows states only as they are computed
 };
 
 template <class List>
 struct RuleList;
 template <template <class> class... Rule>
 struct RuleList<Formulas<Rule...>> {
-  static constexpr RuleInfo infos[] = {
-      {Rule<double>::name, Rule<double>::states, Rule<double>::coefs, measures<Rule>}...};
+  static constexpr RuleInfo infos[] = {{Rule<double>::name, Rule<double>::states, Rule<double>::coefs}...};
 };
 inline constexpr auto& kRules = RuleList<Rules>::infos;
-
-inline Packable packable(const RuleInfo& rule, int s) {
-  return rule.measures ? Packable::no : packable(rule.states, s);
-}
 
 inline int find_rule(const std::string& name) {
   std::string known;
@@ -248,7 +242,7 @@ class PlanArrays {
       tensor.states[s] = companion(call, object, name, i, extents);
       return;
     }
-    const Packable how = packable(info, s);
+    const Packable how = packable(info.states, s);
     if (how == Packable::no)
       throw py::type_error(name.prefix() + " is stored in fewer bytes, rule '" + info.name +
                            "' needs it as it is computed");

@@ -39,10 +39,10 @@ using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, Rmsp
                        Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb,
                        Prodigy, ProdigyEstimate>;
 
-// Whether a rule has a first pass of its own for steps that depend on whole tensors.
+// Whether steps depend on the norm of the rule's direction. A first pass makes it, which changes no state,
+// and the second makes it again.
 template <template <class> class Rule>
-inline constexpr bool measures =
-    requires(const Rule<double>& rule, double x, double* states) { rule.measure(x, x, states); };
+inline constexpr bool measures = requires { Rule<double>::scaled_by_norm; };
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt
