@@ -9,26 +9,25 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 // rlr is 1 / learning rate; l2 and shrinkage count twice; decay shrinks the parameter before the step. The
-// rate of an element falls with the power of its accumulator, which is 1/2 without `power`. The direction is
-// what lies between the parameter and the new one, which L1 makes exactly 0.
-template <class T, bool AnyPower>
-struct FtrlRule {
-  static constexpr const char* name = AnyPower ? "ftrl_power" : "ftrl";
+// rate of an element falls with this power of its accumulator, which for 1/2 is exactly the root. The
+// direction is what lies between the parameter and the new one, which L1 makes exactly 0.
+template <class T>
+struct Ftrl {
+  static constexpr const char* name = "ftrl";
   static constexpr Names states{"accumulator", "linear"};
-  static constexpr Names coefs = AnyPower ? Names("rlr", "l1_strength", "l2", "shrinkage", "decay", "power")
-                                          : Names("rlr", "l1_strength", "l2", "shrinkage", "decay");
+  static constexpr Names coefs{"rlr", "l1_strength", "l2", "shrinkage", "decay", "power"};
   T rlr, l1, l2, shrinkage, decay, power, of_zero;
-  FO_HD explicit FtrlRule(const double* c)
+  FO_HD explicit Ftrl(const double* c)
       : rlr(T(c[0])),
         l1(T(c[1])),
         l2(T(c[2])),
         shrinkage(T(c[3])),
         decay(T(c[4])),
-        power(AnyPower ? T(c[5]) : T(0)),
-        of_zero(T(AnyPower && c[5] == 0.0)) {}
+        power(T(c[5])),
+        of_zero(T(c[5] == 0.0)) {}
   FO_HD T raised(T n) const {
-    if constexpr (AnyPower) return select(n == T(0), of_zero, exp(power * log(n)));
-    return sqrt(n);
+    const T other = select(n == T(0), of_zero, exp(power * log(n)));
+    return select(power == T(0.5), sqrt(n), other);
   }
   FO_HD T operator()(T g, T p, T* s) const {
     const T old = p * decay, before = raised(s[0]);
@@ -40,11 +39,6 @@ struct FtrlRule {
     return p - select(curvature == T(0), old, least);
   }
 };
-
-template <class T>
-using Ftrl = FtrlRule<T, false>;
-template <class T>
-using FtrlPower = FtrlRule<T, true>;
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt
