@@ -40,7 +40,7 @@ class Count:
 
 
 def ours(function: Function, dtype: str) -> OptimizeResult:
-    return fo.minimize(function.evaluate, function.start.astype(dtype), jac=True)
+    return fo.minimize(function.evaluate, function.start.astype(dtype), jac=True, bounds=function.bounds)
 
 
 def theirs(function: Function, dtype: str) -> OptimizeResult:
@@ -48,7 +48,9 @@ def theirs(function: Function, dtype: str) -> OptimizeResult:
         value, g = function.evaluate(x.astype(dtype))
         return float(value), g.astype(np.float64)
 
-    return scipy.optimize.minimize(evaluate, function.start, jac=True, method="L-BFGS-B")
+    return scipy.optimize.minimize(
+        evaluate, function.start, jac=True, method="L-BFGS-B", bounds=function.bounds
+    )
 
 
 PROVIDERS = {"fastopt": (ours, fo.__version__), "scipy": (theirs, scipy.__version__)}
@@ -58,7 +60,10 @@ def count(function: Function, dtype: str, provider: str) -> Count:
     """Run one minimisation."""
     run, version = PROVIDERS[provider]
     r = run(function, dtype)
-    excess = function.evaluate(function.start)[0] - function.least
+    begin = (
+        function.start if function.bounds is None else np.clip(function.start, function.lower, function.upper)
+    )
+    excess = function.evaluate(begin)[0] - function.least
     return Count(
         function.name,
         dtype,

@@ -25,6 +25,7 @@ RULES: dict[str, tuple[dict[str, Any], int]] = {
     "AdaBelief": ({}, 2),
     "Adamax": ({}, 2),
     "Adan": ({}, 4),
+    "Ftrl": ({}, 2),
     "Lion": ({}, 1),
     "RAdam": ({}, 2),
     "Rprop": ({}, 2),

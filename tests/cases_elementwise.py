@@ -18,6 +18,7 @@ TORCH_HAS_NO = (
     "SGDScheduleFree",
     "AdamWScheduleFree",
     "Prodigy",
+    "Ftrl",
 )
 
 
@@ -72,6 +73,55 @@ def rows(
                 *betas_errors,
                 ({"initial_accumulator": -1.0}, r"initial_accumulator must be in \[0, inf\), got -1.0"),
             ],
+        },
+        "Ftrl": {
+            "options": [
+                {},
+                {
+                    "lr": 0.3,
+                    "l1_regularization_strength": 2.0,
+                    "l2_regularization_strength": 0.3,
+                    "beta": 1.0,
+                },
+                {
+                    "lr": 0.3,
+                    "l2_shrinkage_regularization_strength": 0.02,
+                    "initial_accumulator_value": 2.0,
+                    "weight_decay": 0.1,
+                    "decoupled_weight_decay": True,
+                },
+                {"lr": 0.3, "learning_rate_power": -0.3, "l1_regularization_strength": 0.5},
+                {"lr": 0.02, "learning_rate_power": 0.0, "initial_accumulator_value": 0.0, "beta": 0.1},
+                {"lr": 0.3, **coupled},
+                {"lr": 0.3, **regularised},
+                {"lr": 0.3, **averaged},
+            ],
+            "errors": [
+                *(error for error in common_errors if "lr" not in error[0]),
+                ({"lr": 0.0}, r"lr must be in \(0, inf\), got 0.0"),
+                ({"lr": float("nan")}, r"lr must be in \(0, inf\), got nan"),
+                ({"learning_rate_power": 0.5}, r"learning_rate_power must be in \(-inf, 0\], got 0.5"),
+                (
+                    {"initial_accumulator_value": -0.1},
+                    r"initial_accumulator_value must be in \[0, inf\), got -0.1",
+                ),
+                (
+                    {"l1_regularization_strength": -1.0},
+                    r"l1_regularization_strength must be in \[0, inf\), got -1.0",
+                ),
+                (
+                    {"l2_regularization_strength": float("nan")},
+                    r"l2_regularization_strength must be in \[0, inf\), got nan",
+                ),
+                (
+                    {"l2_shrinkage_regularization_strength": -1.0},
+                    r"l2_shrinkage_regularization_strength must be in \[0, inf\), got -1.0",
+                ),
+                ({"beta": -1.0}, r"beta must be in \[0, inf\), got -1.0"),
+                ({"weight_decay_mode": "fixed"}, r"weight_decay_mode must be one of .*, got 'fixed'"),
+            ],
+            "parabola": {"lr": 0.5},
+            "rosenbrock": ({"lr": 0.3}, 5e-3),
         },
         "ADOPT": {
             "options": [

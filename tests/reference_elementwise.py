@@ -20,6 +20,15 @@ DEFAULTS: dict[str, Options] = {
     "ASGD": {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6},
     "Yogi": {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-3, "initial_accumulator": 1e-6},
     "ADOPT": {"lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "clip_exponent": 0.25},
+    "Ftrl": {
+        "lr": 1e-3,
+        "learning_rate_power": -0.5,
+        "initial_accumulator_value": 0.1,
+        "l1_regularization_strength": 0.0,
+        "l2_regularization_strength": 0.0,
+        "l2_shrinkage_regularization_strength": 0.0,
+        "beta": 0.0,
+    },
     "AdEMAMix": {
         "lr": 1e-3,
         "betas": (0.9, 0.999, 0.9999),
@@ -126,6 +135,19 @@ def adopt(g: Array, s: State, t: int, o: Options) -> Array:
     return o["lr"] * m
 
 
+def ftrl(g: Array, s: State, t: int, o: Options) -> Array:
+    p = s["p"] * decay("Ftrl", t, o, s)
+    l1, l2 = (o[f"l{k}_regularization_strength"] for k in (1, 2))
+    n = s.get("accumulator", np.full_like(g, o["initial_accumulator_value"]))
+    s["accumulator"] = n + g * g
+    before, now = (x ** -o["learning_rate_power"] for x in (n, s["accumulator"]))
+    z = s.get("linear", np.zeros_like(g)) + g + 2 * o["l2_shrinkage_regularization_strength"] * p
+    s["linear"] = z = z - (now - before) / o["lr"] * p
+    quadratic = now / o["lr"] + 2 * (l2 + o["beta"] / (2 * o["lr"]))
+    least: Array = p - (np.clip(z, -l1, l1) - z) / quadratic
+    return least
+
+
 def ademamix(g: Array, s: State, t: int, o: Options) -> Array:
     beta1, beta2, beta3 = o["betas"]
     alpha = o["alpha"] * min(1.0, t / (o["t_alpha"] or 1))
@@ -227,6 +249,7 @@ UPDATES: dict[str, Callable[[Array, State, int, Options], Array]] = {
     "ASGD": asgd,
     "Yogi": yogi,
     "ADOPT": adopt,
+    "Ftrl": ftrl,
     "AdEMAMix": ademamix,
     "Adan": adan,
     "Sophia": sophia,

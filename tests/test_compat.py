@@ -134,6 +134,10 @@ KERAS = [
     ("RMSprop", {"momentum": 0.9, "centered": True, "epsilon": 1e-2}),
     ("Adagrad", {"epsilon": 1e-2}),
     ("Adadelta", {"epsilon": 1e-2}),
+    ("Ftrl", {}),
+    ("Ftrl", {"l1_regularization_strength": 0.5, "l2_regularization_strength": 0.2, "beta": 1.0}),
+    ("Ftrl", {"l2_shrinkage_regularization_strength": 0.05, "initial_accumulator_value": 1.0}),
+    ("Ftrl", {"learning_rate_power": -0.3, "weight_decay": 0.1}),
     ("Lion", {"weight_decay": 0.1}),
 ]
 

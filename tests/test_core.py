@@ -424,8 +424,9 @@ def test_an_array_may_be_several_tensors_of_a_plan():
     ]:
         with pytest.raises(ValueError, match=message):
             _core.StepPlan("sgd", [p, q], [], parts=parts)
-    shadow = np.zeros((3, 4), np.float16)
+    codes, exponents = np.zeros((3, 4), np.uint8), np.zeros(1, np.uint8)
     with pytest.raises(
-        ValueError, match=r"parts\[0\] is 3, what belongs to params\[0\] is stored in fewer bytes"
+        ValueError,
+        match=r"parts\[0\] is 3, of 4 elements each; those of params\[0\] share exponents 128 at a time",
     ):
-        _core.StepPlan("sgd", [p.astype(np.float32)], [], parts=[3], shadows=[shadow])
+        _core.StepPlan("momentum", [p.astype(np.float32)], [[codes]], parts=[3], exponents=[[exponents]])

@@ -86,7 +86,7 @@ def test_packed_state_has_the_bits_of_the_cpu(cp: Any, fused: None, rule: str, s
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "exact"])
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "LAMB"])
 def test_rounding_has_the_bits_of_the_cpu(cp: Any, fused: None, name: str, rounding: str) -> None:
     for dtype in dtypes("bfloat16", "float64"):
         _both(cp, name, {"lr": 0.02, "l1": 0.01, "rounding": rounding, "state_dtype": "int8"}, dtype)

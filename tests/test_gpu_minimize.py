@@ -153,6 +153,20 @@ def test_minimize_waits_once_an_evaluation_and_once_an_iteration(cp, waits, meth
     assert max(waits) <= 3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lbfgs_within_bounds_on_a_device(cp, waits, dtype):
+    x0, bounds = START.astype(dtype), [(-2.0, 0.8), (None, 0.5)] * (START.size // 2)
+    host = fo.minimize(rosenbrock, x0, jac=True, bounds=bounds)
+    device = fo.minimize(rosenbrock, cp.asarray(x0), jac=True, bounds=bounds)
+    assert device.success
+    assert isinstance(device.x, cp.ndarray)
+    tolerance = 2e-3 if dtype == np.float32 else 1e-5
+    np.testing.assert_allclose(on_host(device.x), host.x, atol=tolerance)
+    assert abs(device.nfev - host.nfev) <= 0.2 * host.nfev
+    assert len(waits) <= device.nfev + 3 * (device.nit + 2)
+    assert max(waits) <= 3 * 10
+
+
 def test_bounds_and_shapes_on_a_device(cp):
     low, high = np.array([[-1.0, 0.5]]), np.array([[0.25, np.inf]])
 

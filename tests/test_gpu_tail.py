@@ -122,6 +122,7 @@ KINDS = [
     {"max_norm": 0.5, "norm_type": 1.0},
     {"max_norm": 0.5, "norm_type": np.inf},
     {"adaptive_clip": 0.1},
+    {"adaptive_clip": 0.1, "state_dtype": "bfloat16"},
 ]
 
 

@@ -147,11 +147,23 @@ def test_zero_parameters_and_gradients_have_a_ratio_of_one() -> None:
         np.testing.assert_array_equal(one, 1)
 
 
-def test_lambs_state_stays_as_it_is_computed() -> None:
-    with pytest.raises(
-        ValueError, match=r"LAMB: state_dtype is 'bfloat16', rule 'lamb' needs its state in float32"
-    ):
-        optim.LAMB([np.zeros((2, 2), np.float32)], state_dtype="bfloat16")
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
+def test_measuring_lambs_direction_changes_nothing(state_dtype: str) -> None:
+    rng = np.random.default_rng(2)
+    p = rng.standard_normal((90, 130)).astype(np.float32)
+    opt = optim.LAMB([p], lr=0.01, weight_decay=0.1, state_dtype=state_dtype)
+    for _ in range(3):
+        opt.step([rng.standard_normal(p.shape).astype(np.float32)])
+    (plan,) = opt._refresh()
+    before = p.copy(), copy.deepcopy(opt.state)
+    g, out, again = rng.standard_normal(p.shape).astype(np.float32), np.empty((2, 1)), np.empty((2, 1))
+    plan.native.measure([g], plan.coefs, None, out)
+    plan.native.measure([g], plan.coefs, None, again)
+    np.testing.assert_array_equal(out, again)
+    np.testing.assert_allclose(out[1], np.linalg.norm(p.astype(np.float64)), rtol=1e-6)
+    np.testing.assert_array_equal(p, before[0])
+    for key, value in opt.state[0].items():
+        assert value.tobytes() == before[1][0][key].tobytes()
 
 
 def test_measure_and_factors_are_checked() -> None:

@@ -160,7 +160,7 @@ def test_names_of_methods(method):
 # Bounds ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sgd", "adam", "rprop"])
+@pytest.mark.parametrize("method", ["lbfgs", "sgd", "adam", "rprop"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bounds_are_kept_at_every_evaluation(method, dtype):
     low, high = np.array([[-1, -9, -np.inf], [0, 0, 2.0]]), np.array([[9, 0, np.inf], [0.25, 1, 9]])
@@ -172,7 +172,9 @@ def test_bounds_are_kept_at_every_evaluation(method, dtype):
 
     given = scipy.Bounds(low, high)
     x0 = np.full((2, 3), 5.0, dtype)
-    r = fo.minimize(fun, x0, method=method, jac=True, bounds=given, options={"lr": 0.05})
+    r = fo.minimize(
+        fun, x0, method=method, jac=True, bounds=given, options={} if method == "lbfgs" else settings(method)
+    )
     assert r.success, r.message
     np.testing.assert_allclose(r.x, np.clip(TARGET, low, high), atol=1e-4)
     np.testing.assert_array_equal(x0, 5.0)
@@ -191,6 +193,65 @@ def test_bounds_as_pairs_and_numbers():
         lambda x: np.log(x).sum() ** 2, [0.5, 2.5], method="adam", bounds=[(1e-9, 0.6), (2.0, 3.0)]
     )
     assert (r.x >= [0.0, 2.0]).all()  # differences stayed inside, where the logarithm is defined
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lbfgs_within_bounds_ends_where_the_conditions_of_optimality_hold(dtype):
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((40, 30)).astype(dtype)
+    hessian = a.T @ a / dtype(40) + np.eye(30, dtype=dtype) * dtype(0.05)
+    slope = rng.standard_normal(30).astype(dtype)
+    low, high = np.full(30, -0.4, dtype), np.full(30, np.inf, dtype)
+    high[::3] = 0.25
+    low[4] = high[4] = 0.125  # a fixed element
+
+    def fun(x):
+        return float(x @ hessian @ x / 2 + slope @ x), hessian @ x + slope
+
+    gtol = 1e-7 if dtype == np.float64 else 1e-4
+    options = {"ftol": 0.0, "gtol": gtol}
+    r = fo.minimize(fun, np.zeros(30, dtype), jac=True, bounds=scipy.Bounds(low, high), options=options)
+    assert r.success, r.message
+    assert r.x.dtype == r.jac.dtype == dtype
+    inside = (r.x > low) & (r.x < high)
+    assert 5 < inside.sum() < 25
+    np.testing.assert_allclose(r.jac[inside], 0.0, atol=2 * gtol)
+    assert (r.jac[(r.x == low) & (low < high)] >= 0.0).all()
+    assert (r.jac[(r.x == high) & (low < high)] <= 0.0).all()
+    wanted = scipy.minimize(
+        lambda x: tuple(np.float64(v) for v in fun(x.astype(dtype))),
+        np.zeros(30),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=scipy.Bounds(low.astype(float), high.astype(float)),
+    )
+    np.testing.assert_allclose(r.fun, wanted.fun, rtol=2e-6)
+    np.testing.assert_allclose(r.x, wanted.x, atol=2e-3)
+
+
+def test_lbfgs_within_bounds_that_do_not_bind_steps_as_without():
+    free = fo.minimize(scipy.rosen, START, jac=scipy.rosen_der)
+    within = fo.minimize(scipy.rosen, START, jac=scipy.rosen_der, bounds=[(-50, 50)] * 2)
+    assert (within.nfev, within.nit) == (free.nfev, free.nit)
+    np.testing.assert_allclose(within.x, free.x, rtol=1e-6)
+
+
+def test_lbfgs_starts_where_the_bounds_let_it():
+    r = fo.minimize(scipy.rosen, [1.0, 7.0], jac=scipy.rosen_der, bounds=[(2, 3), (-3, -2)])
+    np.testing.assert_array_equal(r.x, [2.0, -2.0])  # both are held
+    assert (r.success, r.nit, r.nfev) == (True, 0, 1)
+    np.testing.assert_array_equal(r.jac, scipy.rosen_der(r.x))
+    stuck = fo.minimize(lambda x: (float(x @ x), -2 * x), np.ones(2), jac=True, bounds=[(-3, 3)] * 2)
+    assert (stuck.status, stuck.success) == (2, False)
+    ended = fo.minimize(
+        scipy.rosen,
+        START,
+        jac=scipy.rosen_der,
+        bounds=[(-2, 0.5)] * 2,
+        options={"xtol": 0.1, "ftol": 0.0, "gtol": 0.0},
+    )
+    assert ended.success
+    assert "xtol" in ended.message
 
 
 # Stopping, callbacks ------------------------------------------------------------------------------------
@@ -445,7 +506,7 @@ def test_bounds_options_and_callbacks_through_scipy():
         ({"x0": np.ones(2, complex)}, TypeError, "x0 is complex128"),
         ({"hess": lambda x: x}, ValueError, "takes no hess"),
         ({"constraints": {"type": "eq"}}, ValueError, "takes no constraints"),
-        ({"bounds": [(0, 1)] * 2}, ValueError, "lbfgs takes no bounds; use an optimizer.*L-BFGS-B"),
+        ({"bounds": [(0, 1)]}, ValueError, "bounds has 1 entries.*2 elements"),
         ({"method": "sgd", "bounds": [(0, 1)]}, ValueError, "bounds has 1 entries.*2 elements"),
         (
             {"method": "sgd", "bounds": [(0, 1), (2, 1)]},

@@ -15,7 +15,7 @@ import fastopt as fo
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import minimize as benchmark
-from functions import FUNCTIONS
+from functions import BOUNDED, FREE, FUNCTIONS
 
 BY_NAME = {f.name: f for f in FUNCTIONS}
 #: What may be left of the start's excess over the least value.
@@ -49,10 +49,11 @@ def test_the_minimum_is_scipys(name, dtype):
     assert ours.success
 
 
+@pytest.mark.parametrize("functions", [FREE, BOUNDED], ids=["free", "bounded"])
 @pytest.mark.parametrize("dtype", benchmark.DTYPES)
-def test_evaluations_in_total(dtype):
+def test_evaluations_in_total(dtype, functions):
     ours, theirs = (
-        sum(counted(name, dtype, provider).evaluations for name in BY_NAME)
+        sum(counted(f.name, dtype, provider).evaluations for f in functions)
         for provider in benchmark.PROVIDERS
     )
     assert ours <= 1.25 * theirs

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cases import OPTIMIZERS
+from fastopt import optim
 from gpu_tools import assert_same_bits, cp, drawn, fused, kind
 from optim_tools import make, problem, refuse
 
@@ -270,3 +271,41 @@ def test_estimates_on_a_device_have_the_bits_of_the_cpu(cp, fused, dtype):
             opt.update_hessian([put(estimate)])
             opt.step([put(estimate)])
     assert_same_bits(device, host)
+
+
+def test_ftrl_s_l1_makes_weights_exactly_zero():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((400, 30)), np.where(np.arange(30) < 5, 2.0, 0.0)
+    y = x @ w + 0.1 * rng.standard_normal(400)
+    for dtype in (np.float32, np.float64):
+        p = np.zeros(30, dtype)
+        opt = optim.Ftrl([p], lr=1.0, l1_regularization_strength=60.0, beta=1.0)
+        for _ in range(300):
+            opt.step([(x.T @ (x @ p.astype(np.float64) - y) / 400).astype(dtype)])
+        assert np.count_nonzero(p) == 5
+        np.testing.assert_allclose(p[:5], 2.0, atol=0.3)
+
+
+def test_ftrl_without_a_gradient_yet_stays_where_it_is():
+    """Nothing is known of an element: its new value would be 0 / 0."""
+    p = np.array([1.5, -2.0])
+    opt = optim.Ftrl([p], lr=0.1, initial_accumulator_value=0.0)
+    opt.step([np.array([0.0, 1.0])])
+    assert p[0] == 1.5
+    assert np.isfinite(p).all()
+    opt.step([np.array([np.nan, 1.0])])
+    assert np.isnan(p[0])
+
+
+def test_ftrl_is_adagrad_s_proximal_form():
+    """McMahan 2011: without penalties and from an empty sum both take the same steps."""
+    rng = np.random.default_rng(2)
+    p = rng.standard_normal(50)
+    q = p.copy()
+    ours = optim.Ftrl([p], lr=0.3, initial_accumulator_value=0.0)
+    theirs = optim.Adagrad([q], lr=0.3, eps=0.0)
+    for _ in range(30):
+        g = rng.standard_normal(50)
+        ours.step([g])
+        theirs.step([g])
+    np.testing.assert_allclose(p, q, rtol=1e-10, atol=1e-12)

@@ -193,11 +193,12 @@ def test_kernels_for_packed_states_give_the_bits_of_the_general_way(rule, state_
 
 
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-def test_bits_depend_on_neither_threads_nor_level(state_dtype, threads):
+@pytest.mark.parametrize("name", ["AdamW", "LAMB"])
+def test_bits_depend_on_neither_threads_nor_level(name, state_dtype, threads):
     def run():
         start, grads = problem()
         params = copies(start)
-        opt = optim.AdamW(params, lr=0.01, state_dtype=state_dtype)
+        opt = make(name, params, {"lr": 0.01, "state_dtype": state_dtype})
         for g in grads:
             opt.step(g)
         states = {f"{i} {k}": a for i, s in opt.state.items() for k, a in s.items()}
@@ -300,7 +301,7 @@ def float32_run(name, options, start, grads):
     return params
 
 
-@pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Lion", "LAMB", "LARS", "NovoGrad"])
 def test_exact_is_a_float32_run(name, isa):
     start, grads = problem(BF16, steps=5)
     params = copies(start)
@@ -450,23 +451,40 @@ def test_dictionary_with_wrong_exponents_is_refused():
     np.testing.assert_array_equal(opt.state[0]["exp_avg"], before["state"][0]["exp_avg"])
 
 
-def mnist_losses(data, state_dtype, seed):
+def mnist_losses(data, name, options, seed):
     """Losses of one pass over 6000 digits."""
     x, y = data
     fo.manual_seed(seed)
     model = fo.nn.Sequential(fo.nn.Linear(784, 64), fo.nn.ReLU(), fo.nn.Linear(64, 10))
-    opt = optim.AdamW(model.parameters(), lr=2e-3, state_dtype=state_dtype)
-    step = fo.compile(model, fo.nn.CrossEntropyLoss(), opt)
+    opt, loss_fn = make(name, model.parameters(), options), fo.nn.CrossEntropyLoss()
+
+    def eager(x, y):
+        opt.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        opt.step()
+        return loss.item()
+
+    step = fo.compile(model, loss_fn, opt) if opt.by_element else eager
     batches = np.random.default_rng(seed).permutation(len(x))[:6000].reshape(-1, 50)
     return np.array([step(x[batch], y[batch]) for batch in batches])
 
 
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-def test_digits_are_learnt_as_with_float32(shared, state_dtype):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("AdamW", {"lr": 2e-3}), ("LAMB", {"lr": 0.02}), ("LARS", {"lr": 5.0, "nesterov": True})],
+)
+def test_digits_are_learnt_as_with_float32(shared, name, options, state_dtype):
     """Over 5 seeds, the mean of a run's last 40 losses differs by less than what seeds make of it."""
     data = fo.data.load_mnist(shared / "data" / "mnist")[:2]
     plain, packed = (
-        np.array([mnist_losses(data, dtype, seed)[-40:].mean() for seed in range(5)])
+        np.array(
+            [
+                mnist_losses(data, name, {**options, "state_dtype": dtype}, seed)[-40:].mean()
+                for seed in range(5)
+            ]
+        )
         for dtype in ("float32", state_dtype)
     )
     assert np.all(plain < 0.6)

@@ -129,7 +129,7 @@ void bind_step(py::module_& m) {
           entry["coefs"] = words(rule.coefs);
           py::list any, with_sign;
           for (int i = 0; i < rule.states.size; ++i) {
-            const Packable how = packable(rule, i);
+            const Packable how = packable(rule.states, i);
             if (how != Packable::no) any.append(rule.states.at[i]);
             if (how == Packable::with_sign) with_sign.append(rule.states.at[i]);
           }

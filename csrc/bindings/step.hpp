@@ -20,21 +20,15 @@ namespace fastopt {
 struct RuleInfo {
   const char* name;
   Names states, coefs;
-  bool measures;  // a step has a pass before, which knows states only as they are computed
 };
 
 template <class List>
 struct RuleList;
 template <template <class> class... Rule>
 struct RuleList<Formulas<Rule...>> {
-  static constexpr RuleInfo infos[] = {
-      {Rule<double>::name, Rule<double>::states, Rule<double>::coefs, measures<Rule>}...};
+  static constexpr RuleInfo infos[] = {{Rule<double>::name, Rule<double>::states, Rule<double>::coefs}...};
 };
 inline constexpr auto& kRules = RuleList<Rules>::infos;
-
-inline Packable packable(const RuleInfo& rule, int s) {
-  return rule.measures ? Packable::no : packable(rule.states, s);
-}
 
 inline int find_rule(const std::string& name) {
   std::string known;
@@ -214,26 +208,41 @@ class PlanArrays {
     std::vector<PlanTensor> cut;
     for (std::size_t i = 0; i < parts.size(); ++i) {
       PlanTensor tensor = tensors_[i];
-      if (parts[i] > 1 && tensor.packing.any())
-        throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
-                              ", what belongs to params[" + std::to_string(i) + "] is stored in fewer bytes");
       if (parts[i] < 1 || tensor.n % parts[i] != 0)
         throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
                               ", params[" + std::to_string(i) + "] has " + std::to_string(tensor.n) +
                               " elements");
       tensor.n /= parts[i];
-      const auto move_on = [&](void*& array, DType dtype) {
-        if (array) array = static_cast<char*>(array) + tensor.n * item_bytes(dtype);
-      };
+      for (const std::uint8_t* exponents : tensor.packing.exponents)
+        if (exponents && parts[i] > 1 && tensor.n % kGroup != 0)
+          throw py::value_error("StepPlan: parts[" + std::to_string(i) + "] is " + std::to_string(parts[i]) +
+                                ", of " + std::to_string(tensor.n) + " elements each; those of params[" +
+                                std::to_string(i) + "] share exponents " + std::to_string(kGroup) +
+                                " at a time");
       for (Index part = 0; part < parts[i]; ++part) {
         cut.push_back(tensor);
-        move_on(tensor.p, tensor.dtype);
-        for (void*& state : tensor.states) move_on(state, state_dtype(tensor.dtype));
-        move_on(tensor.ema, state_dtype(tensor.dtype));
+        move_on(tensor);
       }
     }
     tensors_ = std::move(cut);
     parts_ = parts;
+  }
+
+  // Lets all arrays begin where the tensor ends.
+  static void move_on(PlanTensor& tensor) {
+    const Index n = tensor.n;
+    Packing& packing = tensor.packing;
+    tensor.p = element_at(tensor.p, n, tensor.dtype);
+    for (int s = 0; s < 4; ++s) {
+      const Stored stored = packing.states[s];
+      tensor.states[s] = stored == Stored::as_computed
+                             ? element_at(tensor.states[s], n, state_dtype(tensor.dtype))
+                             : static_cast<char*>(tensor.states[s]) + n * (stored == Stored::bf16 ? 2 : 1);
+      if (packing.exponents[s]) packing.exponents[s] += n / kGroup;
+    }
+    tensor.ema = element_at(tensor.ema, n, state_dtype(tensor.dtype));
+    if (packing.remainder) packing.remainder += n;
+    packing.shadow = element_at(packing.shadow, n, packing.shadow_dtype);
   }
 
   // State s of params[i], stored as its dtype tells.
@@ -248,7 +257,7 @@ class PlanArrays {
       tensor.states[s] = companion(call, object, name, i, extents);
       return;
     }
-    const Packable how = packable(info, s);
+    const Packable how = packable(info.states, s);
     if (how == Packable::no)
       throw py::type_error(name.prefix() + " is stored in fewer bytes, rule '" + info.name +
                            "' needs it as it is computed");

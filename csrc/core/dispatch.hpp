@@ -43,7 +43,7 @@ struct PackedStepKernels {
 };
 
 // The first pass of a step that depends on whole tensors: the sums of squares of a chunk's directions and of
-// its parameters. The rule's states are updated where it has such a pass of its own.
+// its parameters. Nothing is written: the step makes the same direction again.
 struct Measured {
   double update, param;
 };
@@ -53,6 +53,7 @@ struct BoundedKernels {
 };
 struct MeasureKernels {
   BoundedKernels at[kDTypes];  // [storage]
+  int states;                  // so many of the first are read
 };
 
 // grad_scale clip_value l1 l2 lr decay ema_decay step; the step's number is what rounding by chance starts

@@ -77,14 +77,20 @@ void StepPlan::measure(const void* const* grads, const double* coefs, Index widt
   param_partials_.assign(chunks_.size(), 0.0);
   for_each_chunk(grads, [&](Index i, const PlanChunk& chunk, const PlanTensor& tensor) {
     const double* row = coefs + (rows ? rows[chunk.tensor] : 0) * width;
-    const void* grad = element_at(grads[chunk.tensor], chunk.begin, tensor.dtype);
-    const Measured part = kernels().measure[rule_].at[int(tensor.dtype)].at[is_bounded(row)](
-        piece(chunk.tensor, chunk.begin, chunk.end, grad), row);
+    const void* const grad = element_at(grads[chunk.tensor], chunk.begin, tensor.dtype);
+    const Measured part = measure_piece(chunk, grad, row);
     partials_[std::size_t(i)] = part.update;
     param_partials_[std::size_t(i)] = part.param;
   });
   join_chunks(partials_, out);
   join_chunks(param_partials_, out + tensors_.size());
+}
+
+Measured StepPlan::measure_piece(const PlanChunk& chunk, const void* grad, const double* row) const {
+  const PlanTensor& tensor = tensors_[std::size_t(chunk.tensor)];
+  if (tensor.packing.any()) return measure_packed(chunk, grad, row);
+  return kernels().measure[rule_].at[int(tensor.dtype)].at[is_bounded(row)](
+      piece(chunk.tensor, chunk.begin, chunk.end, grad), row);
 }
 
 // Leaves each chunk's part of a reduction in partials_; 0 where a tensor has no array.

@@ -83,6 +83,9 @@ class StepPlan {
   PackedStepKernel packed_kernel(const PlanTensor& tensor, const double* row) const;
   // The same a tile at a time: unpacked, updated in cache, and packed.
   void update_tiles(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
+  // What a chunk adds to `measure`. grad: of its first element.
+  Measured measure_piece(const PlanChunk& chunk, const void* grad, const double* row) const;
+  Measured measure_packed(const PlanChunk& chunk, const void* grad, const double* row) const;
   void reduce_chunks(Monoid monoid, const void* const* arrays);
   void join_chunks(const std::vector<double>& parts, double* out) const;
   StepChunk piece(Index tensor, Index begin, Index end, const void* grad) const;

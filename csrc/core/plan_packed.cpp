@@ -3,6 +3,7 @@
 // the first-level cache, the rule's float kernel updates those, and they are packed again.
 #include <algorithm>
 
+#include "core/buffer.hpp"
 #include "core/parallel.hpp"
 #include "core/plan.hpp"
 #include "formulas/common.hpp"
@@ -138,6 +139,34 @@ void StepPlan::update_tiles(Index tensor_, Index begin, Index end, const void* g
                                              element_at(packing.shadow, first, packing.shadow_dtype), n);
     first += n;
   }
+}
+
+// The whole chunk is unpacked at once: the lanes of its sums are then those of a chunk that is not packed.
+Measured StepPlan::measure_packed(const PlanChunk& chunk, const void* grad, const double* row) const {
+  const PlanTensor& tensor = tensors_[std::size_t(chunk.tensor)];
+  const Packing& packing = tensor.packing;
+  const PackingKernels& pack = *kernels().packing;
+  const MeasureKernels& measure = kernels().measure[rule_];
+  const Index n = chunk.end - chunk.begin;
+  Buffer rooms;
+  float* const room = reinterpret_cast<float*>(rooms.reserve(kRooms * n * Index(sizeof(float))));
+  DType dtype = tensor.dtype;
+  StepChunk piece{element_at(tensor.p, chunk.begin, dtype), grad, {}, nullptr, n};
+  for (int s = 0; s < measure.states; ++s) {
+    const Stored stored = packing.states[s];
+    piece.states[s] = stored_at(tensor.states[s], chunk.begin, stored);
+    if (stored == Stored::as_computed) continue;
+    pack.decode[int(stored)](piece.states[s], exponents_at(packing, s, chunk.begin), room + s * n, n);
+    piece.states[s] = room + s * n;
+  }
+  if (packing.remainder) {
+    pack.join(piece.p, packing.remainder + chunk.begin, room + kParameterRoom * n, n);
+    pack.widen[int(dtype)](grad, room + kGradientRoom * n, n);
+    piece.p = room + kParameterRoom * n;
+    piece.g = room + kGradientRoom * n;
+    dtype = DType::f32;
+  }
+  return measure.at[int(dtype)].at[is_bounded(row)](piece, row);
 }
 
 }  // namespace fastopt

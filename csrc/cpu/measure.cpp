@@ -1,6 +1,6 @@
 // The first pass of steps that depend on whole tensors: squares of the direction and of the parameter,
-// summed. The direction is what the rule measures, of other rules the gradient with what all optimizers do to
-// it.
+// summed. The direction is the rule's where steps are scaled by its norm, of other rules the gradient with
+// what all optimizers do to it.
 #include "cpu/lanes.hpp"
 #include "cpu/table.hpp"
 #include "formulas/common.hpp"
@@ -10,17 +10,20 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
+template <template <class> class Rule>
+inline constexpr int kMeasured = measures<Rule> ? Rule<float>::states.size : 0;
+
 template <template <class> class Rule, class P, class S, bool Bounded>
 Measured measure_chunk(const StepChunk& chunk, const double* coefs) {
   using T = Compute<P>;
-  constexpr int kStates = measures<Rule> ? Rule<T>::states.size : 0;
+  constexpr int kStates = kMeasured<Rule>;
   static_assert(kStates == 0 || kStates == 2);
   const Common<T> common(coefs);
   const Rule<T> rule(coefs + kCommonCoefs);
   const P* p = static_cast<const P*>(chunk.p);
   const P* g = static_cast<const P*>(chunk.g);
-  S* s0 = static_cast<S*>(chunk.states[0]);
-  S* s1 = static_cast<S*>(chunk.states[1]);
+  const S* s0 = static_cast<const S*>(chunk.states[0]);
+  const S* s1 = static_cast<const S*>(chunk.states[1]);
   Lanes<SumSquares> updates, params;
   for (Index begin = 0; begin < chunk.n; begin += kLaneBlock) {
     const Index n = chunk.n - begin < kLaneBlock ? chunk.n - begin : kLaneBlock;
@@ -31,9 +34,7 @@ Measured measure_chunk(const StepChunk& chunk, const double* coefs) {
       const T gradient = common.template gradient<Bounded>(load(g[begin + i]), old);
       if constexpr (kStates > 0) {
         T state[2] = {load(s0[begin + i]), load(s1[begin + i])};
-        u[i] = rule.measure(gradient, old, state);
-        s0[begin + i] = Store<S>::from(state[0]);
-        s1[begin + i] = Store<S>::from(state[1]);
+        u[i] = rule(gradient, old, state);
       } else {
         u[i] = gradient;
       }
@@ -57,7 +58,8 @@ constexpr BoundedKernels bounded_kernels() {
 template <template <class> class Rule>
 constexpr MeasureKernels measure_kernels() {
   return {{bounded_kernels<Rule, float, float>(), bounded_kernels<Rule, double, double>(),
-           bounded_kernels<Rule, Bf16, float>(), bounded_kernels<Rule, F16, float>()}};
+           bounded_kernels<Rule, Bf16, float>(), bounded_kernels<Rule, F16, float>()},
+          kMeasured<Rule>};
 }
 
 template <class List>

@@ -1,7 +1,10 @@
 // The first pass of steps that depend on whole tensors: one launch, a block for each chunk, with the lanes,
 // chunks and order of merging of the CPU's.
+#include <type_traits>
+
 #include "cuda/reductions.cuh"
 #include "formulas/common.hpp"
+#include "formulas/packed.hpp"
 #include "formulas/registry.hpp"
 
 namespace fastopt {
@@ -10,26 +13,52 @@ namespace {
 
 using M = SumSquares<double>;
 
+template <bool Signed>
+__device__ float decoded(const void* codes, const std::uint8_t* exponents, Index i) {
+  using Code = ByteCode<Signed>;
+  return Code::value(static_cast<const std::uint8_t*>(codes)[i], Code::base(exponents[i / kGroup]));
+}
+
+// Element i of a state and of the parameter, as the rule computes with them.
+template <class T>
+__device__ T state_at(const PlanTensor& tensor, int s, Index i) {
+  const void* const from = tensor.states[s];
+  switch (tensor.packing.states[s]) {
+    case Stored::bf16:
+      return T(load(static_cast<const Bf16*>(from)[i]));
+    case Stored::signed_byte:
+      return T(decoded<true>(from, tensor.packing.exponents[s], i));
+    case Stored::unsigned_byte:
+      return T(decoded<false>(from, tensor.packing.exponents[s], i));
+    default:
+      return static_cast<const T*>(from)[i];
+  }
+}
+template <class P>
+__device__ Compute<P> parameter_at(const PlanTensor& tensor, Index i) {
+  const P p = static_cast<const P*>(tensor.p)[i];
+  if constexpr (std::is_same_v<P, Bf16>) {
+    if (tensor.packing.remainder) return join(p, tensor.packing.remainder[i]);
+  }
+  return load(p);
+}
+
 // The thread's lane of one chunk.
 template <template <class> class Rule, class P>
 __device__ Measured measure_lane(const PlanTensor& tensor, const PlanChunk& chunk, const void* grad,
                                  const double* coefs, double scale) {
   using T = Compute<P>;
-  using S = T;  // of state: low-precision parameters keep it in float32
   const Common<T> common(coefs, scale);
   const Rule<T> rule(coefs + kCommonCoefs);
   const bool bounded = is_bounded(coefs);
-  const P *p = static_cast<const P*>(tensor.p), *g = static_cast<const P*>(grad);
-  S *s0 = static_cast<S*>(tensor.states[0]), *s1 = static_cast<S*>(tensor.states[1]);
+  const P* const g = static_cast<const P*>(grad);
   Measured part = {M::identity, M::identity};
   for_lane(chunk.begin, chunk.end, [&](Index i) {
-    const T old = load(p[i]), raw = load(g[i]);
+    const T old = parameter_at<P>(tensor, i), raw = load(g[i]);
     T u = bounded ? common.template gradient<true>(raw, old) : common.template gradient<false>(raw, old);
     if constexpr (measures<Rule>) {
-      T state[2] = {s0[i], s1[i]};
-      u = rule.measure(u, old, state);
-      s0[i] = state[0];
-      s1[i] = state[1];
+      T state[2] = {state_at<T>(tensor, 0, i), state_at<T>(tensor, 1, i)};
+      u = rule(u, old, state);
     }
     part.update = M::push(part.update, double(u));
     part.param = M::push(part.param, double(old));

@@ -13,6 +13,7 @@
 #include "formulas/rules/adopt.hpp"
 #include "formulas/rules/amsgrad.hpp"
 #include "formulas/rules/asgd.hpp"
+#include "formulas/rules/ftrl.hpp"
 #include "formulas/rules/lamb.hpp"
 #include "formulas/rules/lion.hpp"
 #include "formulas/rules/momentum.hpp"
@@ -37,12 +38,12 @@ using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlD
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
                        Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb,
-                       Prodigy, ProdigyEstimate>;
+                       Prodigy, ProdigyEstimate, Ftrl>;
 
-// Whether a rule has a first pass of its own for steps that depend on whole tensors.
+// Whether steps depend on the norm of the rule's direction. A first pass makes it, which changes no state,
+// and the second makes it again.
 template <template <class> class Rule>
-inline constexpr bool measures =
-    requires(const Rule<double>& rule, double x, double* states) { rule.measure(x, x, states); };
+inline constexpr bool measures = requires { Rule<double>::scaled_by_norm; };
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -133,6 +133,10 @@ class CupyLibrary:
         """Return `a` where a condition holds and `b` elsewhere; the arrays are the library's own."""
         return self.cupy.where(condition, a, b)
 
+    def equal(self, a: Any, b: Any) -> Any:
+        """Return 1 where two arrays are equal and 0 elsewhere, in their dtype."""
+        return (a == b).astype(a.dtype)
+
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
         """Limit `x` in place, element by element."""
         self.cupy.clip(x, lower, upper, out=x)
@@ -272,6 +276,9 @@ class TorchLibrary:
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         return self.torch.where(condition, a, b)
+
+    def equal(self, a: Any, b: Any) -> Any:
+        return TorchArray((a.tensor == b.tensor).to(a.tensor.dtype))
 
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
         self.torch.clamp(x.tensor, lower.tensor, upper.tensor, out=x.tensor)

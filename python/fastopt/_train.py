@@ -56,6 +56,7 @@ OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, Any]]] = {
     "adopt": (optim.ADOPT, 1e-3, 0.0, {}),
     "ademamix": (optim.AdEMAMix, 1e-3, 0.0, {}),
     "adan": (optim.Adan, 1e-3, 0.0, {}),
+    "ftrl": (optim.Ftrl, 0.3, 0.0, {}),
     "prodigy": (optim.Prodigy, 1.0, 0.0, {}),
 }
 MOMENTUM_OPTIMIZERS = ("sgd", "rmsprop")

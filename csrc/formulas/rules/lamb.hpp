@@ -7,23 +7,19 @@
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
-// A step has two passes: `measure` updates the moments and returns the direction, whose norm scales the
-// learning rate of the second, which finds the direction in the moments again. rsqrt_bc2 and rbc1 are the
-// bias corrections.
+// rsqrt_bc2 and rbc1 are the bias corrections.
 template <class T>
 struct Lamb {
   static constexpr const char* name = "lamb";
+  static constexpr bool scaled_by_norm = true;
   static constexpr Names states{"exp_avg", "exp_avg_sq"};
   static constexpr Names coefs{"beta1", "beta2", "rsqrt_bc2", "eps", "rbc1", "decay"};
   Moments<T> moments;
   T rsqrt_bc2, eps, rbc1, decay;
   FO_HD explicit Lamb(const double* c)
       : moments(c), rsqrt_bc2(T(c[2])), eps(T(c[3])), rbc1(T(c[4])), decay(T(c[5])) {}
-  FO_HD T measure(T g, T p, T* s) const {
+  FO_HD T operator()(T g, T p, T* s) const {
     moments.update(g, s);
-    return (*this)(g, p, s);
-  }
-  FO_HD T operator()(T, T p, T* s) const {
     return fma(decay, p, s[0] * rbc1 / fma(sqrt(s[1]), rsqrt_bc2, eps));
   }
 };

@@ -49,7 +49,7 @@ def minimize(
     hess, hessp, constraints
         Not used by these methods, and refused.
     bounds : scipy.optimize.Bounds or sequence of (min, max), optional
-        Optimizers project into them after each step. Not for "lbfgs".
+        x is always inside. Optimizers project into them after each step.
     tol : float, optional
         `gtol`, and of "lbfgs" `ftol`, where the options do not give them.
     callback : callable, optional
@@ -88,14 +88,18 @@ def minimize(
 
     Notes
     -----
-    "lbfgs" is L-BFGS without bounds: directions by the two-loop recursion over `maxcor` pairs, steps by the search of
-    Moré and Thuente with the constants of L-BFGS-B. On a GPU it waits for the device once an evaluation and once an
-    iteration; an optimizer once a step.
+    "lbfgs": directions by the two-loop recursion over `maxcor` pairs, steps by the search of Moré and Thuente with the
+    constants of L-BFGS-B. With bounds it is a two-metric projection: elements that a scaled step along minus the
+    gradient takes to a bound do that step, the others one by the pairs as they are in these others alone, and the
+    search follows the projection of the ray, whose slope leaves out what the bounds hold. On a GPU it waits for the
+    device once an evaluation and once an iteration, with bounds three times an iteration; an optimizer once a step.
 
     References
     ----------
     Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization, 1989; Moré and Thuente, Line Search
-    Algorithms with Guaranteed Sufficient Decrease, 1994; Zhu et al., Algorithm 778: L-BFGS-B, 1997.
+    Algorithms with Guaranteed Sufficient Decrease, 1994; Zhu et al., Algorithm 778: L-BFGS-B, 1997; Bertsekas,
+    Projected Newton Methods for Optimization Problems with Simple Constraints, SIAM J. Control Optim. 20, 1982; Ferry,
+    Gill, Wong and Zhang, Projected-Search Methods for Bound-Constrained Optimization, 2021.
     """
     name = _known(method)
     for argument, value in (("hess", hess), ("hessp", hessp), ("constraints", constraints)):
@@ -103,11 +107,6 @@ def minimize(
             raise ValueError(
                 f"minimize: {name} takes no {argument}; scipy.optimize.minimize has methods that do"
             )
-    if bounds is not None and name == "lbfgs":
-        raise ValueError(
-            "minimize: lbfgs takes no bounds; use an optimizer, which projects after each step, or "
-            "scipy.optimize.minimize(method='L-BFGS-B'), in float64"
-        )
     settings = dict(options or {})
     disp = settings.pop("disp", False)
     if tol is not None:
@@ -127,7 +126,7 @@ def minimize(
     tell = at_iteration(callback)
     if name == "lbfgs":
         _check_options(lbfgs, settings)
-        x, loss, g, nit, end = lbfgs(objective, x, tell, **settings)
+        x, loss, g, nit, end = lbfgs(objective, x, tell, box, **settings)
     else:
         cls = optimizers()[name]
         _check_options(descend, settings, cls)

@@ -197,6 +197,22 @@ class Box:
         else:
             np.clip(x, self._lower, self._upper, out=x)
 
+    def inside(self, x: Any) -> Any:
+        """Return 1 for each element of `x` that lies within its bounds, 0 for the others, in the dtype of `x`."""
+        nearest = x.copy()
+        self.project(nearest)
+        return self._equal(nearest, x)
+
+    def held(self, x: Any, d: Any) -> Any:
+        """Return 1 for each element of `x` that is at a bound which a step along `d` would cross, 0 for the others."""
+        moved = x.copy()
+        moved += d
+        self.project(moved)
+        return self._equal(moved, x)
+
+    def _equal(self, a: Any, b: Any) -> Any:
+        return library(a).equal(a, b) if is_device_array(a) else (a == b).astype(a.dtype)
+
     def projected(self, x: Any, g: Any) -> Any:
         """Return how far a step along minus `g` gets inside, as the gradient of which no part leads out."""
         target = x - g

@@ -130,6 +130,31 @@ def Adadelta(
     return optim.Adadelta(params, learning_rate, rho, epsilon, **_common(**common))
 
 
+def Ftrl(
+    params: Any,
+    learning_rate: float = 0.001,
+    learning_rate_power: float = -0.5,
+    initial_accumulator_value: float = 0.1,
+    l1_regularization_strength: float = 0.0,
+    l2_regularization_strength: float = 0.0,
+    l2_shrinkage_regularization_strength: float = 0.0,
+    beta: float = 0.0,
+    **common: Any,
+) -> optim.Ftrl:
+    """Return keras.optimizers.Ftrl."""
+    return optim.Ftrl(
+        params,
+        learning_rate,
+        learning_rate_power,
+        initial_accumulator_value,
+        l1_regularization_strength,
+        l2_regularization_strength,
+        l2_shrinkage_regularization_strength,
+        beta,
+        **_common(**common),
+    )
+
+
 def Lion(
     params: Any, learning_rate: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.99, **common: Any
 ) -> optim.Lion:

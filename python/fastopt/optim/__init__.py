@@ -15,6 +15,7 @@ from fastopt.optim.asgd import ASGD
 from fastopt.optim.base import Optimizer
 from fastopt.optim.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.optim.ema import WeightAverage
+from fastopt.optim.ftrl import Ftrl
 from fastopt.optim.groups import param_groups
 from fastopt.optim.lamb import LAMB
 from fastopt.optim.lars import LARS
@@ -55,6 +56,7 @@ __all__ = [
     "AdamWScheduleFree",
     "Adamax",
     "Adan",
+    "Ftrl",
     "GradScaler",
     "Lion",
     "Lookahead",

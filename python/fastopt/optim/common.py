@@ -27,7 +27,8 @@ class Common(TypedDict, total=False):
     adaptive_clip : float or None
         Scale the gradient of each unit by ``min(1, adaptive_clip * max(norm of its weights, adaptive_clip_eps) / norm
         of its gradient)``. A unit is what has the same first index, an output of a linear or convolutional layer in
-        torch's layout; arrays with fewer than two axes longer than 1 are one unit. Brock et al., High-Performance
+        torch's layout; arrays with fewer than two axes longer than 1 are one unit. With state in "int8" units are
+        multiples of 128 elements; bfloat16 weights are measured as they are stored. Brock et al., High-Performance
         Large-Scale Image Recognition Without Normalization, ICML 2021; groups of final layers set it to None there.
     adaptive_clip_eps : float
         See there.

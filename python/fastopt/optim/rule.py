@@ -200,11 +200,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             raise ValueError(
                 f"{type(self).__name__}: {setting} is for optimizers that step each element by itself{where}"
             )
-        if storage.packed and storage.by_unit:
-            raise ValueError(
-                f"{type(self).__name__}: adaptive_clip needs state_dtype 'float32' and rounding 'nearest', got "
-                f"{storage.state_dtype!r} and {storage.rounding!r}{where}"
-            )
         if group["weight_decay_mode"] is not None:
             one_of(type(self).__name__, "weight_decay_mode", group["weight_decay_mode"], self.decay_modes)
 
@@ -450,6 +445,9 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             if not index:
                 continue
             dense, state = [self._dense[i] for i in index], [self._state[i] for i in index]
+            parts = [self._units(i) for i in index] if storage.by_unit else None
+            for i, units in zip(index, parts or (), strict=False):
+                storage.check_units(type(self).__name__, self._label(i), self._dense[i], units)
             self._allocate(storage, index)
             names = RULES[storage.rule]["states"]
             states = [[in_layout(d, s, name) for d, s in zip(dense, state, strict=True)] for name in names]
@@ -459,7 +457,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             packed = storage.arguments(state)
             if self._shadows is not None:
                 packed["shadows"] = [self._shadows[i] for i in index]
-            parts = packed["parts"] = [self._units(i) for i in index] if storage.by_unit else None
+            packed["parts"] = parts
             native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
             whole = len(index) == len(groups)
             packs = storage.packed or self._shadows is not None

@@ -66,6 +66,16 @@ class Storage(NamedTuple):
                 f"{owner}: state_dtype is {self.state_dtype!r}, rule {self.rule!r} needs its state in float32{where}"
             )
 
+    def check_units(self, owner: str, label: str, dense: Dense | DeviceDense, units: int) -> None:
+        """Raise ValueError where units of a parameter are no whole groups of bytes that share an exponent."""
+        each = dense.source.size // units
+        in_bytes = any(self.dtype(name, dense) == np.uint8 for name in RULES[self.rule]["states"])
+        if units > 1 and in_bytes and each % _GROUP:
+            raise ValueError(
+                f"{owner}: adaptive_clip takes units of {each} elements of {label}, state_dtype 'int8' needs a "
+                f"multiple of {_GROUP}; 'bfloat16' and 'float32' need none"
+            )
+
     @property
     def packed(self) -> bool:
         """Whether anything may be stored in fewer bytes: then chances depend on the step's number."""
