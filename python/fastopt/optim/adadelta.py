@@ -34,6 +34,11 @@ class Adadelta(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: to do without a learning rate: 1 is the paper's. The first steps are tiny and grow by themselves.
+    `Adam` has mostly taken its place; it is here for recipes that were made with it.
+
     References
     ----------
     Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012.

@@ -47,6 +47,11 @@ class Adam(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: as the first choice for a new problem; the default learning rate is seldom far off. With weight decay
+    take `AdamW`. If a run becomes unstable late, try `amsgrad`, a smaller :math:`\beta_2` or a larger `eps`.
+
     References
     ----------
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015; Reddi, Kale and Kumar, On the

@@ -69,6 +69,11 @@ class Prodigy(AdamFamily):
     ValueError
         Of a step: the learning rates of two groups differ and neither is 0.
 
+    Notes
+    -----
+    When to use: when no learning rate is known: leave it at 1 and let the estimate grow from `d0`. A cosine schedule on
+    top is what its authors use. It keeps four arrays of state.
+
     References
     ----------
     Mishchenko and Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, ICML 2024. A step on a GPU waits

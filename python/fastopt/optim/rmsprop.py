@@ -48,6 +48,12 @@ class RMSprop(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: for recurrent networks and reinforcement learning, whose recipes often name it, and for noise that
+    changes in size over time. `centered` divides by the deviation rather than the size; `momentum` makes it a sibling
+    of `Adam`.
+
     References
     ----------
     Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5, 2012; Graves, Generating

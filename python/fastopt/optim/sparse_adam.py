@@ -57,6 +57,11 @@ class SparseAdam(AdamFamily):
     maximize : bool
         Ascend instead of descend.
 
+    Notes
+    -----
+    When to use: for tables of embeddings, of which a batch touches a few rows: the cost of a step grows with those, not
+    with the table. Other parameters belong to another optimizer.
+
     References
     ----------
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, in the form of torch's class.
