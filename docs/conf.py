@@ -48,12 +48,14 @@ html_theme = "pydata_sphinx_theme"
 html_title = "fastopt"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_sidebars = {page: [] for page in ("gallery", "performance")}  # room for wide formulas and tables
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
+    "collapse_navigation": True,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],

@@ -171,6 +171,7 @@ def _section(name: str) -> str:
     """Return a class's entry as reStructuredText."""
     it = entry(name)
     when = it.notes.removeprefix("When to use: ")
+    when = when[0].upper() + when[1:]
     return f"""\
 .. _gallery-{name}:
 
@@ -179,7 +180,7 @@ def _section(name: str) -> str:
 
 {it.summary}
 
-.. image:: gallery/{name}.png
+.. image:: generated/gallery/{name}.png
    :alt: Path of {name} on the valley, beside gradient descent
 
 {it.formula}

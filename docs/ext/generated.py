@@ -16,6 +16,7 @@ from typing import Any
 
 import gallery
 import pages
+from fastopt.tensor import Binary
 
 DOCS = Path(__file__).parents[1]
 BENCHMARKS = DOCS.parent / "benchmarks"
@@ -89,8 +90,11 @@ def _title(text: str, line: str) -> str:
 def _part(module: ModuleType, name: str) -> str:
     if module.__name__ == "fastopt.optim" and name in gallery.optimizers():
         return "Optimizers"
-    where = getattr(_get(module, name), "__module__", "").removeprefix("fastopt.")
-    return PARTS.get(where, "And")
+    it = _get(module, name)
+    if isinstance(it, Binary):
+        return "Operations"
+    where = getattr(it, "__module__", "").removeprefix("fastopt.")
+    return PARTS.get(where, "Other")
 
 
 def _get(module: ModuleType, name: str) -> Any:
@@ -114,7 +118,8 @@ def listed(module: ModuleType) -> dict[str, list[str]]:
             continue  # it is fastopt.optim's
         if callable(it) and not isinstance(it, GenericAlias):
             found.setdefault(_part(module, name), []).append(name)
-    return found
+    order = ["Optimizers", *PARTS.values(), "Other"]
+    return dict(sorted(found.items(), key=lambda part: order.index(part[0])))
 
 
 def module_page(name: str) -> str:

@@ -39,7 +39,7 @@ class AdamW(Adam):
     Notes
     -----
     When to use: as the first choice wherever weight decay is wanted, transformers above all, with warm-up and a cosine
-    schedule (`WarmupCosineLR`). Leave biases and gains out of the decay: ``no_decay=("bias", "norm")``.
+    schedule (`lr_scheduler.WarmupCosineLR`). Leave biases and gains out of the decay: ``no_decay=("bias", "norm")``.
 
     References
     ----------
