@@ -68,4 +68,5 @@ linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 
 
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", generated.mark_parameters)
     app.connect("config-inited", lambda *_: generated.write(Path(__file__).parent / "generated"))

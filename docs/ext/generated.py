@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import os
 import re
@@ -44,6 +45,15 @@ MODULES = {
     "fastopt.monitor": "Norms by layer",
     "fastopt.info": "What this build is",
 }
+
+
+def mark_parameters(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:
+    """Keep an object's parameters from being taken for functions of the same name: write *data* for `data`."""
+    if not callable(it):
+        return
+    with contextlib.suppress(ValueError, TypeError):
+        words = "|".join(inspect.signature(it).parameters) or "$."  # none: what nothing matches
+        lines[:] = [re.sub(rf"(?<![`:\w])`({words})`(?![`_])", r"*\1*", line) for line in lines]
 
 
 def missing(*modules: str) -> list[str]:
@@ -124,7 +134,10 @@ def listed(module: ModuleType) -> dict[str, list[str]]:
 
 def module_page(name: str) -> str:
     """Return the reference of a module as reStructuredText."""
-    module = importlib.import_module(name)
+    from sphinx.ext.autodoc.mock import mock
+
+    with mock(missing("torch")):  # fastopt.torch needs its classes
+        module = importlib.import_module(name)
     text = _title(f"{MODULES[name]}: {name}", "=") + f".. automodule:: {name}\n   :no-members:\n\n"
     parts = listed(module)
     for part, names in parts.items():

@@ -12,9 +12,9 @@ class Adadelta(RuleOptimizer):
     r"""Adadelta: steps in the units of the parameters, from two running root mean squares.
 
     .. math::
-        v \leftarrow \rho v + (1 - \rho) g^2, \quad
-        d = \frac{\sqrt{a + \epsilon}}{\sqrt{v + \epsilon}} \, g, \quad
-        a \leftarrow \rho a + (1 - \rho) d^2, \quad
+        v &\leftarrow \rho v + (1 - \rho) g^2, \qquad
+        d = \frac{\sqrt{a + \epsilon}}{\sqrt{v + \epsilon}} \, g \\
+        a &\leftarrow \rho a + (1 - \rho) d^2, \qquad
         p \leftarrow p - \eta d
 
     Parameters
