@@ -110,6 +110,14 @@ def test_the_reference_has_every_module_and_its_names() -> None:
     assert "kaiming_normal_" in pages_of["fastopt.nn.init"]
 
 
+def test_parameters_are_not_taken_for_functions_of_their_name() -> None:
+    lines = ["Return `data` as `tensor` says, not ``data``; :class:`data`, `data`_."]
+    generated.mark_parameters(None, "", "", fo.as_tensor, None, lines)
+    assert lines == ["Return *data* as `tensor` says, not ``data``; :class:`data`, `data`_."]
+    generated.mark_parameters(None, "", "", fo.is_grad_enabled, None, lines)
+    assert lines[0].startswith("Return *data* as `tensor` says, not ``data``")
+
+
 def test_the_command_page_has_every_command() -> None:
     text = generated.commands()
     for command in ("train", "compare", "predict", "bench", "info"):

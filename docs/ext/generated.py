@@ -161,7 +161,7 @@ def commands() -> str:
 
     text = ""
     width = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "84"
     try:
         for words in ([], ["train"], ["compare"], ["predict"], ["bench"], ["info"]):
             with contextlib.redirect_stdout(io.StringIO()) as out:
