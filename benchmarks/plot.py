@@ -22,6 +22,7 @@ import tables
 from harness import Comparison, Row
 
 HERE = Path(__file__).parent
+PICTURES = harness.RESULTS  # where they are written
 MARK = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.S)
 
 BLUE, ORANGE, GREY = "#3b6ea5", "#d1812c", "#8a8f98"
@@ -61,7 +62,7 @@ def label_bars(axis: Any, bars: Any, labels: Sequence[str]) -> None:
 
 
 def save(figure: Any, name: str) -> None:
-    figure.savefig(harness.RESULTS / f"{name}.png", dpi=120)
+    figure.savefig(PICTURES / f"{name}.png", dpi=120)
     plt.close(figure)
 
 
@@ -305,17 +306,24 @@ FIGURES: dict[str, list[Callable[[Sequence[Row]], None]]] = {
 }
 
 
-def main() -> None:
-    readme = HERE / "README.md"
-    made = {name: text for name in tables.TABLES if (text := tables.render(name))}
-    readme.write_text(
-        MARK.sub(lambda m: m[1] + made[m[2]] + m[3] if m[2] in made else m[0], readme.read_text())
-    )
+def with_tables(text: str) -> str:
+    """Return a Markdown text with the tables between its marks made anew."""
+    made = {name: table for name in tables.TABLES if (table := tables.render(name))}
+    return MARK.sub(lambda m: m[1] + made[m[2]] + m[3] if m[2] in made else m[0], text)
+
+
+def draw_all() -> None:
+    """Draw every benchmark that has results."""
     for name, figures in FIGURES.items():
         table = harness.read(name)
         for draw in figures if table else ():
             draw(table)
-            print(f"drew {name}")
+
+
+def main() -> None:
+    readme = HERE / "README.md"
+    readme.write_text(with_tables(readme.read_text()))
+    draw_all()
 
 
 if __name__ == "__main__":

@@ -5,22 +5,22 @@ Those for a GPU run over host memory where there is none.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "ext"))
+
 import host_gpu
+import pages
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = [
-    pytest.param(code, id=f"{name}-{number}")
+    pytest.param(block.code, id=f"{name}-{number}")
     for name in ("README.md", "CONTRIBUTING.md", "docs/gpu.md")
-    for number, code in enumerate(
-        re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S)
-    )
+    for number, block in enumerate(pages.blocks(ROOT / name))
 ]
 
 

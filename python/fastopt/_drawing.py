@@ -86,9 +86,9 @@ def whole_numbers(ax: Axes) -> None:
 
 
 def percent(ax: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import FuncFormatter
 
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.6g}%"))
 
 
 def logarithmic(ax: Axes) -> None:

@@ -274,7 +274,7 @@ def l1_loss_with_grad(
 
 
 def smooth_l1_loss(input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Any:
-    """d ** 2 / (2 beta) where the difference |d| is below `beta`, else |d| - beta / 2 (Girshick 2015)."""
+    """``d**2 / (2 * beta)`` where the difference ``|d|`` is below `beta`, else ``|d| - beta / 2`` (Girshick 2015)."""
     return _run("smooth_l1_loss", _smooth_l1("smooth_l1_loss", reduction, beta), input, target, True)
 
 
@@ -294,7 +294,7 @@ def _smooth_l1(name: str, reduction: str, beta: float) -> _Kernel:
 
 
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Any:
-    """d ** 2 / 2 where the difference |d| is at most `delta`, else delta (|d| - delta / 2) (Huber 1964)."""
+    """``d**2 / 2`` where the difference ``|d|`` is at most `delta`, else ``delta * (|d| - delta / 2)`` (Huber 1964)."""
     return _run("huber_loss", _huber("huber_loss", reduction, delta), input, target, True)
 
 

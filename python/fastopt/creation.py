@@ -99,7 +99,7 @@ def arange(
     start: float, end: float | None = None, step: float = 1, dtype: npt.DTypeLike | None = None,
     requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Return start, start + step, ... below `end`; ``arange(n)`` counts from 0. Integers give int64."""
+    """Return start, start + step and so on below `end`; ``arange(n)`` counts from 0. Integers give int64."""
     first, last = (0, start) if end is None else (start, end)
     if dtype is None:
         dtype = (

@@ -147,12 +147,14 @@ maximum = Binary(
     np.maximum,
     lambda a, b, z: lambda dy: _larger(dy, a, b),
     lambda a, b, z: lambda dy: _larger(dy, b, a),
+    "The larger of two Tensors, element by element with broadcasting; in a tie each has half of the gradient.",
 )
 minimum = Binary(
     "minimum",
     np.minimum,
     lambda a, b, z: lambda dy: _larger(dy, b, a),
     lambda a, b, z: lambda dy: _larger(dy, a, b),
+    "The smaller of two Tensors, element by element with broadcasting; in a tie each has half of the gradient.",
 )
 
 

@@ -179,14 +179,14 @@ def plot_schedule(
     named = rates if isinstance(rates, Mapping) else {"": rates}
     if not named or not all(len(values) for values in named.values()):
         raise ValueError("plot_schedule: rates is empty")
-    figure = new_figure(5.6, 3.6)
+    figure = new_figure(5.6 + 1.6 * isinstance(rates, Mapping), 3.6)
     ax = figure.subplots()
     for i, (name, values) in enumerate(named.items()):
         ax.plot(range(len(values)), values, label=name, **line_look(i), drawstyle="steps-post")
     style(ax, xlabel, "learning rate")
     ax.set_ylim(bottom=0)
     if isinstance(rates, Mapping):
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return finish(figure, path, title)
 
 

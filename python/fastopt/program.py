@@ -205,7 +205,7 @@ class CompiledStep:
         Parameters
         ----------
         x, y : array
-            As for a step, with all samples. A `DataLoader` of both in place of `x` decides on its batches
+            As for a step, with all samples. A `fastopt.data.DataLoader` of both in place of `x` decides on its batches
             itself and goes on from the epoch it is in.
         batch_size, shuffle, seed, drop_last
             The batches are those of ``DataLoader(x, y, batch_size, shuffle, drop_last, seed)``. Without
@@ -213,8 +213,8 @@ class CompiledStep:
         epochs : int
             Passes over the data.
         scheduler : optional
-            A schedule of the optimizer, stepped after each step or epoch; `ReduceLROnPlateau` after each
-            epoch, with its mean loss.
+            A schedule of the optimizer, stepped after each step or epoch;
+            `fastopt.optim.lr_scheduler.ReduceLROnPlateau` after each epoch, with its mean loss.
         scheduler_every : {"step", "epoch"}
         callback : callable, optional
             Called with a `Progress` some ten times a second and at the end of each epoch. False, returned by

@@ -100,12 +100,16 @@ def _operand(v: Any) -> Any:
 class Binary:
     """An operation on two operands, and what makes their gradient functions from operands and result."""
 
-    __slots__ = ("left", "name", "op", "right")
-
     def __init__(
-        self, name: str, op: Callable[[Any, Any], Any], left: _rules.Rule, right: _rules.Rule
+        self,
+        name: str,
+        op: Callable[[Any, Any], Any],
+        left: _rules.Rule,
+        right: _rules.Rule,
+        doc: str | None = None,
     ) -> None:
         self.name, self.op, self.left, self.right = name, op, left, right
+        self.__doc__ = doc
 
     def __call__(self, x: Any, y: Any) -> Tensor:
         a0, b0 = _operand(x), _operand(y)
@@ -130,7 +134,13 @@ divide = Binary(
     "divide", _rules.truediv, lambda a, b, z: lambda dy: dy / b, lambda a, b, z: lambda dy: -dy * (z / b)
 )
 power = Binary("power", operator.pow, _rules.pow_left, _rules.pow_right)
-matmul = Binary("matmul", _products.matmul, _rules.matmul_left, _rules.matmul_right)
+matmul = Binary(
+    "matmul",
+    _products.matmul,
+    _rules.matmul_left,
+    _rules.matmul_right,
+    "The product ``x @ y`` of two Tensors or arrays by numpy.matmul's rules: vectors, matrices and stacks of them.",
+)
 
 
 def _compare(op: Callable[[Any, Any], Any], x: Tensor, y: Any) -> Tensor:

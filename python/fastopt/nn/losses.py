@@ -21,7 +21,7 @@ class _Loss(Module):
 
 
 class CrossEntropyLoss(_Loss):
-    """Logits against classes or probabilities: see `functional.cross_entropy`."""
+    """Logits against classes or probabilities: see `fastopt.functional.cross_entropy`."""
 
     weight: Tensor | None
 
@@ -46,7 +46,7 @@ class CrossEntropyLoss(_Loss):
 
 
 class NLLLoss(_Loss):
-    """Log-probabilities against classes: see `functional.nll_loss`."""
+    """Log-probabilities against classes: see `fastopt.functional.nll_loss`."""
 
     weight: Tensor | None
 
@@ -60,7 +60,7 @@ class NLLLoss(_Loss):
 
 
 class BCELoss(_Loss):
-    """Probabilities against probabilities, element by element: see `functional.binary_cross_entropy`."""
+    """Probabilities against probabilities, element by element: see `fastopt.functional.binary_cross_entropy`."""
 
     weight: Tensor | None
 
@@ -73,7 +73,7 @@ class BCELoss(_Loss):
 
 
 class BCEWithLogitsLoss(_Loss):
-    """Logits against probabilities: see `functional.binary_cross_entropy_with_logits`."""
+    """Logits against probabilities: see `fastopt.functional.binary_cross_entropy_with_logits`."""
 
     weight: Tensor | None
     pos_weight: Tensor | None
@@ -90,21 +90,21 @@ class BCEWithLogitsLoss(_Loss):
 
 
 class MSELoss(_Loss):
-    """The squared difference: see `functional.mse_loss`."""
+    """The squared difference: see `fastopt.functional.mse_loss`."""
 
     def forward(self, input: Any, target: Any) -> Any:
         return functional.mse_loss(input, target, self.reduction)
 
 
 class L1Loss(_Loss):
-    """The absolute difference: see `functional.l1_loss`."""
+    """The absolute difference: see `fastopt.functional.l1_loss`."""
 
     def forward(self, input: Any, target: Any) -> Any:
         return functional.l1_loss(input, target, self.reduction)
 
 
 class SmoothL1Loss(_Loss):
-    """Squared below `beta`, absolute above: see `functional.smooth_l1_loss`."""
+    """Squared below `beta`, absolute above: see `fastopt.functional.smooth_l1_loss`."""
 
     def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
         super().__init__(reduction)
@@ -117,7 +117,7 @@ class SmoothL1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
-    """Squared up to `delta`, absolute above: see `functional.huber_loss`."""
+    """Squared up to `delta`, absolute above: see `fastopt.functional.huber_loss`."""
 
     def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction)
@@ -130,7 +130,7 @@ class HuberLoss(_Loss):
 
 
 class KLDivLoss(_Loss):
-    """The Kullback-Leibler divergence: see `functional.kl_div`, also for "mean" and "batchmean"."""
+    """The Kullback-Leibler divergence: see `fastopt.functional.kl_div`, also for "mean" and "batchmean"."""
 
     reductions = KL_REDUCTIONS
 
@@ -143,14 +143,14 @@ class KLDivLoss(_Loss):
 
 
 class PoissonNLLLoss(_Loss):
-    """Logarithms of means against counts: see `functional.poisson_nll_loss`."""
+    """Logarithms of means against counts: see `fastopt.functional.poisson_nll_loss`."""
 
     def forward(self, input: Any, target: Any) -> Any:
         return functional.poisson_nll_loss(input, target, self.reduction)
 
 
 class QuantileLoss(_Loss):
-    """The pinball loss: see `functional.quantile_loss`."""
+    """The pinball loss: see `fastopt.functional.quantile_loss`."""
 
     def __init__(self, quantile: float = 0.5, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -163,7 +163,7 @@ class QuantileLoss(_Loss):
 
 
 class SigmoidFocalLoss(_Loss):
-    """Logits against probabilities, the sure ones counting less: see `functional.sigmoid_focal_loss`."""
+    """Logits against probabilities, the sure ones counting less: see `fastopt.functional.sigmoid_focal_loss`."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__(reduction)

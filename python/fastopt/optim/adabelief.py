@@ -35,6 +35,11 @@ class AdaBelief(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `Adam`, where steps should be long as long as gradients agree and short where they scatter.
+    It is sensitive to `eps`, which joins the mean square at each step; take the default to begin with.
+
     References
     ----------
     Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients, NeurIPS 2020. The

@@ -12,9 +12,9 @@ class Adadelta(RuleOptimizer):
     r"""Adadelta: steps in the units of the parameters, from two running root mean squares.
 
     .. math::
-        v \leftarrow \rho v + (1 - \rho) g^2, \quad
-        d = \frac{\sqrt{a + \epsilon}}{\sqrt{v + \epsilon}} \, g, \quad
-        a \leftarrow \rho a + (1 - \rho) d^2, \quad
+        v &\leftarrow \rho v + (1 - \rho) g^2, \qquad
+        d = \frac{\sqrt{a + \epsilon}}{\sqrt{v + \epsilon}} \, g \\
+        a &\leftarrow \rho a + (1 - \rho) d^2, \qquad
         p \leftarrow p - \eta d
 
     Parameters
@@ -33,6 +33,11 @@ class Adadelta(RuleOptimizer):
         Multiply `p` by ``1 - lr * weight_decay`` instead of changing the gradient.
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    Notes
+    -----
+    When to use: to do without a learning rate: 1 is the paper's. The first steps are tiny and grow by themselves.
+    `Adam` has mostly taken its place; it is here for recipes that were made with it.
 
     References
     ----------

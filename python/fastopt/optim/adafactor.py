@@ -48,6 +48,11 @@ class Adafactor(MatrixOptimizer):
     maximize : bool
         Ascend instead of descend.
 
+    Notes
+    -----
+    When to use: when memory decides: the second moment of an n by m matrix takes n + m numbers. Made for very large
+    transformers. Its steps are relative to the size of the parameters, and limited, so it does without momentum.
+
     References
     ----------
     Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, ICML 2018; torch.optim.Adafactor.

@@ -36,6 +36,11 @@ class Adagrad(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: for sparse features and convex problems, where rarely seen coordinates are to keep large steps. The sum
+    never shrinks, so long trainings of networks come to a halt; there `RMSprop` or `Adam` goes on.
+
     References
     ----------
     Duchi, Hazan and Singer, Adaptive Subgradient Methods for Online Learning and Stochastic Optimization,

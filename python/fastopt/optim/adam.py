@@ -16,9 +16,9 @@ class Adam(RuleOptimizer):
     r"""Adam: a running mean of the gradient over its running root mean square.
 
     .. math::
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
-        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
-        p \leftarrow p - \frac{\eta}{1 - \beta_1^t} \, \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        p &\leftarrow p - \frac{\eta}{1 - \beta_1^t} \, \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
     With `amsgrad`, the largest :math:`v` so far takes the place of :math:`v` in the last formula.
 
@@ -46,6 +46,11 @@ class Adam(RuleOptimizer):
         Whether `amsgrad` takes the largest :math:`v` (torch, Keras) or the largest :math:`\hat v` (optax).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    Notes
+    -----
+    When to use: as the first choice for a new problem; the default learning rate is seldom far off. With weight decay
+    take `AdamW`. If a run becomes unstable late, try `amsgrad`, a smaller :math:`\beta_2` or a larger `eps`.
 
     References
     ----------

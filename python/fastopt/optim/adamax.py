@@ -36,6 +36,11 @@ class Adamax(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `Adam` where now and then a gradient is very large, or sparse as for embeddings: the
+    denominator is a decaying maximum, so one outlier shortens later steps rather than distorting a mean.
+
     References
     ----------
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015, section 7.1.

@@ -36,6 +36,11 @@ class AdamW(Adam):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: as the first choice wherever weight decay is wanted, transformers above all, with warm-up and a cosine
+    schedule (`lr_scheduler.WarmupCosineLR`). Leave biases and gains out of the decay: ``no_decay=("bias", "norm")``.
+
     References
     ----------
     Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019.

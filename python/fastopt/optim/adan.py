@@ -42,6 +42,11 @@ class Adan(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: for vision models and transformers with large batches, for which its authors advise learning
+    rates of 5 to 10 times Adam's. It keeps four arrays of state, so memory counts.
+
     References
     ----------
     Xie et al., Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models, 2022. Betas are those of

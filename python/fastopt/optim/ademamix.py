@@ -43,6 +43,11 @@ class AdEMAMix(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: for long runs of large models, where gradients of thousands of steps ago still help. It needs one more
+    array of state than `AdamW`, and `t_alpha` and `t_beta3` set to the number of steps, or it may diverge early on.
+
     References
     ----------
     Pagliardini, Ablin and Grangier, The AdEMAMix Optimizer: Better, Faster, Older, ICLR 2025.

@@ -40,6 +40,11 @@ class ADOPT(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `Adam` where :math:`\beta_2` is hard to choose: it converges for any value of it, in theory
+    and in the paper's examples on which Adam does not. The limit keeps first steps short.
+
     References
     ----------
     Taniguchi et al., ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate, NeurIPS 2024, with the

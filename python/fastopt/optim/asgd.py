@@ -37,6 +37,12 @@ class ASGD(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: for convex problems with much noise, such as linear models on a stream of data: the average of the
+    weights is a better answer than the last of them. For networks ``ema_decay`` of any optimizer or `SGDScheduleFree`
+    serves better.
+
     References
     ----------
     Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the schedules are those of Bottou,

@@ -42,6 +42,11 @@ class LAMB(LayerwiseOptimizer):
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`. NVIDIA's LAMB has a
         ``max_norm`` of 1.
 
+    Notes
+    -----
+    When to use: for transformers with very large batches, the purpose it was made for, BERT with 32 thousand samples.
+    With ordinary batches take `AdamW`.
+
     References
     ----------
     You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, ICLR 2020.

@@ -45,6 +45,11 @@ class LARS(LayerwiseOptimizer, SGD):
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`. Gradients are measured after
         clipping and the L1 penalty.
 
+    Notes
+    -----
+    When to use: for convolutional networks with very large batches (thousands of samples), where one learning rate for
+    all layers fails. With ordinary batches `SGD` with momentum does as well.
+
     References
     ----------
     You, Gitman, Ginsburg, Large Batch Training of Convolutional Networks, 2017.

@@ -50,6 +50,12 @@ class LBFGS(Optimizer):
     line_search_fn : {"strong_wolfe"}, optional
         Search along the direction until the strong Wolfe conditions hold (c1 = 1e-4, c2 = 0.9).
 
+    Notes
+    -----
+    When to use: for smooth functions with exact gradients - fits, physics, logistic regression on all data - of up to
+    millions of numbers, with ``line_search_fn="strong_wolfe"``. Not with mini-batches: changes of the gradient must not
+    be noise. For a function of one array `fastopt.minimize` is shorter.
+
     References
     ----------
     Liu and Nocedal, On the Limited Memory BFGS Method for Large Scale Optimization, 1989; Nocedal and Wright,

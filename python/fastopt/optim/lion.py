@@ -28,6 +28,12 @@ class Lion(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: to keep one array of state where `Adam` keeps two, with large batches. Its steps have one size, so the
+    learning rate is about a tenth of AdamW's and the weight decay stronger by as much; a schedule has to bring it to
+    zero.
+
     References
     ----------
     Chen et al., Symbolic Discovery of Optimization Algorithms, NeurIPS 2023.

@@ -82,6 +82,11 @@ class Muon(MatrixOptimizer):
     TypeError, ValueError
         As `Optimizer`; a parameter of fewer than two dimensions is left to Muon.
 
+    Notes
+    -----
+    When to use: for the hidden matrices of transformers and perceptrons, with `AdamW` for embeddings, heads and vectors
+    (`adamw`). One array of state. A step costs several matrix products, which large batches hide.
+
     References
     ----------
     Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; Liu et al., Muon is Scalable for LLM

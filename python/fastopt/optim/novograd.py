@@ -35,6 +35,11 @@ class NovoGrad(LayerwiseOptimizer):
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`. Gradients are measured after
         clipping and the L1 penalty.
 
+    Notes
+    -----
+    When to use: to save memory: the second moment is one number a layer. Made for speech recognition and used with
+    large batches; learning rates are near those of `SGD`.
+
     References
     ----------
     Ginsburg et al., Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks,

@@ -25,11 +25,11 @@ class Prodigy(AdamFamily):
 
     .. math::
         r &\leftarrow \sqrt{\beta_2} \, r + \frac{d}{d_0} \eta d \, \langle g, p_0 - p \rangle, \qquad
-        s \leftarrow \sqrt{\beta_2} \, s + \frac{d}{d_0} \eta d \, g, \qquad
-        d' = \max\left(d, \frac{c \, r}{\|s\|_1}\right) \\
+        s \leftarrow \sqrt{\beta_2} \, s + \frac{d}{d_0} \eta d \, g \\
+        d' &= \max\left(d, \frac{c \, r}{\|s\|_1}\right) \\
         m &\leftarrow \beta_1 m + (1 - \beta_1) \, d g, \qquad
-        v \leftarrow \beta_2 v + (1 - \beta_2) \, d^2 g^2, \qquad
-        p \leftarrow (1 - \eta d \lambda) \, p - \eta d \frac{m}{\sqrt{v} + d' \epsilon}
+        v \leftarrow \beta_2 v + (1 - \beta_2) \, d^2 g^2 \\
+        p &\leftarrow (1 - \eta d \lambda) \, p - \eta d \frac{m}{\sqrt{v} + d' \epsilon}
 
     The product and the norm are over the parameters of all groups; what comes of them is in every group, as ``d``,
     ``d_max``, ``d_numerator`` and the number of steps, ``k``. The learning rate :math:`\eta` is best left at 1, and
@@ -68,6 +68,11 @@ class Prodigy(AdamFamily):
     ------
     ValueError
         Of a step: the learning rates of two groups differ and neither is 0.
+
+    Notes
+    -----
+    When to use: when no learning rate is known: leave it at 1 and let the estimate grow from `d0`. A cosine schedule on
+    top is what its authors use. It keeps four arrays of state.
 
     References
     ----------

@@ -46,6 +46,12 @@ class RAdam(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `Adam` without warm-up: it starts as momentum and turns adaptive when enough gradients have
+    been seen. Those first steps are not divided by anything, so a learning rate that suits Adam can be too large for
+    them.
+
     References
     ----------
     Liu et al., On the Variance of the Adaptive Learning Rate and Beyond, ICLR 2020.

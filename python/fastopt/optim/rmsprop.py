@@ -12,9 +12,9 @@ class RMSprop(RuleOptimizer):
     r"""RMSprop: the gradient over its running root mean square.
 
     .. math::
-        v \leftarrow \alpha v + (1 - \alpha) g^2, \qquad
-        u = \frac{g}{\sqrt{v - m^2} + \epsilon}, \qquad
-        b \leftarrow \mu b + u, \qquad
+        v &\leftarrow \alpha v + (1 - \alpha) g^2, \qquad
+        u = \frac{g}{\sqrt{v - m^2} + \epsilon} \\
+        b &\leftarrow \mu b + u, \qquad
         p \leftarrow p - \eta b
 
     :math:`m` is the running mean :math:`m \leftarrow \alpha m + (1 - \alpha) g` when `centered`, else 0;
@@ -47,6 +47,12 @@ class RMSprop(RuleOptimizer):
         What :math:`v` starts from (TensorFlow 1: 1).
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    Notes
+    -----
+    When to use: for recurrent networks and reinforcement learning, whose recipes often name it, and for noise that
+    changes in size over time. `centered` divides by the deviation rather than the size; `momentum` makes it a sibling
+    of `Adam`.
 
     References
     ----------

@@ -32,6 +32,11 @@ class Rprop(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: with the gradient of all data at once: small networks, fits of curves. It asks for no tuning, since
+    only signs count. Not with mini-batches.
+
     References
     ----------
     Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm, 1993.

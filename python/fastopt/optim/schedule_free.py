@@ -135,6 +135,11 @@ class SGDScheduleFree(_ScheduleFree):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `SGD` with momentum and a schedule, when it is not known beforehand how long training will
+    go on. Rates may be larger than with a schedule; remember `eval` before evaluating.
+
     References
     ----------
     Defazio et al., The Road Less Scheduled, NeurIPS 2024. Steps and weights are counted for each parameter, where the
@@ -206,6 +211,11 @@ class AdamWScheduleFree(_ScheduleFree):
         Power :math:`q` of the largest learning rate so far in it.
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
+
+    Notes
+    -----
+    When to use: in place of `AdamW` with a schedule, when it is not known beforehand how long training will go on, or
+    the model is to be good at every moment of it. Remember `eval` before evaluating.
 
     References
     ----------

@@ -48,6 +48,12 @@ class SGD(RuleOptimizer):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: with momentum 0.9 and a schedule, for convolutional networks and wherever there is time to tune the
+    learning rate: one array of state with momentum, none without it. Where gradients of different layers differ much in
+    size, `Adam` needs less tuning.
+
     References
     ----------
     Robbins and Monro, 1951; Polyak, 1964; Nesterov, 1983; Sutskever et al., On the importance of

@@ -56,6 +56,11 @@ class SOAP(MatrixOptimizer):
     correct_bias : bool
         Whether :math:`c` is not 1.
 
+    Notes
+    -----
+    When to use: when fewer steps are worth more time and memory per step: matrices of moderate size, large batches. It
+    keeps two square matrices an axis; axes longer than `max_precond_dim` go without.
+
     References
     ----------
     Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024, and the authors' code. Its `merge_dims` is

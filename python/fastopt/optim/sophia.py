@@ -47,6 +47,11 @@ class Sophia(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: to train language models, where an estimate of the curvature every ten steps or so can be paid for: the
+    estimate is yours to compute. Steep directions then get short steps and flat ones long steps, up to a limit.
+
     References
     ----------
     Liu et al., Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training, ICLR 2024.

@@ -38,9 +38,9 @@ class SparseAdam(AdamFamily):
     r"""Adam that updates the rows with a gradient and leaves the others, with their moments, as they are.
 
     .. math::
-        m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
-        v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
-        p \leftarrow p - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m}{\sqrt{v} + \epsilon}
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+        v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        p &\leftarrow p - \eta \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m}{\sqrt{v} + \epsilon}
 
     for these rows; :math:`t` counts the steps of the whole parameter.
 
@@ -56,6 +56,11 @@ class SparseAdam(AdamFamily):
         :math:`\epsilon`, outside the root and not corrected for bias, as in torch.
     maximize : bool
         Ascend instead of descend.
+
+    Notes
+    -----
+    When to use: for tables of embeddings, of which a batch touches a few rows: the cost of a step grows with those, not
+    with the table. Other parameters belong to another optimizer.
 
     References
     ----------

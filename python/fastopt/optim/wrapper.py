@@ -119,6 +119,11 @@ class Lookahead(Wrapper):
     TypeError, ValueError
         `optimizer` is none of fastopt's, or a setting is out of range.
 
+    Notes
+    -----
+    When to use: around any optimizer whose weights jitter, such as one with a large learning rate: one copy of the
+    weights and nearly no time. The defaults rarely need a change.
+
     References
     ----------
     Zhang, Lucas, Hinton and Ba, Lookahead Optimizer: k steps forward, 1 step back, NeurIPS 2019.
@@ -199,6 +204,11 @@ class SAM(Wrapper):
     ------
     TypeError, ValueError
         `optimizer` is none of fastopt's, or a setting is out of range.
+
+    Notes
+    -----
+    When to use: when a network overfits and training may take twice as long: each step needs two gradients. Flat
+    minima, which it looks for, tend to generalise better. `rho` of 0.05 to 0.2 is usual, ten times that when adaptive.
 
     References
     ----------

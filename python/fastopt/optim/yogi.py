@@ -38,6 +38,11 @@ class Yogi(AdamFamily):
     **common
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`.
 
+    Notes
+    -----
+    When to use: in place of `Adam`, where gradients are sparse or change in size abruptly: the mean square falls
+    slowly, so the rate cannot jump up after a few small gradients.
+
     References
     ----------
     Zaheer et al., Adaptive Methods for Nonconvex Optimization, NeurIPS 2018. Bias corrections and the start of the
