@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import attrgetter, is_not
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,22 @@ class Block(NamedTuple):
     masks: tuple[int, int] | None = None
 
 
+class Peers(Protocol):
+    """Ranks that share out the samples of every step."""
+
+    def step_block(self, stepping: Stepping, block: Block) -> float:
+        """Take the one step of a block, with this rank's share of its samples; return the loss of all."""
+        ...
+
+    def first(self, value: int) -> int:
+        """Return rank 0's number."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on some rank."""
+        ...
+
+
 class Stepping:
     """The native side of a compiled step.
 
@@ -97,6 +113,8 @@ class Stepping:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
             )
+        #: Other ranks that take every step together with this one; see `fastopt.distributed`.
+        self.peers: Peers | None = None
         self._dropouts = read.dropouts
         self._plain = not read.dropouts and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None
@@ -107,7 +125,7 @@ class Stepping:
     @property
     def rule(self) -> bool:
         """Whether the program updates with the optimizer's rules; otherwise the optimizer gets its gradients."""
-        if not self._is_rule:
+        if not self._is_rule or self.peers is not None:
             return False
         assert isinstance(self._optimizer, RuleOptimizer)
         setting = self._optimizer.eager_setting()
@@ -347,7 +365,9 @@ class Stepping:
         return table.ravel()
 
     def closure_step(self, block: Block) -> float:
-        """One step of an optimizer that evaluates the model itself."""
+        """One step of an optimizer that evaluates the model itself, or of several ranks."""
+        if self.peers is not None:
+            return self.peers.step_block(self, block)
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(self.evaluation(block)))
 
@@ -398,7 +418,10 @@ class Stepping:
         masks = sum([rate > 0 for rate in rates])
         seed, offset = (0, 0)
         if masks:
-            seed, offset = block.masks or _random.next_dropout(block.steps * masks)
+            if block.masks is None:
+                seed, offset = _random.next_dropout(block.steps * masks)
+            else:
+                seed, offset = _random.dropout_seed_here(block.masks[0]), block.masks[1]
         limit = math.inf if max_norm is None else max_norm
         squares = None if block.objective is None else block.objective.squares
         return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
