@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _core, _dataset, _threads, _train, checkpoint, plot
+from fastopt import _core, _dataset, _threads, _train, checkpoint, distributed, plot
 from fastopt._cli import parser
 from fastopt.monitor import GradientMonitor
 
@@ -36,6 +37,9 @@ It prints a line for each epoch, then the confusion matrix and the accuracy on t
 seed gives the same weights, bit for bit, for any number of threads. With --save a checkpoint is
 written after each epoch, and when Ctrl-C stops the run; --resume goes on from it as if nothing had
 happened.
+
+Started by mpiexec the processes share out each batch, and rank 0 prints and saves. A checkpoint is the same from any
+number of them, and any number goes on from it.
 """
 _EXAMPLES = """
 fastopt train                                         digits of scikit-learn, in seconds
@@ -44,6 +48,7 @@ fastopt train iris.csv --label species --hidden 32,16
 fastopt train data.npz --optimizer adamw --lr 3e-4 --scheduler warmup_cosine --dropout 0.2
 fastopt train data.csv --save model.safetensors --plot curves.png --monitor
 fastopt train --resume model.safetensors --epochs 60
+mpiexec -n 4 fastopt train mnist --data DIR --save model.safetensors
 """
 
 
@@ -89,19 +94,39 @@ def add(commands: Any) -> None:
     g.add_argument(
         "--json", action="store_true", help="print the result as JSON; the other lines go to stderr"
     )
+    g.add_argument(
+        "--shard-state",
+        action="store_true",
+        help="under mpiexec, each process keeps its own part of the optimizer's state",
+    )
     parser.add_machine(p)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         _threads.set_num_threads(args.threads)
-    parser.check_output(args.save)
+    if distributed.launched_rank() == 0:
+        parser.check_output(args.save)
     parser.check_picture(args.plot)
     device = _train.open_device(args.device)
     config = _checked_config(args)
-    log = logger(args.json)
     dataset = load_dataset(config, args.data)
-    trainer = _train.Trainer(config, dataset, args.save or args.resume, device)
+    with distributed.world() as comm:
+        return _run(args, config, dataset, device, comm)
+
+
+def _run(
+    args: argparse.Namespace,
+    config: _train.Config,
+    dataset: _dataset.Dataset,
+    device: str,
+    comm: distributed.MPIComm | distributed.NullComm,
+) -> int:
+    """Train on the ranks of `comm`, of which the first alone prints."""
+    if comm.size > 1 and args.threads is None and "OMP_NUM_THREADS" not in os.environ:
+        _threads.set_num_threads(max(1, _core.num_threads() // comm.neighbours))
+    log = logger(args.json) if comm.rank == 0 else lambda line: None
+    trainer = _train.Trainer(config, dataset, args.save or args.resume, device, comm, args.shard_state)
     monitor = GradientMonitor(trainer.model) if args.monitor else None
     after_epoch = None if monitor is None else lambda: _measure(monitor, trainer)
     try:
@@ -110,16 +135,18 @@ def run(args: argparse.Namespace) -> int:
         log(_headline(trainer))
         # With a file to save to, a first Ctrl-C waits a tenth of a second, or one step, for a place to save at.
         with interruptible(trainer.save is not None) as stop:
-            trainer.run(log, progress_bar(), stop, after_epoch)
+            trainer.run(log, progress_bar() if comm.rank == 0 else None, stop, after_epoch)
     except KeyboardInterrupt:
-        print(_farewell(trainer), file=sys.stderr)
+        if comm.rank == 0:
+            print(_farewell(trainer), file=sys.stderr)
         return parser.INTERRUPTED
     except _train.Diverged:
         if monitor is not None:
             _measure(monitor, trainer)
             log(str(monitor.report()))
         raise
-    _report(trainer, args, log, monitor)
+    if comm.rank == 0:
+        _report(trainer, args, log, monitor)
     return 0
 
 
@@ -239,6 +266,7 @@ def _headline(trainer: _train.Trainer) -> str:
     config = trainer.config
     return (
         f"{problem_line(trainer)}; {config.optimizer} lr {config.lr:g}, batch {config.batch_size}; "
+        + (f"{trainer.comm.size} ranks, " if trainer.comm.size > 1 else "")
         + machine(trainer.device)
         + (f"; resumed {trainer.place()}" if trainer.begun else "")
     )

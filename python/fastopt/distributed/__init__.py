@@ -10,9 +10,9 @@
             model.zero_grad(); loss = loss_fn(model(xb), yb); loss.backward(); model.step()
 """
 
-from fastopt.distributed.comm import Comm, NullComm, Pending, RankError, current, use
+from fastopt.distributed.comm import Comm, NullComm, Pending, RankError, current, share, shares, use
 from fastopt.distributed.data_parallel import DataParallel
-from fastopt.distributed.mpi import MPIComm, launched
+from fastopt.distributed.mpi import MPIComm, launched, launched_rank
 from fastopt.distributed.nccl import NCCLComm
 from fastopt.distributed.saving import save
 
@@ -26,7 +26,10 @@ __all__ = [
     "RankError",
     "current",
     "launched",
+    "launched_rank",
     "save",
+    "share",
+    "shares",
     "use",
     "world",
 ]

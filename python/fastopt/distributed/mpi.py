@@ -88,6 +88,8 @@ class MPIComm(Blocking):
     Attributes
     ----------
     rank, size : int
+    neighbours : int
+        Ranks on this machine, this one among them.
     cuda_aware : bool or None
         Whether the MPI says that it takes arrays on GPUs; None where it does not say. Such arrays are sent by way
         of the host either way.
@@ -125,6 +127,9 @@ class MPIComm(Blocking):
         self._comm, self._side = world.Dup(), world.Dup()
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
+        local = world.Split_type(self._mpi.COMM_TYPE_SHARED)
+        self.neighbours: int = local.Get_size()
+        local.Free()
         self.order = order
         self.ordered = order == "rank"
         self.cuda_aware = _cuda_aware()
@@ -195,8 +200,9 @@ class MPIComm(Blocking):
             return
         room[self.rank] = a[at[self.rank] : at[self.rank + 1]]
         out[...] = room[0]
-        for row in room[1:]:
-            np.add(out, row.astype(out.dtype, copy=False), out=out)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverges, which its loss tells
+            for row in room[1:]:
+                np.add(out, row.astype(out.dtype, copy=False), out=out)
 
     def _allgather(self, part: Array, out: Array, counts: list[int], tag: int) -> Steps:
         at = offsets(counts)
@@ -373,8 +379,16 @@ def _cuda_aware() -> bool | None:
 
 def launched() -> bool:
     """Return whether an MPI launcher has started this process as one of several."""
-    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"):
-        value = os.environ.get(name, "")
-        if value.isdigit():
-            return int(value) > 1
-    return "PMIX_RANK" in os.environ
+    size = _of_launcher("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+    return size > 1 if size is not None else "PMIX_RANK" in os.environ
+
+
+def launched_rank() -> int:
+    """Return the rank that a launcher has given this process, 0 where there was none."""
+    return _of_launcher("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK") or 0
+
+
+def _of_launcher(*names: str) -> int | None:
+    """Return the first of these variables of the environment that holds a number."""
+    values = [os.environ.get(name, "") for name in names]
+    return next((int(value) for value in values if value.isdigit()), None)

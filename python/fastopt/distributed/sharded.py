@@ -268,9 +268,13 @@ class Slices(Shards):
             found["accumulated"] = {**saved["accumulated"], "sums": sums}
         return found
 
+    def _numbers(self) -> set[str]:
+        """Return the names of what is one number of a parameter, and the same on all ranks."""
+        return {*self.part.scalars, *getattr(self.part, "numbers", ())}
+
     def _joined(self, i: int, name: str, a: Any) -> Any:
         """Return the whole of an array of parameter i of which ranks have parts; a number as it is."""
-        if np.ndim(a) == 0:
+        if name in self._numbers():
             return a
         counts = [ranks[i].end - ranks[i].begin for ranks in self._all]
         if name.endswith(EXPONENTS):
@@ -299,7 +303,7 @@ class Slices(Shards):
 
     def _cut(self, i: Any, name: str, a: Any) -> Any:
         """Return this rank's part of an array of parameter i; what is none is left to the optimizer to refuse."""
-        if np.ndim(a) == 0 or i not in self.own:
+        if name in self._numbers() or i not in self.own:
             return a
         piece, dense = self.own[i], self._dense[i]
         if name.endswith(EXPONENTS):
