@@ -10,7 +10,7 @@
             model.zero_grad(); loss = loss_fn(model(xb), yb); loss.backward(); model.step()
 """
 
-from fastopt.distributed.comm import Comm, NullComm, Pending, RankError, current, share, shares, use
+from fastopt.distributed.comm import Comm, NullComm, Pending, RankError, current, share, shared, shares, use
 from fastopt.distributed.data_parallel import DataParallel
 from fastopt.distributed.mpi import MPIComm, launched, launched_rank
 from fastopt.distributed.nccl import NCCLComm
@@ -29,6 +29,7 @@ __all__ = [
     "launched_rank",
     "save",
     "share",
+    "shared",
     "shares",
     "use",
     "world",

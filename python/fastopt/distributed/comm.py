@@ -267,6 +267,12 @@ def current() -> Comm:
     return _current.get()
 
 
+def shared(obj: Any) -> Any:
+    """Return rank 0's object on every rank that `use` has set."""
+    comm = current()
+    return obj if comm.size == 1 else broadcast_object(comm, obj)
+
+
 @contextlib.contextmanager
 def use(comm: Comm) -> Iterator[Comm]:
     """Let what takes no `comm` of its own, the perceptrons of `fastopt.sklearn`, work on these ranks together.

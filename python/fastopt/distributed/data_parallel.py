@@ -16,7 +16,7 @@ from fastopt._reading import Loss
 from fastopt._stepping import Block, Stepping
 from fastopt._tape import is_grad_enabled, ready
 from fastopt.distributed.buckets import Bucket, lay_out, owners_of
-from fastopt.distributed.comm import Array, Comm, any_rank, current, share, shares, telling
+from fastopt.distributed.comm import Array, Comm, any_rank, current, share, telling
 from fastopt.distributed.sharded import Shards, Slices, Whole, kind_of
 from fastopt.optim.base import Optimizer
 from fastopt.optim.state import bfloat16
@@ -256,27 +256,55 @@ class DataParallel:
 
     def step_block(self, stepping: Stepping, block: Block) -> float:
         """Take the one step of a block, with this rank's share of its samples; return the loss of all."""
+        evaluate, weight = self._share_of(stepping, block)
+        loss = float(self.step(evaluate, weight=weight))
+        self._share_squares(block)
+        return loss
+
+    def evaluation(self, block: Block) -> Callable[[], tuple[float, list[Any]]]:
+        """Return a function that computes the loss, or the objective, of a block and its gradients, shared out."""
+        assert self.step_fn is not None
+        evaluate, weight = self._share_of(self.step_fn._stepping, block)
+
+        def together() -> tuple[float, list[Any]]:
+            with telling(self.comm):
+                self._weight = weight
+                loss, grads = evaluate()
+                means = self._averaged(self._flat(grads), loss)
+                self._share_squares(block)
+                return self._loss, self.optimizer._as_given(means)
+
+        return together
+
+    def _share_of(
+        self, stepping: Stepping, block: Block
+    ) -> tuple[Callable[[], tuple[float, list[Any]]], float]:
+        """Return what evaluates this rank's share of a block's samples, and what its gradients count."""
         n = min(block.end - block.begin, block.batch)
         low, high = share(n, self.rank, self.size)
-        objective = block.objective
         if high == low:
-            loss = self._nothing()
-        else:
-            own = {
-                key: a if a is None or block.gather_weight else a[low:high]
-                for key, a in (("weight", block.weight), ("pos_weight", block.pos_weight))
-            }
-            part = block._replace(begin=block.begin + low, end=block.begin + high, batch=high - low, **own)
-            if objective is not None and self.rank:
-                part = part._replace(objective=objective._replace(l2=0.0))  # which rank 0 adds
-            weight = 1.0
-            if objective is None and stepping._loss.reduction != "sum":
-                whole = _divisor(stepping._loss, _targets(block, 0, n))
-                weight = _divisor(stepping._loss, _targets(block, low, high)) / whole if whole else 0.0
-            loss = float(self.step(stepping.evaluation(part), weight=weight))
-        if objective is not None and objective.squares is not None and 0 in shares(n, self.size):
-            self.comm.broadcast(objective.squares)
-        return loss
+            return lambda: (0.0, [None] * len(self._dense)), 0.0
+        own = {
+            key: a if a is None or block.gather_weight else a[low:high]
+            for key, a in (("weight", block.weight), ("pos_weight", block.pos_weight))
+        }
+        part = block._replace(begin=block.begin + low, end=block.begin + high, batch=high - low, **own)
+        if block.objective is not None:
+            if self.rank:
+                part = part._replace(objective=block.objective._replace(l2=0.0))  # which rank 0 adds
+            return stepping.evaluation(part), 1.0
+        loss = stepping._loss
+        if loss.reduction == "sum":
+            return stepping.evaluation(part), 1.0
+        whole = _divisor(loss, _targets(block, 0, n))
+        weight = _divisor(loss, _targets(block, low, high)) / whole if whole else 0.0
+        return stepping.evaluation(part), weight
+
+    def _share_squares(self, block: Block) -> None:
+        """Give the weights' squares to ranks that had no samples to compute them beside."""
+        n = min(block.end - block.begin, block.batch)
+        if block.objective is not None and block.objective.squares is not None and n < self.size:
+            self.comm.broadcast(block.objective.squares)
 
     # Steps ----------------------------------------------------------------------------------------------
 
