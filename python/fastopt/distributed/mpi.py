@@ -275,6 +275,8 @@ class MPIComm(Blocking):
         began = time.monotonic()
         self._waiting = operation.name
         while not operation.test():
+            for other in list(self._open):  # whose second round another rank may wait for
+                other.test()
             self._listen()
             waited = time.monotonic() - began
             if waited > self.timeout:
