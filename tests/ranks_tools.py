@@ -25,18 +25,22 @@ needs_mpi = [
 ]
 
 
+#: Runs a command and stays, so that the launcher does not notice how the command ends.
+UNNOTICED = ("sh", "-c", '"$@"; sleep 60', "sh")
+
+
 def run_ranks(
-    n: int, *command: object, options: tuple[str, ...] = (), timeout: float = 240, threads: int = 1
+    n: int, *command: object, under: tuple[str, ...] = (), timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of tests/ranks, or with ``"-m"`` a module, on n ranks; n of 0 is without mpiexec."""
     first, *rest = map(str, command)
     what = ["-m", *rest] if first == "-m" else [str(RANKS / first), *rest]
-    launcher = [str(MPIEXEC), *options, "-n", str(n)] if n else []
+    launcher = [str(MPIEXEC), "-n", str(n), *under] if n else []
     package = str(Path(fastopt.__file__).parents[1])
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "error",
     }
     return subprocess.run(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastopt import checkpoint
-from ranks_tools import must_run, needs_mpi, run_ranks
+from ranks_tools import UNNOTICED, must_run, needs_mpi, run_ranks
 
 pytestmark = needs_mpi
 
@@ -49,21 +49,21 @@ def test_checkpoints_of_ranks_are_those_of_one_process(folders: dict[int, Path])
                 np.testing.assert_allclose(np.asarray(other), np.asarray(value), atol=1e-6)
 
 
-#: What rank 1 does, options of mpiexec, and what the others then say.
+#: What rank 1 does, what it runs under, and what the others then say.
 FAILURES = {
     "raise": ((), r"RankError: rank 1 failed: ArithmeticError: out of luck"),
     "leave": ((), r"RankError: rank 1 failed: SystemExit: 0"),
     "hang": ((), r"RankError: rank 1 did not answer within \d+ s of waiting in \w+"),
-    "kill": (("-disable-auto-cleanup",), r"RankError: rank 1 did not answer within \d+ s of waiting in \w+"),
+    "kill": (UNNOTICED, r"RankError: rank 1 did not answer within \d+ s of waiting in \w+"),
 }
 
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_failing_rank_is_named_and_the_last_checkpoint_stays(tmp_path: Path, how: str) -> None:
-    options, message = FAILURES[how]
+    under, message = FAILURES[how]
     path = tmp_path / "run.safetensors"
     began = time.monotonic()
-    done = run_ranks(3, "failing.py", how, path, 5, options=options)
+    done = run_ranks(3, "failing.py", how, path, 5, under=under)
     assert done.returncode != 0
     assert time.monotonic() - began < 120  # generous: 5 s of waiting, 2 of asking, and a busy machine
     assert len(re.findall(message, done.stderr)) >= 1, done.stderr

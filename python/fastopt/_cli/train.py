@@ -126,6 +126,8 @@ def _run(
     if comm.size > 1 and args.threads is None and "OMP_NUM_THREADS" not in os.environ:
         _threads.set_num_threads(max(1, _core.num_threads() // comm.neighbours))
     log = logger(args.json) if comm.rank == 0 else lambda line: None
+    if comm.size > 1:  # a launcher tells which process was killed, not which rank
+        log(f"{comm.size} ranks, processes {' '.join(map(str, comm.processes))}")
     trainer = _train.Trainer(config, dataset, args.save or args.resume, device, comm, args.shard_state)
     monitor = GradientMonitor(trainer.model) if args.monitor else None
     after_epoch = None if monitor is None else lambda: _measure(monitor, trainer)
@@ -266,7 +268,6 @@ def _headline(trainer: _train.Trainer) -> str:
     config = trainer.config
     return (
         f"{problem_line(trainer)}; {config.optimizer} lr {config.lr:g}, batch {config.batch_size}; "
-        + (f"{trainer.comm.size} ranks, " if trainer.comm.size > 1 else "")
         + machine(trainer.device)
         + (f"; resumed {trainer.place()}" if trainer.begun else "")
     )

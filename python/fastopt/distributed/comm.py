@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -194,6 +195,11 @@ class NullComm(Blocking):
     size = 1
     neighbours = 1
     ordered = True
+
+    @property
+    def processes(self) -> list[int]:
+        """The id of this process."""
+        return [os.getpid()]
 
     def __enter__(self) -> NullComm:
         return self

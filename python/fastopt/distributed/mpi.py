@@ -90,6 +90,8 @@ class MPIComm(Blocking):
     rank, size : int
     neighbours : int
         Ranks on this machine, this one among them.
+    processes : list of int
+        The ranks' process ids, by which launchers name one that was killed.
     cuda_aware : bool or None
         Whether the MPI says that it takes arrays on GPUs; None where it does not say. Such arrays are sent by way
         of the host either way.
@@ -108,7 +110,8 @@ class MPIComm(Blocking):
     asked; who does not answer is named. Either way a `RankError` is raised, and the process leaves by ``MPI_Abort``
     when it ends, since ``MPI_Finalize`` would wait for all ranks.
 
-    Launchers as a rule kill all ranks themselves when one dies: within a second, and with a message of their own.
+    A launcher that notices how a rank dies as a rule kills the others at once, with a message of its own that may
+    have the process and not the rank.
     """
 
     def __init__(
@@ -140,6 +143,9 @@ class MPIComm(Blocking):
         self._answers: dict[int, str] = {}
         self.failure: RankError | None = None
         self._peers = [(self.rank + k) % self.size for k in range(1, self.size)]
+        processes = np.empty(self.size, np.int64)
+        self.allgather(np.array([os.getpid()], np.int64), processes, [1] * self.size)
+        self.processes: list[int] = processes.tolist()
         self._mind_signal()
         atexit.register(self._leave)
 
