@@ -14,7 +14,9 @@ import pytest
 import fastopt
 
 RANKS = Path(__file__).parent / "ranks"
-MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+MPIEXEC = shutil.which(
+    "mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+)
 
 #: For tests that start ranks.
 needs_mpi = [

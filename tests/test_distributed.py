@@ -55,7 +55,9 @@ def test_ranks_train_as_one_process(trained: dict[int, Results], n: int, way: st
 
 @pytest.mark.parametrize("case", [*CASES, "soap"])
 @pytest.mark.parametrize("n", [0, 2, 3, 4])
-def test_shared_out_state_gives_the_bits_of_whole_state(trained: dict[int, Results], n: int, case: str) -> None:
+def test_shared_out_state_gives_the_bits_of_whole_state(
+    trained: dict[int, Results], n: int, case: str
+) -> None:
     # The norm of all gradients is added up in other pieces.
     tolerance = {"clipped": 1e-6, "by_parameter": 1e-6, "novograd": 1e-6, "lamb": 1e-6, "lars": 1e-6}
     for way in ("sharded", "compiled_sharded"):

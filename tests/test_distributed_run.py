@@ -26,7 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize(("saved", "resumed"), [(4, 2), (4, 0), (4, 4), (0, 3)])
-def test_any_number_of_ranks_goes_on(folders: dict[int, Path], tmp_path: Path, saved: int, resumed: int) -> None:
+def test_any_number_of_ranks_goes_on(
+    folders: dict[int, Path], tmp_path: Path, saved: int, resumed: int
+) -> None:
     must_run(resumed, "checkpoints.py", "resume", folders[saved], tmp_path / "out.npz")
     unbroken, found = np.load(folders[0] / "unbroken.npz"), np.load(tmp_path / "out.npz")
     assert len(found.files) == len(unbroken.files) == 60
@@ -91,16 +93,19 @@ def results(out: str) -> dict[str, object]:
     return json.loads(out.splitlines()[-1])
 
 
-TRAIN = ("-m", "fastopt", "train", "digits", "--epochs", "3", "--json")
-
-
 def test_the_command_trains_alike_on_any_number_of_ranks(tmp_path: Path) -> None:
-    alone = results(must_run(0, *TRAIN))
-    together = results(must_run(4, *TRAIN, "--shard-state", "--save", tmp_path / "run.safetensors"))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((700, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] * x[:, 1] > 0).astype(int) + (x[:, 2] > 1))
+    command = ("-m", "fastopt", "train", tmp_path / "data.npz", "--epochs", "3", "--dropout", "0", "--json")
+    alone = results(must_run(0, *command))
+    together = results(must_run(4, *command, "--shard-state", "--save", tmp_path / "run.safetensors"))
     assert together["world_size"] == 4
     assert together["test_accuracy"] == alone["test_accuracy"]
     np.testing.assert_allclose(together["train_loss"], alone["train_loss"], rtol=1e-5)
-    resumed = run_ranks(2, "-m", "fastopt", "train", "--resume", tmp_path / "run.safetensors", "--epochs", "4")
+    resumed = run_ranks(
+        2, "-m", "fastopt", "train", "--resume", tmp_path / "run.safetensors", "--epochs", "4"
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("epoch 4/4") == 1
     assert "resumed after epoch 3" in resumed.stdout
@@ -116,7 +121,17 @@ def test_the_command_says_once_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_mnist_has_the_same_accuracy_on_any_number_of_ranks(shared: Path) -> None:
-    command = ("-m", "fastopt", "train", "mnist", "--data", shared / "data" / "mnist", "--epochs", "1", "--json")
+    command = (
+        "-m",
+        "fastopt",
+        "train",
+        "mnist",
+        "--data",
+        shared / "data" / "mnist",
+        "--epochs",
+        "1",
+        "--json",
+    )
     command = (*command, "--hidden", "64", "--batch-size", "256")
     alone = results(must_run(0, *command))
     for n in (2, 4):

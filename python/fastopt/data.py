@@ -322,7 +322,8 @@ class DataLoader:
         if seed is not None and operator.index(seed) < 0:
             raise ValueError(f"DataLoader: seed must not be negative, got {seed}")
         self.seed = int(_random.generator().integers(2**63)) if seed is None else int(seed)
-        self._rank, self._ranks = (0, 1) if comm is None else (comm.rank, comm.size)
+        self._rank: int = 0 if comm is None else comm.rank
+        self._ranks: int = 1 if comm is None else comm.size
         if comm is not None:
             shared = np.array([self.seed], np.int64)
             comm.broadcast(shared)

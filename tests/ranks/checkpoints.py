@@ -1,7 +1,7 @@
 """Trains an epoch and saves, or loads and trains another, on the ranks of an MPI program.
 
-    mpiexec -n 4 python checkpoints.py save DIRECTORY
-    mpiexec -n 2 python checkpoints.py resume DIRECTORY OUT.npz
+mpiexec -n 4 python checkpoints.py save DIRECTORY
+mpiexec -n 2 python checkpoints.py resume DIRECTORY OUT.npz
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from fastopt import checkpoint, distributed
 sys.path.insert(0, os.path.dirname(__file__))
 from training import BATCH, CASES, WAYS, make_data, make_model
 
-RUNS = [(case, "compiled_sharded") for case in ("adamw", "clipped", "groups", "accumulated", "lamb", "novograd")]
+RUNS = [
+    (case, "compiled_sharded") for case in ("adamw", "clipped", "groups", "accumulated", "lamb", "novograd")
+]
 RUNS += [("adamw", "sharded"), ("adamw", "eager"), ("muon", "sharded"), ("adafactor", "compiled_sharded")]
 
 

@@ -11,14 +11,18 @@ import fastopt as fo
 from fastopt import distributed
 
 
-def train(comm: Any, settings: dict[str, Any], rule: Any = fo.optim.Adam, **how: Any) -> tuple[np.ndarray, int]:
+def train(
+    comm: Any, settings: dict[str, Any], rule: Any = fo.optim.Adam, **how: Any
+) -> tuple[np.ndarray, int]:
     rng = np.random.default_rng(0)
     w, b = rng.standard_normal((500, 300)).astype(np.float32), np.zeros(500, np.float32)
     optimizer = rule([w, b], **{"lr": 1e-2, **settings})
     parallel = distributed.DataParallel(None, optimizer, comm, bucket_bytes=200_000, **how)
     for step in range(3):
         own = np.random.default_rng([step, comm.rank])
-        parallel.step([own.standard_normal(w.shape).astype(np.float32), own.standard_normal(500).astype(np.float32)])
+        parallel.step(
+            [own.standard_normal(w.shape).astype(np.float32), own.standard_normal(500).astype(np.float32)]
+        )
     return np.concatenate([w.ravel(), b]), parallel.state_bytes()
 
 

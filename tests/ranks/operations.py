@@ -6,6 +6,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from fastopt.distributed import MPIComm, shares
 
@@ -55,7 +56,9 @@ def check_bfloat16(comm: MPIComm, n: int) -> None:
     expected = in_order(everyone, np.float32)
     a = everyone[comm.rank].copy()
     comm.start_allreduce(a).wait()
-    np.testing.assert_array_equal(a.astype(np.float32), expected.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(
+        a.astype(np.float32), expected.astype(ml_dtypes.bfloat16).astype(np.float32)
+    )
     part = np.empty(shares(n, comm.size)[comm.rank], np.float32)
     comm.reduce_scatter(everyone[comm.rank].copy(), part)
     begin = sum(shares(n, comm.size)[: comm.rank])
@@ -90,12 +93,8 @@ def check_refusals(comm: MPIComm) -> None:
         (lambda: MPIComm(order="random"), "order must be"),
         (lambda: MPIComm(timeout=-1), "timeout must be positive"),
     ):
-        try:
+        with pytest.raises(ValueError, match=message):
             call()
-        except ValueError as error:
-            assert message in str(error), error
-        else:
-            raise AssertionError(f"no refusal: {message}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The results are under ``CASE/WAY/PARAMETER``, where the way is one of `WAYS`. Wi
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ CASES: dict[str, Any] = {
 def make_model(seed: int = 3) -> fo.nn.Sequential:
     fo.manual_seed(seed)
     layers: list[Any] = []
-    for a, b in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for a, b in pairwise(WIDTHS):
         layers += [fo.nn.Linear(a, b), fo.nn.Tanh()]
     return fo.nn.Sequential(*layers[:-1])
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt._arrays import Array, Dense, DeviceDense, assign
+from fastopt._arrays import Dense, DeviceDense, assign
 from fastopt._device import is_device_array
 from fastopt.distributed.comm import Comm, Pending, offsets, wide
 
@@ -52,11 +52,11 @@ class Bucket:
     """
 
     def __init__(
-        self, slots: list[Slot], counts: list[int], own: np.dtype[Any], sent: np.dtype[Any], rank: int
+        self, slots: list[Slot], counts: list[int], own: np.dtype[Any], sent: np.dtype[Any], comm: Comm
     ) -> None:
         self.slots, self.counts, self.own = slots, counts, own
-        self.memory = np.zeros(sum(counts), sent)
-        self.rank = rank
+        self.memory = getattr(comm, "zeros", np.zeros)(sum(counts), sent)
+        self.rank = comm.rank
         self.part = np.zeros(0, wide(sent))
         self.gathered = self.memory
         self.waiting = {slot.tensor for slot in slots}
@@ -74,7 +74,11 @@ class Bucket:
         if gradient is None or weight == 0.0:
             room.fill(0)
         elif is_device_array(gradient):
-            assign(room, gradient.reshape(-1) * weight)
+            scaled = gradient.reshape(-1) * weight
+            if is_device_array(room):
+                room[...] = scaled
+            else:
+                assign(room, scaled)
         else:
             flat = gradient.reshape(-1)
             if flat.dtype == room.dtype and flat.dtype.kind == "f" and flat.dtype.itemsize > 2:
@@ -156,7 +160,7 @@ def lay_out(
             each = _round_up(-(-begin // comm.size))
             counts = [each] * comm.size
         travels = sent if sent is not None and own == np.float32 else own
-        buckets.append(Bucket(slots, counts, own, travels, comm.rank))
+        buckets.append(Bucket(slots, counts, own, travels, comm))
     return buckets
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from fastopt import _random, nn
 from fastopt._arrays import as_view
-from fastopt._device import library
+from fastopt._device import is_device_array, library
 from fastopt._reading import Loss
 from fastopt._stepping import Block, Stepping
 from fastopt._tape import is_grad_enabled, ready
-from fastopt.distributed.buckets import Bucket, lay_out, owners_of
+from fastopt.distributed.buckets import lay_out, owners_of
 from fastopt.distributed.comm import Array, Comm, any_rank, current, share, telling
 from fastopt.distributed.sharded import Shards, Slices, Whole, kind_of
 from fastopt.optim.base import Optimizer
@@ -91,11 +91,15 @@ class DataParallel:
         if optimizer is None:
             optimizer = own
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"DataParallel: optimizer is {type(optimizer).__name__}, expected a fastopt optimizer")
+            raise TypeError(
+                f"DataParallel: optimizer is {type(optimizer).__name__}, expected a fastopt optimizer"
+            )
         if own is not None and optimizer is not own:
             raise ValueError("DataParallel: optimizer is another one than that of the compiled step")
         if gradient_dtype not in (None, "bfloat16"):
-            raise ValueError(f"DataParallel: gradient_dtype must be None or 'bfloat16', got {gradient_dtype!r}")
+            raise ValueError(
+                f"DataParallel: gradient_dtype must be None or 'bfloat16', got {gradient_dtype!r}"
+            )
         if bucket_bytes < 1:
             raise ValueError(f"DataParallel: bucket_bytes must be positive, got {bucket_bytes}")
         if shard_state and getattr(optimizer, "_shadows", None) is not None:
@@ -151,7 +155,7 @@ class DataParallel:
             )
 
     def _broadcast(self, a: Any) -> None:
-        if a.flags.c_contiguous:
+        if is_device_array(a) or a.flags.c_contiguous:
             self.comm.broadcast(a)
         else:
             copy = np.ascontiguousarray(a)
@@ -161,7 +165,9 @@ class DataParallel:
     def __repr__(self) -> str:
         what = type(self.step_fn or self.model).__name__
         shard = ", shard_state=True" if self._shards else ""
-        return f"DataParallel({what}, {type(self.optimizer).__name__}, rank {self.rank} of {self.size}{shard})"
+        return (
+            f"DataParallel({what}, {type(self.optimizer).__name__}, rank {self.rank} of {self.size}{shard})"
+        )
 
     # Models ---------------------------------------------------------------------------------------------
 
@@ -284,7 +290,7 @@ class DataParallel:
         low, high = share(n, self.rank, self.size)
         if high == low:
             return lambda: (0.0, [None] * len(self._dense)), 0.0
-        own = {
+        own: dict[str, Any] = {
             key: a if a is None or block.gather_weight else a[low:high]
             for key, a in (("weight", block.weight), ("pos_weight", block.pos_weight))
         }
@@ -308,7 +314,9 @@ class DataParallel:
 
     # Steps ----------------------------------------------------------------------------------------------
 
-    def step(self, grads: Any = None, closure: Callable[[], Any] | None = None, *, weight: float | None = None) -> Any:
+    def step(
+        self, grads: Any = None, closure: Callable[[], Any] | None = None, *, weight: float | None = None
+    ) -> Any:
         """Average the gradients of all ranks and update; all ranks call it.
 
         Parameters
@@ -424,7 +432,9 @@ class DataParallel:
             if self._shards is None:
                 bucket.pending = self.comm.start_allreduce(bucket.memory, key)
             else:
-                bucket.pending = self.comm.start_reduce_scatter(bucket.memory, bucket.part, bucket.counts, key)
+                bucket.pending = self.comm.start_reduce_scatter(
+                    bucket.memory, bucket.part, bucket.counts, key
+                )
             self._begun += 1
 
     def _averaged(self, flat: list[Any], loss: float = 0.0) -> list[Any]:
@@ -503,4 +513,4 @@ def _placed(mean: Array, dense: Any) -> Any:
     if hasattr(dense, "restore"):
         return dense.restore(shaped)
     lib = library(dense.source)
-    return lib.unwrap(lib.from_host(shaped, dense.source))
+    return lib.unwrap(shaped if is_device_array(shaped) else lib.from_host(shaped, dense.source))

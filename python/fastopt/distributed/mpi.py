@@ -200,7 +200,9 @@ class MPIComm(Blocking):
         at, mine = offsets(counts), counts[self.rank]
         room = self._room((tag, "in"), self.size * mine, a.dtype).reshape(self.size, mine)
         requests = [self._receive(room[peer], peer, tag) for peer in self._peers if mine]
-        requests += [self._send(a[at[peer] : at[peer + 1]], peer, tag) for peer in self._peers if counts[peer]]
+        requests += [
+            self._send(a[at[peer] : at[peer + 1]], peer, tag) for peer in self._peers if counts[peer]
+        ]
         yield requests
         if not mine:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,10 @@ class NCCLComm(Blocking):
     def _stream(self) -> int:
         stream: int = self._cupy.cuda.get_current_stream().ptr
         return stream
+
+    def zeros(self, n: int, dtype: np.dtype[Any]) -> Any:
+        """Return room for what is to travel, on this rank's GPU."""
+        return self._cupy.zeros(n, dtype)
 
     def _on_host(self, a: Any) -> bool:
         return isinstance(a, np.ndarray) and not isinstance(a, self._cupy.ndarray)
@@ -144,11 +149,12 @@ class NCCLComm(Blocking):
 
 def _cupy() -> Any:
     try:
-        import cupy
-        import cupy.cuda.nccl
+        importlib.import_module("cupy.cuda.nccl")
+        return importlib.import_module("cupy")
     except ImportError as error:
-        raise ImportError('NCCLComm needs CuPy with NCCL: pip install "fastopt[cuda13]" nvidia-nccl-cu13') from error
-    return cupy
+        raise ImportError(
+            'NCCLComm needs CuPy with NCCL: pip install "fastopt[cuda13]" nvidia-nccl-cu13'
+        ) from error
 
 
 def _address(a: Any) -> int:
@@ -160,5 +166,3 @@ def _type(a: Any) -> int:
     if a.dtype.name not in _TYPES:
         raise TypeError(f"NCCL has no {a.dtype}")
     return _TYPES[a.dtype.name]
-
-

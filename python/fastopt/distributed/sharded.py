@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from fastopt._arrays import Array, Dense, as_view
 from fastopt.distributed.buckets import Bucket, Piece, pieces
 from fastopt.distributed.comm import Comm, broadcast_object
 from fastopt.optim.base import Optimizer
-from fastopt.optim.layerwise import LayerwiseOptimizer
 from fastopt.optim.matrix import MatrixOptimizer
 from fastopt.optim.placement import Host
 from fastopt.optim.prodigy import Prodigy
@@ -176,10 +176,7 @@ class Shards:
     def _grouped(self, arrays: list[Any]) -> list[list[Any]]:
         """Return arrays of parameters by group, without those that are None."""
         starts = self.optimizer._starts
-        return [
-            [a for a in arrays[begin:end] if a is not None]
-            for begin, end in zip(starts, starts[1:], strict=False)
-        ]
+        return [[a for a in arrays[begin:end] if a is not None] for begin, end in pairwise(starts)]
 
     def take_over(self) -> None:
         """Move here the state that the optimizer has already, which keeps its settings alone."""
