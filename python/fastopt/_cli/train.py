@@ -38,8 +38,8 @@ seed gives the same weights, bit for bit, for any number of threads. With --save
 written after each epoch, and when Ctrl-C stops the run; --resume goes on from it as if nothing had
 happened.
 
-Started by mpiexec the processes share out each batch, and rank 0 prints and saves. A checkpoint is the same from any
-number of them, and any number goes on from it.
+Started by mpiexec the processes share out each batch, and rank 0 prints and saves. A checkpoint is the
+same from any number of them, and any number goes on from it.
 """
 _EXAMPLES = """
 fastopt train                                         digits of scikit-learn, in seconds
