@@ -1,6 +1,6 @@
 """Data-parallel training on 1, 2 and 4 ranks: speed and memory, and a cost model of what was measured.
 
-    python benchmarks/scaling.py                     measure, write results/scaling.csv and the tables of docs/scaling.md
+    python benchmarks/scaling.py                     measure; results/scaling.csv, docs/scaling.md
     python benchmarks/scaling.py --predict           the tables alone, from the last results
 
 Each rank computes with one thread, so that on a machine of two cores 1 and 2 ranks are a fair pair and 4 ranks show
