@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter, is_not
 from typing import Any, NamedTuple, Protocol
 
@@ -371,13 +372,19 @@ class Stepping:
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(self.evaluation(block)))
 
-    def evaluation(self, block: Block) -> Callable[[], tuple[float, list[Array | None]]]:
+    def evaluation(
+        self, block: Block, ready: Callable[[int, Array], None] | None = None
+    ) -> Callable[[], tuple[float, list[Array | None]]]:
         """A function that computes a block's loss, or its objective, and the gradients for the optimizer's parameters.
 
-        The gradients are in the same arrays each time.
+        The gradients are in the same arrays each time. Of a loss, `ready` is called with a parameter's position and its
+        gradient while those of earlier layers are still to come.
         """
         self._watch()
         native = self._bind([], True)
+        told = None
+        if ready is not None and block.objective is None and not self._on_device:
+            told = partial(self._tell, ready)
         rates = self._rates()
         penalised = [
             dense.source if group.get("penalised", False) else None
@@ -391,7 +398,7 @@ class Stepping:
         ]
 
         def evaluate() -> tuple[float, list[Array | None]]:
-            losses, _ = self._run(native, block, rates, np.empty(0), None)
+            losses, _ = self._run(native, block, rates, np.empty(0), None, told)
             loss = float(losses[0])
             if block.objective is not None:
                 factor, l2, (divisor,), squares = block.objective
@@ -407,6 +414,13 @@ class Stepping:
 
         return evaluate
 
+    def _tell(self, ready: Callable[[int, Array], None], layer: int) -> None:
+        """Hand over the gradients of a layer that the native program has stored."""
+        for p in (self._read.layers[layer].weight, self._read.layers[layer].bias):
+            i = None if p is None else self._trained.get(key_of(p.data))
+            if i is not None and (gradient := self._grads[i]) is not None:
+                ready(i, gradient)
+
     @staticmethod
     def _run(
         native: _core.Program | DeviceProgram,
@@ -414,6 +428,7 @@ class Stepping:
         rates: list[float],
         coefs: Losses,
         max_norm: float | None,
+        ready: Callable[[int], None] | None = None,
     ) -> tuple[Losses, float]:
         masks = sum([rate > 0 for rate in rates])
         seed, offset = (0, 0)
@@ -424,7 +439,10 @@ class Stepping:
                 seed, offset = _random.dropout_seed_here(block.masks[0]), block.masks[1]
         limit = math.inf if max_norm is None else max_norm
         squares = None if block.objective is None else block.objective.squares
-        return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
+        more: dict[str, Any] = {} if ready is None else {"ready": ready}
+        return native.run(
+            *block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares, **more
+        )
 
 
 class _Schedule:

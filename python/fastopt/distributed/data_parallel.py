@@ -126,6 +126,7 @@ class DataParallel:
                 self._shards = Slices(optimizer, self.comm, self.buckets)
         self._weight = 1.0 / self.size
         self._syncing, self._armed = True, False
+        self._hook = self._take if self.size > 1 else None
         self._leaves = {id(p): i for i, p in enumerate(optimizer._objects) if hasattr(p, "_accumulate")}
         if self.step_fn is not None:
             self.step_fn._stepping.peers = self
@@ -242,7 +243,7 @@ class DataParallel:
         weight = self._weight_of(_divisor(stepping._loss, data.target))
         if stepping._loss.reduction == "sum":
             weight = 1.0
-        return float(self.step(stepping.evaluation(block), weight=weight))
+        return float(self.step(stepping.evaluation(block, self._hook), weight=weight))
 
     def _nothing(self) -> float:
         """Take a step to which this rank adds no samples."""
@@ -301,10 +302,10 @@ class DataParallel:
             return stepping.evaluation(part), 1.0
         loss = stepping._loss
         if loss.reduction == "sum":
-            return stepping.evaluation(part), 1.0
+            return stepping.evaluation(part, self._hook), 1.0
         whole = _divisor(loss, _targets(block, 0, n))
         weight = _divisor(loss, _targets(block, low, high)) / whole if whole else 0.0
-        return stepping.evaluation(part), weight
+        return stepping.evaluation(part, self._hook), weight
 
     def _share_squares(self, block: Block) -> None:
         """Give the weights' squares to ranks that had no samples to compute them beside."""
@@ -408,22 +409,23 @@ class DataParallel:
 
     def _ready(self, leaf: Any) -> None:
         """Take the gradient of a parameter that a backward pass has just completed."""
-        if not (self._armed and self._syncing):
-            return
-        with telling(self.comm):
-            i = self._leaves[id(leaf)]
-            bucket, slot = self._slots[i]
-            if i not in bucket.waiting:
-                raise RuntimeError(
-                    f"DataParallel: {self.optimizer._label(i)} had a second gradient before step; "
-                    "put all but the last backward pass into no_sync()"
-                )
-            gradient = self.optimizer._dense[i].arrange(as_view(leaf._grad._data, "grad"))
-            bucket.fill(slot, gradient, self._weight)
-            self._begin_ready()
-            for under_way in self.buckets[: self._begun]:
-                if under_way.pending is not None:
-                    under_way.pending.test()  # a moment to move messages on
+        if self._armed and self._syncing:
+            with telling(self.comm):
+                self._take(self._leaves[id(leaf)], as_view(leaf._grad._data, "grad"))
+
+    def _take(self, i: int, gradient: Any) -> None:
+        """Put a gradient that is whole into its bucket; begin with buckets that are full now."""
+        bucket, slot = self._slots[i]
+        if i not in bucket.waiting:
+            raise RuntimeError(
+                f"DataParallel: {self.optimizer._label(i)} had a second gradient before step; "
+                "put all but the last backward pass into no_sync()"
+            )
+        bucket.fill(slot, self.optimizer._dense[i].arrange(gradient), self._weight)
+        self._begin_ready()
+        for under_way in self.buckets[: self._begun]:
+            if under_way.pending is not None:
+                under_way.pending.test()  # a moment to move messages on
 
     def _begin_ready(self) -> None:
         """Begin with the next buckets that are full, in the one order that all ranks keep."""
