@@ -370,3 +370,43 @@ def test_null_comm_is_a_comm_of_one() -> None:
     with distributed.use(Meeting(1, 2)) as ranks:
         assert distributed.current() is ranks
     assert distributed.current().size == 1
+
+
+class Recorded(Twice):
+    """Notes which gradients there were when a sum was begun."""
+
+    def __init__(self, given: Callable[[], int]) -> None:
+        self.given, self.begun = given, []
+
+    def start_allreduce(self, a: np.ndarray, key: int = 0) -> Any:
+        if key:
+            self.begun.append((key, self.given()))
+        return super().start_allreduce(a, key)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sums_begin_while_gradients_are_still_to_come(compiled: bool) -> None:
+    model = fo.nn.Sequential(*[fo.nn.Linear(8, 8, bias=False) for _ in range(4)])
+    parameters = list(model.parameters())
+    optimizer = fo.optim.SGD(parameters, lr=0.1)
+    loss_fn = fo.nn.MSELoss()
+    x, y = np.ones((4, 8), np.float32), np.zeros((4, 8), np.float32)
+    step = fo.compile(model, loss_fn, optimizer) if compiled else None
+
+    def given() -> int:
+        """The gradients that are there: of a compiled step, those that were put into buckets."""
+        if step is not None:
+            return sum(slot.tensor not in b.waiting for b in parallel.buckets for slot in b.slots)
+        return sum(p.grad is not None for p in parameters)
+
+    comm = Recorded(given)
+    parallel = distributed.DataParallel(step or model, optimizer, comm, bucket_bytes=8 * 8 * 4)
+    try:
+        if compiled:
+            parallel(x, y)
+        else:
+            loss_fn(parallel(x), y).backward()
+            parallel.step()
+    finally:
+        parallel.close()
+    assert comm.begun == [(1, 1), (2, 2), (3, 3), (4, 4)]
