@@ -38,8 +38,8 @@ seed gives the same weights, bit for bit, for any number of threads. With --save
 written after each epoch, and when Ctrl-C stops the run; --resume goes on from it as if nothing had
 happened.
 
-Started by mpiexec the processes share out each batch, and rank 0 prints and saves. A checkpoint is the
-same from any number of them, and any number goes on from it.
+Started by mpiexec (mpiexec -n 4 fastopt train ...) the processes share out each batch, and rank 0 prints
+and saves. A checkpoint is the same from any number of them, and any number goes on from it.
 """
 _EXAMPLES = """
 fastopt train                                         digits of scikit-learn, in seconds
@@ -48,7 +48,6 @@ fastopt train iris.csv --label species --hidden 32,16
 fastopt train data.npz --optimizer adamw --lr 3e-4 --scheduler warmup_cosine --dropout 0.2
 fastopt train data.csv --save model.safetensors --plot curves.png --monitor
 fastopt train --resume model.safetensors --epochs 60
-mpiexec -n 4 fastopt train mnist --data DIR --save model.safetensors
 """
 
 
