@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastopt._arrays import Dense, as_view
+from fastopt.optim import AdamW
 
 
 class Dlpack:
@@ -139,3 +140,19 @@ def test_dense_of_any_view(a: np.ndarray, data: st.DataObject) -> None:
     dense.array += dense.arrange(a.copy())
     dense.store()
     np.testing.assert_array_equal(a, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 16, 64, 4000], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [3000, 2**19 - 512], ids=str)
+def test_state_lies_apart_from_its_parameter_in_a_page(offset: int, dtype: str, size: int) -> None:
+    raw = np.zeros(2**19 + 4096, dtype)
+    p = raw[offset // raw.itemsize :][:size]
+    opt = AdamW([p], ema_decay=0.9)
+    opt.step([np.ones_like(p)])
+    state = opt._state[0]
+    arrays = [p, *(state[name] for name in ("exp_avg", "exp_avg_sq", "ema"))]
+    places = np.sort([a.ctypes.data % 4096 for a in arrays])
+    gaps = np.diff([*places, places[0] + 4096])
+    assert gaps.min() >= 512
+    assert all(a.ctypes.data % 64 == 0 for a in arrays[1:])

@@ -189,6 +189,7 @@ struct GemmArgs {
   bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float; float only
   Epilogue epilogue = {};
   const void* packed_a = nullptr;  // the whole of A, by GemmKernels::pack_a; null: each run packs for itself
+  const void* packed_b = nullptr;  // the same of B
 };
 using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
                             Index end_col, void* scratch);
@@ -204,6 +205,9 @@ struct GemmKernels {
   // well without. pack_a packs rows of A, in whole tiles.
   Index (*packed_a_size)(const GemmArgs& args, Index columns);
   void (*pack_a)(const GemmArgs& args, Index begin_row, Index end_row, void* packed);
+  // The same of B, for runs of so many rows and of whole tiles of columns.
+  Index (*packed_b_size)(const GemmArgs& args, Index rows);
+  void (*pack_b)(const GemmArgs& args, Index begin_col, Index end_col, void* packed);
 };
 
 // What the machine does at best, for benchmarks to compare with.

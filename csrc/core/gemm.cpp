@@ -9,7 +9,7 @@
 namespace fastopt {
 namespace {
 
-thread_local Buffer scratch, shared_a;
+thread_local Buffer scratch, shared_a, shared_b;
 
 constexpr Index kShortRows = 64;   // below them packing the columns once more is too much
 constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
@@ -74,6 +74,12 @@ Index shared_columns(const GemmKernels& kernel, const GemmArgs& args, int thread
   return threads > 1 && !args.bf16 && kernel.packed_a_size(args, columns) ? columns : 0;
 }
 
+// How large a packed B is that tasks of several blocks of rows share; 0 where that does not pay.
+Index shared_b_size(const GemmKernels& kernel, const GemmArgs& args, const GemmTasks& tasks) {
+  const bool whole = tasks.columns % kernel.columns == 0;
+  return tasks.row_blocks > 1 && whole && !args.bf16 ? kernel.packed_b_size(args, tasks.rows) : 0;
+}
+
 }  // namespace
 
 void gemm(DType dtype, GemmArgs args) {
@@ -87,6 +93,12 @@ void gemm(DType dtype, GemmArgs args) {
     });
     args.packed_a = packed;
     tasks = {args.m, columns, 1, cuts_of(args.n, columns)};
+  } else if (const Index size = tasks.count > 1 ? shared_b_size(kernel, args, tasks) : 0) {
+    char* const packed = shared_b.reserve(size * item_bytes(dtype));
+    parallel_for(cuts_of(args.n, kernel.columns), true, [&](Index i) {
+      kernel.pack_b(args, i * kernel.columns, std::min((i + 1) * kernel.columns, args.n), packed);
+    });
+    args.packed_b = packed;
   }
   parallel_for(tasks.count, true, [&](Index task) { run_gemm_task(dtype, args, tasks, task); });
 }

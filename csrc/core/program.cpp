@@ -17,16 +17,26 @@ namespace fastopt {
 namespace {
 
 constexpr Index kPieceBytes = Index(1) << 18;  // of a gradient that waits for its update: with p, m, v in L2
-constexpr Index kBiasColumns = 512;            // of a task that sums a bias's gradient
-constexpr Index kDeepBatch = 2048;             // rows of X from which on reading it again and again counts
-constexpr Index kDeepRows = 264;               // of a task then: a block of the gemm driver
-constexpr Index kFewRows = 8;                  // of a register tile that is still a good one
+// A load that follows a store to the same place of another page waits for it: gradients are kept as far from
+// their parameters' place as the optimizers keep their states.
+constexpr Index kPage = 4096, kLine = 64, kApart = 384;
+constexpr Index kBiasColumns = 512;           // of a task that sums a bias's gradient
+constexpr Index kDeepBytes = Index(1) << 18;  // of X from which on reading it again and again counts
+constexpr Index kDeepRows = 264;              // of a task then: a block of the gemm driver
+constexpr Index kFewRows = 8;                 // of a register tile that is still a good one
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
 constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
 Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
+
+constexpr Index kRowsAhead = 2, kMostAhead = 4096;  // of samples that are gathered
+
+// Room for the gradient of parameters at p, in memory of kPage bytes more.
+char* beside(const void* p, char* memory) {
+  return memory + ((static_cast<const char*>(p) - kApart - memory) & (kPage - kLine));
+}
 
 }  // namespace
 
@@ -207,21 +217,24 @@ void Program::backward_linear(const PlacedLayer& layer, const PlacedLayer& below
 
 // Weight gradients and updates ---------------------------------------------------------------------------
 
-// One list of tasks for all layers, the first uses of parameters before the second. `deep`: of many rows.
-void Program::cut_tasks(bool deep) {
+// One list of tasks for all layers, the first uses of parameters before the second. A
+// task's rows are updated as soon as it has their gradient; but where a batch outgrows the second-level
+// cache, tasks read their own columns of it only, and the gradient is kept for updates of whole rows.
+void Program::cut_tasks(Index batch) {
   const int threads = num_threads();
-  if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_deep_ == deep) return;
+  if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_batch_ == batch) return;
   tasks_threads_ = threads;
-  tasks_deep_ = deep;
+  tasks_batch_ = batch;
   tasks_table_ = &kernels();
-  tasks_cut_columns_ = false;
   tasks_.clear();
+  updates_.clear();
   task_ends_.clear();
   const GemmKernels& kernel = kernels().gemm[int(dtype_)];
   const Index room = kPieceBytes / item_;
+  Index apart = 0;
   for (Index use = 0; use < uses_; ++use) {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
-      const PlacedLayer& layer = layers_[std::size_t(l)];
+      PlacedLayer& layer = layers_[std::size_t(l)];
       if (layer.weight.trained() && layer.weight.use == use) {
         // Equal shares: a share more than the others' would cost more than register tiles of fewer rows.
         const Index fair = round_up(pieces(layer.out, kTasksPerThread * threads), kFewRows);
@@ -229,13 +242,17 @@ void Program::cut_tasks(bool deep) {
             std::max(room / std::max<Index>(layer.in, 1) / kernel.rows * kernel.rows, kernel.rows);
         Index rows = threads > 1 ? std::min(fair, most) : most;
         Index columns = std::max(room / rows / kernel.columns * kernel.columns, kernel.columns);
-        if (deep) {
-          // Each task reads all rows of its columns of X: few tasks, each of many rows of the weight.
+        layer.apart = !layer.weight.grad && batch * layer.in * item_ > kDeepBytes && layer.out > 2 * rows;
+        if (layer.apart) {
           rows = std::min(round_up(layer.out, kernel.rows), kDeepRows);
-          const Index share = round_up(pieces(layer.in, 2 * threads), kernel.columns);
-          columns = std::min(std::max(room / rows / kernel.columns * kernel.columns, kernel.columns), share);
+          columns = round_up(pieces(layer.in, kTasksPerThread * threads), kernel.columns);
+          layer.gradient_at = apart;
+          apart += round_up(layer.in * layer.out * item_, kLine) + kPage;
+          const Index together = std::max<Index>(kChunk / layer.in, 1);
+          for (Index r = 0; r < layer.out; r += together)
+            updates_.push_back({l, false, r, std::min(r + together, layer.out), 0, layer.in});
         }
-        tasks_cut_columns_ = tasks_cut_columns_ || columns < layer.in;
+        layer.cut_columns = !layer.apart && columns < layer.in;
         for (Index r = 0; r < layer.out; r += rows)
           for (Index c = 0; c < layer.in; c += columns)
             tasks_.push_back(
@@ -247,6 +264,9 @@ void Program::cut_tasks(bool deep) {
     }
     task_ends_.push_back(Index(tasks_.size()));
   }
+  char* const memory = apart ? gradient_room_.reserve(apart) : nullptr;
+  for (PlacedLayer& layer : layers_)
+    layer.stored_gradient = layer.apart ? beside(layer.weight.data, memory + layer.gradient_at) : nullptr;
 }
 
 // The squares of some rows of a weight.
@@ -281,12 +301,12 @@ double Program::weight_squares() {
 
 // Whether the tasks of a weight leave its rows' squares.
 bool Program::tasks_square(const PlacedLayer& layer) const {
-  return wants_squares_ && layer.weight.use == 0 && !layer.weight.grad && !tasks_cut_columns_;
+  return wants_squares_ && layer.weight.use == 0 && !layer.weight.grad && !layer.cut_columns;
 }
 
 // Cuts the tasks; tells whether they are worth several threads.
 bool Program::begin_weights(Index rows) {
-  cut_tasks(rows >= kDeepBatch);
+  cut_tasks(rows);
   Index products = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
     const PlacedLayer& layer = layers_[std::size_t(l)];
@@ -316,6 +336,8 @@ void Program::update_weights(Index rows, const double* coefs) {
     run_tasks(begin, end, rows, parallel, coefs);
     begin = end;
   }
+  parallel_for(Index(updates_.size()), true,
+               [&](Index i) { run_update_task(updates_[std::size_t(i)], coefs); });
   locks_.clear();
   end_weights();
 }
@@ -332,12 +354,15 @@ void Program::run_weight_task(const Task& task, Index rows, const double* coefs)
   const ProgramParameter& weight = layer.weight;
   GemmArgs args = weight_args(layer, rows);
   args.bf16 = bf16_;
-  if (weight.grad) {
+  if (layer.stored_gradient) args.c = layer.stored_gradient;
+  if (weight.grad || layer.stored_gradient) {
     run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
     return;
   }
   const Index width = task.end_col - task.begin_col, height = task.end_row - task.begin_row;
-  char* const piece = piece_room.reserve(height * width * item_);
+  const char* const p =
+      static_cast<const char*>(weight.data) + (task.begin_row * layer.in + task.begin_col) * item_;
+  char* const piece = beside(p, piece_room.reserve(height * width * item_ + kPage));
   args.c_row = width;
   args.c = piece - (task.begin_row * width + task.begin_col) * item_;
   run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
@@ -349,6 +374,16 @@ void Program::run_weight_task(const Task& task, Index rows, const double* coefs)
     const Index at = (task.begin_row + r) * layer.in + task.begin_col;
     plan.update_piece(weight.tensor, at, at + length, piece + r * length * item_, row);
   }
+  if (tasks_square(layer)) add_row_squares(layer, task.begin_row, task.end_row);
+}
+
+// Whole rows of a gradient that was stored.
+void Program::run_update_task(const Task& task, const double* coefs) {
+  const PlacedLayer& layer = layers_[std::size_t(task.layer)];
+  const ProgramParameter& weight = layer.weight;
+  const Index begin = task.begin_row * layer.in, end = task.end_row * layer.in;
+  plans_[std::size_t(weight.plan)].plan->update_piece(
+      weight.tensor, begin, end, layer.stored_gradient + begin * item_, row_of(weight, coefs));
   if (tasks_square(layer)) add_row_squares(layer, task.begin_row, task.end_row);
 }
 
@@ -401,8 +436,12 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
   char* const to = room.reserve(samples * bytes);
   const Index together = std::max<Index>(kChunk * 4 / std::max<Index>(bytes, 1), 1);
   run_chunks(samples, together, samples * bytes / 4, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i)
+    for (Index i = begin; i < end; ++i) {
+      // Rows lie anywhere: the memory would be waited for at the start of each.
+      const char* const ahead = rows + order[first + std::min(i + kRowsAhead, end - 1)] * bytes;
+      for (Index at = 0; at < std::min(bytes, kMostAhead); at += kLine) __builtin_prefetch(ahead + at);
       std::memcpy(to + i * bytes, rows + order[first + i] * bytes, std::size_t(bytes));
+    }
   });
   return to;
 }

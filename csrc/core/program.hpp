@@ -59,7 +59,7 @@ class Program {
   void backward_telling(Index rows, const Ready& ready);
   void backward_layer(Index l, Index rows);
   void backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
-  void cut_tasks(bool deep);
+  void cut_tasks(Index batch);
   void add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row);
   void begin_squares();
   double weight_squares();
@@ -69,6 +69,7 @@ class Program {
   void end_weights();
   void update_weights(Index rows, const double* coefs);
   void run_weight_task(const Task& task, Index rows, const double* coefs);
+  void run_update_task(const Task& task, const double* coefs);
   void run_bias_task(const Task& task, Index rows, const double* coefs);
   void step_plans(ProgramRun& run, const double* coefs);
   const double* row_of(const ProgramParameter& p, const double* coefs) const;
@@ -88,12 +89,12 @@ class Program {
   std::vector<Task> tasks_;
   std::vector<Index> task_ends_;  // of the first, second, ... uses
   int tasks_threads_ = 0;         // what the tasks were cut for
-  bool tasks_deep_ = false;
-  bool tasks_cut_columns_ = false;  // of some weight: a row has several tasks
+  Index tasks_batch_ = 0;
+  std::vector<Task> updates_;  // of stored gradients, after all tasks
   bool wants_squares_ = false;
   std::vector<double> row_squares_;  // of the rows of all weights
   const KernelTable* tasks_table_ = nullptr;
-  Buffer memory_, x_room_, target_room_, weight_room_;
+  Buffer memory_, gradient_room_, x_room_, target_room_, weight_room_;
   std::vector<double> parts_, scaled_;
   std::vector<std::unique_lock<std::mutex>> locks_;  // of the plans, while pieces are updated
 };

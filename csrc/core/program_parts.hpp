@@ -88,6 +88,10 @@ struct PlacedLayer : ProgramLayer {
   ProgramMask mask{};
   Index first_row = 0;         // of its weight, among the rows of all weights
   bool squares_known = false;  // of those rows
+  // Its weight's gradient: computed apart from updates and where, or in tasks that have parts of rows.
+  bool apart = false, cut_columns = false;
+  Index gradient_at = 0;
+  char* stored_gradient = nullptr;
 };
 
 // The lowest layer with a trained parameter; their number where there is none.

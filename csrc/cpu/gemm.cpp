@@ -96,6 +96,27 @@ Index packed_a_size(const GemmArgs& args, Index columns) {
   return pays && !takes_dots<T>(args) && size >= kLeast && size <= kMost ? size : 0;
 }
 
+// See GemmKernels: a B that lies across is packed by every run of rows.
+template <class T>
+Index packed_b_size(const GemmArgs& args, Index rows) {
+  constexpr Index kLeast = Index(1) << 14, kMost = Index(1) << 20;
+  const Index size = packed_b_at<T>(args.n, blocks_of(args.k, kDepth<T>), 0, block_depth<T>(args.k));
+  const bool pays = args.b.col != 1 && rows < args.m;
+  return pays && !takes_dots<T>(args) && size >= kLeast && size <= kMost ? size : 0;
+}
+
+// Columns [begin, end) of the whole of B, packed for runs of any rows.
+template <class T>
+void pack_b(const GemmArgs& args, Index begin_col, Index end_col, void* packed) {
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
+  for (Index block = 0; block < blocks; ++block) {
+    const Index p = block * depth;
+    T* const to = static_cast<T*>(packed) + packed_b_at<T>(args.n, block, begin_col, depth);
+    const Product<Exact<T>> product{args, nullptr, to, depth, false, true};
+    product.fill_b(begin_col, end_col - begin_col, 0, p, at_most(depth, args.k - p));
+  }
+}
+
 // C by way of its transpose, some columns of C at a time. The sums are the same, step for step.
 template <class T>
 void run_turned(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
@@ -126,7 +147,7 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
          void* scratch) {
   if (takes_dots<T>(args)) {
     run_dots<T>(args, begin_row, end_row, begin_col, end_col);
-  } else if (pays_turned<T>(args, end_row - begin_row, end_col - begin_col)) {
+  } else if (!args.packed_b && pays_turned<T>(args, end_row - begin_row, end_col - begin_col)) {
     run_turned(args, begin_row, end_row, begin_col, end_col, static_cast<T*>(scratch));
   } else {
     run_blocks<Exact<T>>(args, begin_row, end_row, begin_col, end_col, scratch);
@@ -139,9 +160,13 @@ constexpr GemmKernels gemm_kernels() {
           __is_same(T, float) ? run_bf16 : nullptr,
           kTileRows,
           kPanel<T>,
-          Index(sizeof(T)) * (kDepth<T> * (kBlockColumns<T> + kBlockRows) + kTurnedSize<T>),
+          Index(sizeof(T)) *
+              (kDepth<T> * (kBlockColumns<T> + kBlockRows) + kTurnedSize<T>)+Index(sizeof(Step)) *
+              (kDepth<T> + 1) * kMostTiles,
           packed_a_size<T>,
-          pack_a<T>};
+          pack_a<T>,
+          packed_b_size<T>,
+          pack_b<T>};
 }
 constexpr GemmKernels kGemm[] = {gemm_kernels<float>(), gemm_kernels<double>()};
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/array.hpp"
-#include "cpu/vector.hpp"
+#include "cpu/zeros.hpp"
 
 // The sums must stay in registers, so every loop over them is unrolled whole.
 #define FO_UNROLL _Pragma("GCC unroll 16")
@@ -24,9 +24,10 @@ struct TileArgs {
   T* c;
   Index c_row, columns;  // of C to write, at most the tile's
   T beta;                // 0: C is not read
+  const Step* steps;     // null: all of them; or which `depth` of them
 };
 
-template <class T, int Rows, int Vectors, bool UnitRow, class Arithmetic>
+template <class T, int Rows, int Vectors, bool UnitRow, bool Listed, class Arithmetic>
 static void tile(const TileArgs<T>& args) {
   constexpr int W = Simd<T>::size;
   const T *a = args.a, *b = args.b;
@@ -43,6 +44,10 @@ static void tile(const TileArgs<T>& args) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<T>{};
   }
   for (Index p = 0; p < args.depth; ++p) {
+    if constexpr (Listed) {
+      a = args.a + args.steps[p] * a_col;
+      b = args.b + args.steps[p] * b_row;
+    }
     Vector<T> v[Vectors];
     FO_UNROLL
     for (int j = 0; j < Vectors; ++j) v[j] = load_vector(b + j * W);
@@ -52,8 +57,16 @@ static void tile(const TileArgs<T>& args) {
       FO_UNROLL
       for (int j = 0; j < Vectors; ++j) sum[i][j] = Arithmetic::add_product(x, v[j], sum[i][j]);
     }
-    a += a_col;
-    b += b_row;
+    if constexpr (!Listed) {
+      a += a_col;
+      b += b_row;
+    }
+  }
+  // A sum that underflowed may be -0, which a product with zero would have made +0.
+  FO_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    FO_UNROLL
+    for (int j = 0; j < Vectors; ++j) sum[i][j] += Vector<T>{};
   }
   if (args.columns < Vectors * W) {
     T rows[Rows][Vectors * W];
@@ -84,13 +97,13 @@ static void tile(const TileArgs<T>& args) {
 }
 
 // A tile of 1 ... Rows rows, by recursion over the number.
-template <class T, int Vectors, bool UnitRow, int Rows, class Arithmetic>
+template <class T, int Vectors, bool UnitRow, bool Listed, int Rows, class Arithmetic>
 FO_HD void run_tile(Index rows, const TileArgs<T>& args) {
   if constexpr (Rows == 1) {
-    tile<T, 1, Vectors, UnitRow, Arithmetic>(args);
+    tile<T, 1, Vectors, UnitRow, Listed, Arithmetic>(args);
   } else {
-    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow, Arithmetic>(args);
-    run_tile<T, Vectors, UnitRow, Rows - 1, Arithmetic>(rows, args);
+    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow, Listed, Arithmetic>(args);
+    run_tile<T, Vectors, UnitRow, Listed, Rows - 1, Arithmetic>(rows, args);
   }
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from fastopt._device import device_view, is_device_array, library
 Array = npt.NDArray[Any]
 
 _DLPACK_CPU = 1
-_LINE, _LARGE_PAGE = 64, 2**21  # bytes of a cache line, of a page that the system may use for large arrays
+_LINE, _PAGE = 64, 4096  # bytes of a cache line, of a page
+_LARGE_PAGE = 2**21  # that the system may use for large arrays
+_APART = 640  # bytes in a page between arrays of a parameter
 
 
 def as_view(x: Any, name: str) -> Any:
@@ -79,29 +80,48 @@ def _torch_view(x: Any, name: str) -> Array:
     return view
 
 
-def zeros_together(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[Any]]) -> list[Array]:
+def zeros_together(
+    shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype[Any]], places: Sequence[int]
+) -> list[Array]:
     """Return arrays of zeros that lie in one piece of memory, in order, each starting on a cache line.
 
     A kernel that walks many small arrays then sees one stream on a few large pages, and no load that
-    straddles two lines.
+    straddles two lines. Those of pages begin at their `places`, see `place_beside`.
     """
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-    starts = list(accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0))
-    memory = _aligned_zeros(starts[-1])
+    starts, end = [], 0
+    for size, place in zip(sizes, places, strict=True):
+        if size >= 2 * _PAGE:
+            end += (place - end) % _PAGE // _LINE * _LINE
+        starts.append(end)
+        end += -(-size // _LINE) * _LINE
+    memory = _aligned_zeros(end)
     return [
         memory[start : start + size].view(dtype).reshape(shape)
-        for start, size, shape, dtype in zip(starts[:-1], sizes, shapes, dtypes, strict=True)
+        for start, size, shape, dtype in zip(starts, sizes, shapes, dtypes, strict=True)
     ]
 
 
-def _aligned_zeros(size: int) -> Array:
-    """Return zeroed bytes that begin on a cache line, many of them on a large page.
+def place_beside(p: Array, number: int) -> int:
+    """Return an address whose place in a page suits an array that a kernel walks beside `p`, each with its `number`.
+
+    A load that follows a store to the same place in another page waits for it, as if it were to the same
+    address.
+    """
+    return int(p.ctypes.data) + (number + 1) * _APART
+
+
+def _aligned_zeros(size: int, place: int = 0) -> Array:
+    """Return zeroed bytes that begin on a cache line, many of them on large pages.
 
     NumPy's own large arrays begin 16 bytes after one, so that every vector of a line's length straddles two.
+    `place` is an address whose place in a page theirs shall be, rounded to a line.
     """
     start = _LARGE_PAGE if size >= 2 * _LARGE_PAGE else _LINE
-    memory = np.zeros(size + start, np.uint8)
-    first = -memory.ctypes.data % start
+    memory = np.zeros(size + start + _PAGE, np.uint8)
+    address = memory.ctypes.data
+    first = -address % start
+    first += (place - address - first) % _PAGE // _LINE * _LINE
     return memory[first : first + size]
 
 
@@ -215,14 +235,17 @@ class DeviceDense:
         return lib.unwrap(lib.dense(g))
 
 
-def zeros_for(dense: Dense | DeviceDense, dtype: np.dtype[Any]) -> Any:
-    """Return zeros in the shape, the place and, on the host, the layout of a parameter."""
+def zeros_for(dense: Dense | DeviceDense, dtype: np.dtype[Any], number: int = 0) -> Any:
+    """Return zeros in the shape, the place and, on the host, the layout of a parameter.
+
+    The arrays that a kernel walks together have each their `number`.
+    """
     p = dense.source
     if isinstance(dense, DeviceDense):
         return library(p).zeros(p, p.shape, dtype)
     if not (dense.plain or dense.copied):
         return np.zeros_like(p, dtype, order="K")
-    return _aligned_zeros(p.size * dtype.itemsize).view(dtype).reshape(p.shape)
+    return _aligned_zeros(p.size * dtype.itemsize, place_beside(p, number)).view(dtype).reshape(p.shape)
 
 
 def assign(target: Any, source: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _core, _random, nn
-from fastopt._arrays import zeros_together
+from fastopt._arrays import place_beside, zeros_together
 from fastopt._device_program import DeviceProgram
 from fastopt._reading import Loss, Model, key_of
 from fastopt.optim.base import Optimizer
@@ -22,6 +22,9 @@ Array = npt.NDArray[Any]
 Losses = npt.NDArray[np.float64]
 
 _L2 = 3  # of the coefficients that all rules share
+_BESIDE_STATES = (
+    5  # the number of a gradient among the arrays that a step walks: after four states and an average
+)
 _data_of = attrgetter("_data")
 _flag_of = attrgetter("_requires_grad")
 
@@ -210,7 +213,10 @@ class Stepping:
         }
         if self._on_device:  # the program has memory of its own for them
             stored = {}
-        arrays = zeros_together([a.shape for a in stored.values()], [a.dtype for a in stored.values()])
+        own = list(stored.values())
+        arrays = zeros_together(
+            [a.shape for a in own], [a.dtype for a in own], [place_beside(a, _BESIDE_STATES) for a in own]
+        )
         grads = dict(zip(stored, arrays, strict=True))
         self._grads = [grads.get(key_of(dense.source)) for dense in self._optimizer._dense]
         where = {i: (n, t) for n, plan in enumerate(plans) for t, i in enumerate(plan.index)}

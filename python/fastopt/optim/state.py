@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt import _core
-from fastopt._arrays import Array, Dense, DeviceDense, as_view, assign, zeros_for, zeros_together
+from fastopt._arrays import (
+    Array,
+    Dense,
+    DeviceDense,
+    as_view,
+    assign,
+    place_beside,
+    zeros_for,
+    zeros_together,
+)
 from fastopt._device import is_device_array, library
 
 RULES = _core.rules()
@@ -119,11 +128,13 @@ def allocate(
     ]
     together = [k for k, (i, _) in enumerate(lacking) if is_small(dense[i])]
     arrays = zeros_together(
-        [dense[lacking[k][0]].source.shape for k in together], [dtypes[k] for k in together]
+        [dense[lacking[k][0]].source.shape for k in together],
+        [dtypes[k] for k in together],
+        [place_beside(dense[lacking[k][0]].source, names.index(lacking[k][1])) for k in together],
     )
     made = dict(zip(together, arrays, strict=True))
     for k, (i, name) in enumerate(lacking):
-        new = made[k] if k in made else zeros_for(dense[i], dtypes[k])
+        new = made[k] if k in made else zeros_for(dense[i], dtypes[k], names.index(name))
         if name == "ema":
             assign(new, dense[i].source)
         elif start := starts.get(name):
