@@ -222,6 +222,7 @@ FLOORS = [
     {"data", "checkpoint", "monitor", "_reading", "_device_program"},
     {"_dataset", "_stepping"},
     {"program"},
+    {"distributed"},
     {"_train", "_bench", "sklearn"},
     {"_compare"},
     {"_cli"},
@@ -280,6 +281,7 @@ OPTIONAL = {
     "sklearn",
     "matplotlib",
     "threadpoolctl",
+    "mpi4py",
 }
 
 

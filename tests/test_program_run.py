@@ -12,6 +12,7 @@ import pytest
 import fastopt
 from cases import SCHEDULERS
 from fastopt import nn, optim
+from fastopt._stepping import Block
 from fastopt.data import DataLoader
 from fastopt.optim import lr_scheduler
 from program_tools import (
@@ -419,3 +420,46 @@ def test_batches_may_grow_and_shrink():
         losses.append(a.predict(x))
         np.testing.assert_array_equal(losses[-1], b.predict(x))
     assert_same(left(a), left(b))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_told_layer_by_layer_from_the_last_and_have_the_same_bits(frozen: bool) -> None:
+    fastopt.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(7, 40), nn.ReLU(), nn.Linear(40, 30), nn.Tanh(), nn.LogSoftmax(), nn.Linear(30, 5)
+    )
+    if frozen:
+        model[0].weight.requires_grad_(False)
+    optimizer = optim.SGD(list(model.parameters()), lr=0.1)
+    stepping = fastopt.compile(model, nn.CrossEntropyLoss(), optimizer)._stepping
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((33, 7)).astype(np.float32), rng.integers(5, size=33)
+    block = Block("step", x, y, None, 0, 33, 33, 1, None, None)
+    loss, grads = stepping.evaluation(block)()
+    expected = [None if g is None else g.copy() for g in grads]
+    told: list[int] = []
+
+    def ready(i: int, gradient: np.ndarray) -> None:
+        np.testing.assert_array_equal(gradient, expected[i])
+        told.append(i)
+
+    for g in grads:
+        if g is not None:
+            g.fill(np.nan)
+    assert stepping.evaluation(block, ready)()[0] == loss
+    assert told == ([4, 5, 2, 3, 1] if frozen else [4, 5, 2, 3, 0, 1])
+
+
+def test_an_exception_of_who_is_told_of_gradients_leaves_the_step() -> None:
+    model = nn.Linear(3, 2)
+    step = fastopt.compile(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.1))
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    block = Block("step", x, y, None, 0, 4, 4, 1, None, None)
+
+    def refuse(i: int, gradient: np.ndarray) -> None:
+        raise ArithmeticError("no")
+
+    with pytest.raises(ArithmeticError, match="no"):
+        step._stepping.evaluation(block, refuse)()
+    before = step(x, y)
+    assert step(x, y) < before

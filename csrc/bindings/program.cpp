@@ -65,7 +65,8 @@ class PyProgram {
                 const py::object& order_, Index begin, Index end, Index batch, Index steps,
                 const py::object& weight, const py::object& param, const std::vector<double>& rates,
                 std::uint64_t seed, std::uint64_t offset, const Arrays::Coefs& coefs, double max_norm,
-                bool gather_weight, const std::optional<py::array_t<double>>& squares) {
+                bool gather_weight, const std::optional<py::array_t<double>>& squares,
+                const std::optional<py::function>& ready) {
     const char* const name = call.c_str();
     Index samples = 0;
     ProgramRun run{};
@@ -84,7 +85,13 @@ class PyProgram {
     {
       const py::gil_scoped_release release;
       const std::lock_guard<std::mutex> lock(mutex_);
-      stop = program_->run(run);
+      Program::Ready tell;
+      if (ready)
+        tell = [&ready](Index layer) {
+          const py::gil_scoped_acquire acquire;
+          (*ready)(layer);
+        };
+      stop = program_->run(run, tell);
     }
     arrays_.require_whole(call, stop);
     return py::make_tuple(losses, run.norm);
@@ -134,7 +141,7 @@ void bind_program(py::module_& m) {
       .def("run", &PyProgram::run, arg("call"), arg("x"), arg("target"), arg("order"), arg("begin"),
            arg("end"), arg("batch"), arg("steps"), arg("weight"), arg("param"), arg("rates"), arg("seed"),
            arg("offset"), arg("coefs"), arg("max_norm"), arg("gather_weight") = false,
-           arg("squares") = py::none())
+           arg("squares") = py::none(), arg("ready") = py::none())
       .def("step_plain", &PyProgram::step_plain, arg("x"), arg("target"), arg("coefs"))
       .def("predict", &PyProgram::predict, arg("x"), arg("batch"))
       .def_property_readonly("steps", &PyProgram::steps);

@@ -204,28 +204,45 @@ void Program::begin_backward(Index l, Index begin, Index end) {
 
 // The gradients by the results of all operations, from the last layer down to the lowest that is trained.
 void Program::backward(Index rows) {
-  for (Index l = Index(layers_.size()) - 1; l > lowest_; --l) {
-    PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
-    const Index size = rows * below.out;
-    if (layer.kind == LayerKind::linear) {
-      backward_linear(layer, below, rows);
-    } else if (layer.kind == LayerKind::batch_norm) {
-      backward_batch_norm(l, rows);
-    } else if (layer.kind == LayerKind::pointwise) {
-      if (below.mask.on || below.activation >= 0)
-        run_chunks(size, kChunk, size, [&](Index begin, Index end) { begin_backward(l - 1, begin, end); });
-    } else {
-      const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
-      const RowKernels& row = kernels().rows[int(dtype_)];
-      const auto kernel = layer.kind == LayerKind::softmax ? row.softmax_grad : row.log_softmax_grad;
-      run_chunks(rows, row_chunk(layer.out), size, [&](Index begin, Index end) {
-        kernel(args, begin, end);
-        begin_backward(l - 1, begin * layer.out, end * layer.out);
-      });
-    }
-  }
+  for (Index l = Index(layers_.size()) - 1; l > lowest_; --l) backward_layer(l, rows);
   if (lowest_ < Index(layers_.size()) && layers_[std::size_t(lowest_)].kind == LayerKind::batch_norm)
     sum_batch_norm(layers_[std::size_t(lowest_)], rows, false);
+}
+
+// The same, with each layer's own gradients as soon as they can be had. They are stored, so nothing is
+// updated yet.
+void Program::backward_telling(Index rows, const Ready& ready) {
+  const bool parallel = begin_weights(rows);
+  for (Index l = Index(layers_.size()) - 1; l >= lowest_; --l) {
+    const auto first =
+        std::find_if(tasks_.begin(), tasks_.end(), [&](const Task& t) { return t.layer == l; });
+    const auto last = std::find_if(first, tasks_.end(), [&](const Task& t) { return t.layer != l; });
+    run_tasks(first - tasks_.begin(), last - tasks_.begin(), rows, parallel, nullptr);
+    if (first != last) ready(l);
+    if (l > lowest_) backward_layer(l, rows);
+  }
+  end_weights();
+}
+
+void Program::backward_layer(Index l, Index rows) {
+  PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  const Index size = rows * below.out;
+  if (layer.kind == LayerKind::linear) {
+    backward_linear(layer, below, rows);
+  } else if (layer.kind == LayerKind::batch_norm) {
+    backward_batch_norm(l, rows);
+  } else if (layer.kind == LayerKind::pointwise) {
+    if (below.mask.on || below.activation >= 0)
+      run_chunks(size, kChunk, size, [&](Index begin, Index end) { begin_backward(l - 1, begin, end); });
+  } else {
+    const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
+    const RowKernels& row = kernels().rows[int(dtype_)];
+    const auto kernel = layer.kind == LayerKind::softmax ? row.softmax_grad : row.log_softmax_grad;
+    run_chunks(rows, row_chunk(layer.out), size, [&](Index begin, Index end) {
+      kernel(args, begin, end);
+      begin_backward(l - 1, begin * layer.out, end * layer.out);
+    });
+  }
 }
 
 // The gradients of weight and bias, and the sums that the input's needs.
@@ -356,7 +373,8 @@ bool Program::tasks_square(const PlacedLayer& layer) const {
   return wants_squares_ && layer.weight.use == 0 && !layer.weight.grad && !layer.cut_columns;
 }
 
-void Program::update_weights(Index rows, const double* coefs) {
+// Cuts the tasks; tells whether they are worth several threads.
+bool Program::begin_weights(Index rows) {
   cut_tasks(rows);
   Index products = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
@@ -364,22 +382,35 @@ void Program::update_weights(Index rows, const double* coefs) {
     if (layer.kind == LayerKind::linear && layer.weight.trained())
       products += (rows + kUpdateProducts) * layer.in * layer.out;
   }
+  return products >= kSerialProducts;
+}
+
+void Program::run_tasks(Index begin, Index end, Index rows, bool parallel, const double* coefs) {
+  parallel_for(end - begin, parallel, [&](Index i) {
+    const Task& task = tasks_[std::size_t(begin + i)];
+    task.bias ? run_bias_task(task, rows, coefs) : run_weight_task(task, rows, coefs);
+  });
+}
+
+void Program::end_weights() {
+  for (PlacedLayer& layer : layers_)
+    if (layer.kind == LayerKind::linear && layer.weight.trained() && layer.weight.use == 0)
+      layer.squares_known = tasks_square(layer);
+}
+
+void Program::update_weights(Index rows, const double* coefs) {
+  const bool parallel = begin_weights(rows);
   if (fused_)
     for (const ProgramPlan& plan : plans_) locks_.push_back(plan.plan->lock());
   Index begin = 0;
   for (const Index end : task_ends_) {
-    parallel_for(end - begin, products >= kSerialProducts, [&](Index i) {
-      const Task& task = tasks_[std::size_t(begin + i)];
-      task.bias ? run_bias_task(task, rows, coefs) : run_weight_task(task, rows, coefs);
-    });
+    run_tasks(begin, end, rows, parallel, coefs);
     begin = end;
   }
   parallel_for(Index(updates_.size()), true,
                [&](Index i) { run_update_task(updates_[std::size_t(i)], coefs); });
   locks_.clear();
-  for (PlacedLayer& layer : layers_)
-    if (layer.kind == LayerKind::linear && layer.weight.trained() && layer.weight.use == 0)
-      layer.squares_known = tasks_square(layer);
+  end_weights();
 }
 
 const double* Program::row_of(const ProgramParameter& p, const double* coefs) const {
@@ -486,7 +517,7 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
   return to;
 }
 
-ProgramStop Program::run(ProgramRun& run) {
+ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
   const std::uint64_t masks = std::uint64_t(set_masks(layers_, run.rates, run.seed, run.offset));
   set_norms(layers_, run.rates ? run.rates + dropouts_ : nullptr);
   wants_squares_ = run.squares != nullptr;
@@ -513,9 +544,10 @@ ProgramStop Program::run(ProgramRun& run) {
       weight = gather(weight, run.repeat * out() * item_, run.order, first, samples, weight_room_);
     run.losses[step] = evaluate(run, target, weight, rows, samples);
     const double* const coefs = run.coefs + step * coefs_width_;
-    backward(rows);
+    const bool telling = ready && !fused_ && uses_ <= 1;
+    if (!telling) backward(rows);
     if (run.squares) run.squares[step] = weight_squares();
-    update_weights(rows, coefs);
+    telling ? backward_telling(rows, ready) : update_weights(rows, coefs);
     step_plans(run, coefs);
     track_batches();
     for (PlacedLayer& layer : layers_) layer.mask.offset += masks;

@@ -2,6 +2,7 @@
 // loss, backward, and the optimizer's update, which takes each piece of a gradient while it is in cache.
 #pragma once
 
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -26,7 +27,10 @@ class Program {
 
   // Makes room for batches of so many rows.
   void reserve(Index rows);
-  ProgramStop run(ProgramRun& run);
+  // Called with a layer's number when its gradients are stored, from the last layer on; not where a parameter
+  // is used twice or an update is fused.
+  using Ready = std::function<void(Index)>;
+  ProgramStop run(ProgramRun& run, const Ready& ready = {});
   // The model's output in evaluation mode.
   void predict(const void* x, Index rows, Index batch, void* out);
 
@@ -53,6 +57,8 @@ class Program {
   double evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows, Index samples);
   void begin_backward(Index l, Index begin, Index end);
   void backward(Index rows);
+  void backward_telling(Index rows, const Ready& ready);
+  void backward_layer(Index l, Index rows);
   void backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
   void backward_batch_norm(Index l, Index rows);
   void sum_batch_norm(const PlacedLayer& layer, Index rows, bool dx);
@@ -63,6 +69,9 @@ class Program {
   void begin_squares();
   double weight_squares();
   bool tasks_square(const PlacedLayer& layer) const;
+  bool begin_weights(Index rows);
+  void run_tasks(Index begin, Index end, Index rows, bool parallel, const double* coefs);
+  void end_weights();
   void update_weights(Index rows, const double* coefs);
   void run_weight_task(const Task& task, Index rows, const double* coefs);
   void run_update_task(const Task& task, const double* coefs);

@@ -16,6 +16,8 @@ minimize
     A function of one array and its gradient, as scipy.optimize.minimize, by any of the optimizers or L-BFGS.
 data, checkpoint
     Readers and batches; atomic saves.
+distributed
+    The same training on several processes and machines, over MPI or NCCL.
 torch, compat, interop
     The optimizers as torch.optim.Optimizer; other libraries' optimizers by their names and defaults; optimizer state
     to and from other libraries.
@@ -218,7 +220,7 @@ __all__ = [
 
 # Loaded when first asked for: not every program uses these, and they cost import time.
 _LAZY_MODULES = frozenset(
-    {"checkpoint", "compat", "data", "info", "interop", "monitor", "plot", "sklearn", "torch"}
+    {"checkpoint", "compat", "data", "distributed", "info", "interop", "monitor", "plot", "sklearn", "torch"}
 )
 _LAZY_NAMES = {
     "GradientMonitor": ("monitor", "GradientMonitor"),

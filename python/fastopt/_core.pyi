@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import numpy as np
@@ -107,6 +108,7 @@ class Program:
         max_norm: float,
         gather_weight: bool = False,
         squares: NDArray[np.float64] | None = None,
+        ready: Callable[[int], object] | None = None,
     ) -> tuple[NDArray[np.float64], float]: ...
     def step_plain(self, x: Any, target: Any, coefs: NDArray[np.float64]) -> float | None: ...
     def predict(self, x: _Array, batch: int) -> _Array: ...

@@ -72,7 +72,22 @@ def next_dropout(count: int = 1) -> tuple[int, int]:
     with _source.lock:
         offset = _source.dropout_offset
         _source.dropout_offset = (offset + count) % _SEED_LIMIT
-        return _source.dropout_seed, offset
+        return dropout_seed_here(_source.dropout_seed), offset
+
+
+_SPREAD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: seeds of ranks far apart
+_stream = 0
+
+
+def set_stream(stream: int) -> None:
+    """Draw dropout masks from a stream of its own: of ranks with equal generators, each has other masks."""
+    global _stream
+    _stream = stream
+
+
+def dropout_seed_here(seed: int) -> int:
+    """Return the seed of a dropout mask in this process's stream; stream 0 is the seed itself."""
+    return (seed + _stream * _SPREAD) % _SEED_LIMIT
 
 
 def get_rng_state() -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter, is_not
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,22 @@ class Block(NamedTuple):
     masks: tuple[int, int] | None = None
 
 
+class Peers(Protocol):
+    """Ranks that share out the samples of every step."""
+
+    def step_block(self, stepping: Stepping, block: Block) -> float:
+        """Take the one step of a block, with this rank's share of its samples; return the loss of all."""
+        ...
+
+    def first(self, value: int) -> int:
+        """Return rank 0's number."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on some rank."""
+        ...
+
+
 class Stepping:
     """The native side of a compiled step.
 
@@ -100,6 +117,8 @@ class Stepping:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
             )
+        #: Other ranks that take every step together with this one; see `fastopt.distributed`.
+        self.peers: Peers | None = None
         self._dropouts, self._norms = read.dropouts, read.norms
         self._plain = not (read.dropouts or read.norms) and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None
@@ -110,7 +129,7 @@ class Stepping:
     @property
     def rule(self) -> bool:
         """Whether the program updates with the optimizer's rules; otherwise the optimizer gets its gradients."""
-        if not self._is_rule:
+        if not self._is_rule or self.peers is not None:
             return False
         assert isinstance(self._optimizer, RuleOptimizer)
         setting = self._optimizer.eager_setting()
@@ -370,17 +389,25 @@ class Stepping:
         return table.ravel()
 
     def closure_step(self, block: Block) -> float:
-        """One step of an optimizer that evaluates the model itself."""
+        """One step of an optimizer that evaluates the model itself, or of several ranks."""
+        if self.peers is not None:
+            return self.peers.step_block(self, block)
         step: Callable[..., Any] = self._optimizer.step  # type: ignore[attr-defined]
         return float(step(self.evaluation(block)))
 
-    def evaluation(self, block: Block) -> Callable[[], tuple[float, list[Array | None]]]:
+    def evaluation(
+        self, block: Block, ready: Callable[[int, Array], None] | None = None
+    ) -> Callable[[], tuple[float, list[Array | None]]]:
         """A function that computes a block's loss, or its objective, and the gradients for the optimizer's parameters.
 
-        The gradients are in the same arrays each time.
+        The gradients are in the same arrays each time. Of a loss, `ready` is called with a parameter's position and its
+        gradient while those of earlier layers are still to come.
         """
         self._watch()
         native = self._bind([], True)
+        told = None
+        if ready is not None and block.objective is None and not self._on_device:
+            told = partial(self._tell, ready)
         rates = self._rates()
         penalised = [
             dense.source if group.get("penalised", False) else None
@@ -394,7 +421,7 @@ class Stepping:
         ]
 
         def evaluate() -> tuple[float, list[Array | None]]:
-            losses, _ = self._run(native, block, rates, np.empty(0), None)
+            losses, _ = self._run(native, block, rates, np.empty(0), None, told)
             loss = float(losses[0])
             if block.objective is not None:
                 factor, l2, (divisor,), squares = block.objective
@@ -410,6 +437,13 @@ class Stepping:
 
         return evaluate
 
+    def _tell(self, ready: Callable[[int, Array], None], layer: int) -> None:
+        """Hand over the gradients of a layer that the native program has stored."""
+        for p in (self._read.layers[layer].weight, self._read.layers[layer].bias):
+            i = None if p is None else self._trained.get(key_of(p.data))
+            if i is not None and (gradient := self._grads[i]) is not None:
+                ready(i, gradient)
+
     def _run(
         self,
         native: _core.Program | DeviceProgram,
@@ -417,14 +451,21 @@ class Stepping:
         rates: list[float],
         coefs: Losses,
         max_norm: float | None,
+        ready: Callable[[int], None] | None = None,
     ) -> tuple[Losses, float]:
         masks = sum([rate > 0 for rate in rates[: len(self._dropouts)]])
         seed, offset = (0, 0)
         if masks:
-            seed, offset = block.masks or _random.next_dropout(block.steps * masks)
+            if block.masks is None:
+                seed, offset = _random.next_dropout(block.steps * masks)
+            else:
+                seed, offset = _random.dropout_seed_here(block.masks[0]), block.masks[1]
         limit = math.inf if max_norm is None else max_norm
         squares = None if block.objective is None else block.objective.squares
-        return native.run(*block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares)
+        more: dict[str, Any] = {} if ready is None else {"ready": ready}
+        return native.run(
+            *block[:10], rates, seed, offset, coefs, limit, block.gather_weight, squares, **more
+        )
 
 
 def _norm(norm: nn.BatchNorm1d) -> tuple[Any, ...]:

@@ -38,6 +38,9 @@ class GradMode(threading.local):
 
 mode = GradMode()
 
+#: By the id of a leaf, what is called with it as soon as a backward pass has its whole gradient.
+ready: dict[int, Callable[[Any], None]] = {}
+
 _next_sequence = itertools.count().__next__
 _sequence = operator.attrgetter("sequence")
 
@@ -80,11 +83,13 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
                 order.append(parent)
     # A node is made after its parents: youngest first is an order in which every gradient is complete.
     order.sort(key=_sequence, reverse=True)
+    last = _last_uses(order) if ready else {}
 
     pending: dict[Any, Array] = {root: gradient}
     for node in order:
         dy = pending.pop(node, None)
         if dy is None:
+            _call_ready(last, node)
             continue
         if node.retained is not None and (tensor := node.retained()) is not None:
             tensor._accumulate(dy, owned=False)
@@ -104,6 +109,23 @@ def backward(root: Node, gradient: Array, retain_graph: bool) -> None:
                 pending[parent] = as_array(g if earlier is None else earlier + g)
             else:
                 parent._accumulate(g, owned=g is not dy and g.base is None)  # type: ignore[union-attr]
+        if last:
+            _call_ready(last, node)
+
+
+def _last_uses(order: list[Node]) -> dict[Node, list[Any]]:
+    """The leaves that `ready` has, by the node that is the last to give them a gradient."""
+    last = {id(p): (p, node) for node in order for p in node.parents if id(p) in ready}
+    uses: dict[Node, list[Any]] = {}
+    for leaf, node in last.values():
+        uses.setdefault(node, []).append(leaf)
+    return uses
+
+
+def _call_ready(last: dict[Node, list[Any]], node: Node) -> None:
+    for leaf in last.get(node, ()):
+        if leaf.grad is not None:
+            ready[id(leaf)](leaf)
 
 
 def as_array(x: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import _core, _device, _random, checkpoint, data, nn, optim
+from fastopt import _core, _device, _random, checkpoint, data, distributed, nn, optim
 from fastopt._dataset import Dataset, shorten
 from fastopt._tape import no_grad
 from fastopt.operations import cat
@@ -192,7 +192,8 @@ class Diverged(ValueError):
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
-    Model and data are moved to `device` first; parameters begin with the same numbers on every device.
+    Model and data are moved to `device` first; parameters begin with the same numbers on every device. Ranks of a
+    `comm` of several share out each batch, and with `shard_state` the optimizer's state; rank 0 saves.
 
     Attributes
     ----------
@@ -210,9 +211,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, save: Path | None = None, device: str = "cpu"
+        self,
+        config: Config,
+        dataset: Dataset,
+        save: Path | None = None,
+        device: str = "cpu",
+        comm: distributed.Comm | None = None,
+        shard_state: bool = False,
     ) -> None:
         self.config, self.dataset, self.save, self.device = config, dataset, save, device
+        self.comm: distributed.Comm = distributed.NullComm() if comm is None else comm
         _random.manual_seed(config.seed)
         self.sizes = (dataset.features, *config.hidden, len(dataset.classes))
         model = build_model(self.sizes, config.activation, config.dropout, config.batch_norm)
@@ -228,6 +236,9 @@ class Trainer:
         )
         self.schedule = Schedule(config, self.optimizer, len(self.loader))
         self.step = compile(self.model, self.loss_fn, self.optimizer, batch_size=config.batch_size)
+        self._parallel = None
+        if self.comm.size > 1:
+            self._parallel = distributed.DataParallel(self.step, comm=self.comm, shard_state=shard_state)
         self.history: dict[str, list[float]] = {
             key: [] for key in ("epoch", "train_loss", "test_loss", "train_accuracy", "test_accuracy", "lr")
         }
@@ -266,7 +277,7 @@ class Trainer:
         extra = checkpoint.load(
             path,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=self._parallel or self.optimizer,
             scheduler=self.schedule.scheduler,
             loader=self.loader,
         )["extra"]
@@ -297,8 +308,12 @@ class Trainer:
             log(self.run_epoch(bar, stop))
             if after_epoch is not None:
                 after_epoch()
-            if stop() and self.epoch < self.config.epochs:
+            if self._any(stop()) and self.epoch < self.config.epochs:
                 raise KeyboardInterrupt
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank."""
+        return flag if self._parallel is None else self._parallel.any(flag)
 
     def run_epoch(
         self, bar: Callable[..., Any] | None = None, stop: Callable[[], bool] = lambda: False
@@ -321,8 +336,8 @@ class Trainer:
             raise Diverged(f"the loss is {train_loss} in epoch {self.epoch + 1}: {advice}")
         self._first_lr = None
         speed = rows / max(self.train_seconds - before, 1e-9)
-        _, train_accuracy, _ = evaluate(self.model, *self.train_set)
-        test_loss, test_accuracy, self.predictions = evaluate(self.model, *self._test_set)
+        _, train_accuracy, _ = evaluate(self.model, *self.train_set, self.comm)
+        test_loss, test_accuracy, self.predictions = evaluate(self.model, *self._test_set, self.comm)
         row = (self.epoch + 1, train_loss, test_loss, train_accuracy, test_accuracy, lr)
         for key, value in zip(self.history, row, strict=True):
             self.history[key].append(value)
@@ -348,7 +363,8 @@ class Trainer:
                 return not stop()
 
             begin = time.perf_counter()
-            losses = np.r_[self._losses, self.step.run(self.loader, scheduler=scheduler, callback=report)]
+            run = self.step.run if self._parallel is None else self._parallel.run
+            losses = np.r_[self._losses, run(self.loader, scheduler=scheduler, callback=report)]
             self.train_seconds += time.perf_counter() - begin
         if len(losses) < len(self.loader):
             self._losses = losses
@@ -364,10 +380,11 @@ class Trainer:
 
     def write(self, path: Path) -> None:
         """Save a checkpoint that `resume` and ``fastopt predict`` read."""
-        checkpoint.save(
+        distributed.save(
             path,
+            self.comm,
             model=self.model,
-            optimizer=self.optimizer,
+            optimizer=self._parallel or self.optimizer,
             scheduler=self.schedule.scheduler,
             loader=self.loader,
             epoch=self.epoch,
@@ -397,7 +414,7 @@ class Trainer:
             "epochs": self.epoch,
             "train_seconds": self.train_seconds,
             "samples_per_second": samples / max(self.train_seconds, 1e-9),
-            "world_size": 1,
+            "world_size": self.comm.size,
             "device": self.device,
             "batch_size": self.config.batch_size,
             "optimizer": self.config.optimizer,
@@ -443,10 +460,27 @@ def predict_logits(model: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float
 
 
 def evaluate(
-    model: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64]
+    model: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64], comm: distributed.Comm | None = None
 ) -> tuple[float, float, NDArray[np.int64]]:
-    """Mean cross-entropy, accuracy and the predicted classes, these on the host."""
+    """Mean cross-entropy, accuracy and the predicted classes, these on the host; ranks share out the rows."""
+    if comm is not None and comm.size > 1:
+        return _evaluate_together(model, x, y, comm)
     logits = predict_logits(model, x)
     classes = logits.argmax(axis=1)
     loss = float(nn.CrossEntropyLoss()(logits, y).item())
     return loss, float((classes == y).mean()), _device.on_host(classes)
+
+
+def _evaluate_together(
+    model: nn.Module, x: NDArray[np.float32], y: NDArray[np.int64], comm: distributed.Comm
+) -> tuple[float, float, NDArray[np.int64]]:
+    """The same, of which each rank computes its share."""
+    begin, end = distributed.share(len(x), comm.rank, comm.size)
+    own, sums = np.zeros(0, np.int64), np.zeros(2)
+    if end > begin:
+        loss, accuracy, own = evaluate(model, x[begin:end], y[begin:end])
+        sums[:] = loss * (end - begin), accuracy * (end - begin)
+    classes = np.zeros(len(x), np.int64)
+    comm.allgather(own.astype(np.int64), classes, distributed.shares(len(x), comm.size))
+    comm.allreduce(sums)
+    return float(sums[0] / len(x)), float(sums[1] / len(x)), classes

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fastopt import _core, _device
+from fastopt import _core, _device, distributed
 from fastopt._cli import bench, compare, info, predict, train
 from fastopt._cli.parser import INTERRUPTED, USAGE_ERROR, Parser
 from fastopt._wording import did_you_mean
+
+#: Exit code where another rank of an MPI program has failed.
+PEER_FAILED = 1
 
 _TEXT = """
 Train small networks with fused kernels, compare optimizers, and see how fast this machine does it.
@@ -31,7 +36,8 @@ files:
   npz: x and y, or x_train, y_train, x_test and y_test.
 
 exit codes:
-  0 done; 2 bad input, explained in one line; 130 stopped by Ctrl-C, after a checkpoint where --save was given.
+  0 done; 2 bad input, explained in one line; 130 stopped by Ctrl-C, after a checkpoint where --save was given;
+  1 under mpiexec, another process failed.
 
 fastopt COMMAND --help explains a command and all its options.
 """
@@ -43,23 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: bad input, explained in one line on stderr. 130: stopped by Ctrl-C.
     """
     parser = _make_parser()
+    rank = distributed.launched_rank()
     try:
-        args = parser.parse_args(argv)
+        with contextlib.redirect_stderr(io.StringIO()) if rank else contextlib.nullcontext():
+            args = parser.parse_args(argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         return command(args)
     except KeyboardInterrupt:
-        print(f"fastopt {args.name}: interrupted", file=sys.stderr)
+        if not rank:
+            print(f"fastopt {args.name}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except distributed.RankError as err:
+        if rank == (err.rank == 0):  # the first of those that are left
+            print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
+        return PEER_FAILED
     except BrokenPipeError:  # the reader of stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as err:
         if isinstance(err, RuntimeError) and not _device.is_refusal(err):
             raise
-        print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
+        if not rank or not isinstance(err, (ValueError, OSError, ImportError)):  # which all ranks meet alike
+            print(f"fastopt {args.name}: error: {_one_line(err)}", file=sys.stderr)
         return USAGE_ERROR
 
 

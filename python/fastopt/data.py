@@ -264,6 +264,9 @@ class DataLoader:
         Leave out the last batch when it is smaller than ``batch_size``.
     seed
         None: taken from the generator that `fastopt.manual_seed` seeds.
+    comm
+        Ranks of `fastopt.distributed` that share out each batch of ``batch_size`` rows: this one's is ``xb, yb``. All
+        ranks have the same arrays, and the seed of rank 0; of a batch smaller than the ranks some have no rows.
 
     Yields
     ------
@@ -290,6 +293,7 @@ class DataLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int | None = None,
+        comm: Any = None,
     ) -> None:
         joined = x.tensors if isinstance(x, TensorDataset) else x
         parts = joined if isinstance(joined, tuple) else (joined,)
@@ -318,6 +322,12 @@ class DataLoader:
         if seed is not None and operator.index(seed) < 0:
             raise ValueError(f"DataLoader: seed must not be negative, got {seed}")
         self.seed = int(_random.generator().integers(2**63)) if seed is None else int(seed)
+        self._rank: int = 0 if comm is None else comm.rank
+        self._ranks: int = 1 if comm is None else comm.size
+        if comm is not None:
+            shared = np.array([self.seed], np.int64)
+            comm.broadcast(shared)
+            self.seed = int(shared[0])
         self.epoch = 0
         self._batch = 0  # batches of this epoch already given out
         self._resume = False  # the next pass goes on in the middle of this epoch
@@ -348,12 +358,18 @@ class DataLoader:
         order = self.order(epoch)
         orders = [_beside(a, order) for a in self.arrays]
         for i in range(first, len(self)):
-            rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            rows = self._share(i * self.batch_size, min((i + 1) * self.batch_size, self._n))
             batch = [_batch(a, its_order, rows) for a, its_order in zip(self.arrays, orders, strict=True)]
             parts = [wrap(b) if tensor else b for b, tensor in zip(batch, self._tensors, strict=True)]
             self._batch = i + 1
             yield parts[0] if self._single else tuple(parts)
         self.set_epoch(epoch + 1)
+
+    def _share(self, begin: int, end: int) -> slice:
+        """Return this rank's rows of a batch: equal parts, the first ranks one more where it does not divide."""
+        each, more = divmod(end - begin, self._ranks)
+        first = begin + self._rank * each + min(self._rank, more)
+        return slice(first, first + each + (self._rank < more))
 
     def order(self, epoch: int) -> NDArray[np.int64] | None:
         """The rows in the order of their batches in `epoch`; None: as they lie."""

@@ -272,12 +272,15 @@ class CompiledStep:
         total = epochs * length - start
         losses = np.empty(total)
         each_step = scheduler if every == "step" else None
+        peers = self._stepping.peers
         done, steps = 0, 1
         for epoch in range(epochs):
             order = loader.order(loader.epoch)
             first = done - (0 if epoch else start)
             while (at := done - first) < length:
                 steps = min(steps, length - at)
+                if peers is not None:  # they look up together
+                    steps = peers.first(steps)
                 began = time.perf_counter()
                 block = Block("run", data.x, data.target, order, at * batch, n, batch, steps, *factors)
                 if self._stepping.rule:
@@ -296,7 +299,8 @@ class CompiledStep:
                     scheduler.step(*([mean] if isinstance(scheduler, ReduceLROnPlateau) else []))
                 if callback is not None:
                     progress = Progress(epoch + ended, epochs, done, total, mean)
-                    if callback(progress) is False:
+                    stop = callback(progress) is False
+                    if stop if peers is None else peers.any(stop):
                         return losses[:done]
         return losses
 
@@ -304,10 +308,9 @@ class CompiledStep:
         """The same for an optimizer that evaluates the model itself: one step after the other."""
         losses = np.empty(block.steps)
         for k in range(block.steps):
-            rows = slice(block.begin + k * block.batch, block.begin + (k + 1) * block.batch)
-            index: Any = rows if block.order is None else block.order[rows]
-            x, target = block.x[index], block.target[index]
-            part = block._replace(x=x, target=target, order=None, begin=0, end=len(x), batch=len(x), steps=1)
+            begin = block.begin + k * block.batch
+            end = min(begin + block.batch, block.end)
+            part = block._replace(begin=begin, end=end, batch=end - begin, steps=1)
             losses[k] = self._stepping.closure_step(part)
             if scheduler is not None:
                 scheduler.step()

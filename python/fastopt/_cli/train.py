@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _core, _dataset, _threads, _train, checkpoint, plot
+from fastopt import _core, _dataset, _threads, _train, checkpoint, distributed, plot
 from fastopt._cli import parser
 from fastopt.monitor import GradientMonitor
 
@@ -36,6 +37,9 @@ It prints a line for each epoch, then the confusion matrix and the accuracy on t
 seed gives the same weights, bit for bit, for any number of threads. With --save a checkpoint is
 written after each epoch, and when Ctrl-C stops the run; --resume goes on from it as if nothing had
 happened.
+
+Started by mpiexec (mpiexec -n 4 fastopt train ...) the processes share out each batch, and rank 0 prints
+and saves. A checkpoint is the same from any number of them, and any number goes on from it.
 """
 _EXAMPLES = """
 fastopt train                                         digits of scikit-learn, in seconds
@@ -89,19 +93,41 @@ def add(commands: Any) -> None:
     g.add_argument(
         "--json", action="store_true", help="print the result as JSON; the other lines go to stderr"
     )
+    g.add_argument(
+        "--shard-state",
+        action="store_true",
+        help="under mpiexec, each process keeps its own part of the optimizer's state",
+    )
     parser.add_machine(p)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         _threads.set_num_threads(args.threads)
-    parser.check_output(args.save)
+    if distributed.launched_rank() == 0:
+        parser.check_output(args.save)
     parser.check_picture(args.plot)
     device = _train.open_device(args.device)
     config = _checked_config(args)
-    log = logger(args.json)
     dataset = load_dataset(config, args.data)
-    trainer = _train.Trainer(config, dataset, args.save or args.resume, device)
+    with distributed.world() as comm:
+        return _run(args, config, dataset, device, comm)
+
+
+def _run(
+    args: argparse.Namespace,
+    config: _train.Config,
+    dataset: _dataset.Dataset,
+    device: str,
+    comm: distributed.MPIComm | distributed.NullComm,
+) -> int:
+    """Train on the ranks of `comm`, of which the first alone prints."""
+    if comm.size > 1 and args.threads is None and "OMP_NUM_THREADS" not in os.environ:
+        _threads.set_num_threads(max(1, _core.num_threads() // comm.neighbours))
+    log = logger(args.json) if comm.rank == 0 else lambda line: None
+    if comm.size > 1:  # a launcher tells which process was killed, not which rank
+        log(f"{comm.size} ranks, processes {' '.join(map(str, comm.processes))}")
+    trainer = _train.Trainer(config, dataset, args.save or args.resume, device, comm, args.shard_state)
     monitor = GradientMonitor(trainer.model) if args.monitor else None
     after_epoch = None if monitor is None else lambda: _measure(monitor, trainer)
     try:
@@ -110,16 +136,18 @@ def run(args: argparse.Namespace) -> int:
         log(_headline(trainer))
         # With a file to save to, a first Ctrl-C waits a tenth of a second, or one step, for a place to save at.
         with interruptible(trainer.save is not None) as stop:
-            trainer.run(log, progress_bar(), stop, after_epoch)
+            trainer.run(log, progress_bar() if comm.rank == 0 else None, stop, after_epoch)
     except KeyboardInterrupt:
-        print(_farewell(trainer), file=sys.stderr)
+        if comm.rank == 0:
+            print(_farewell(trainer), file=sys.stderr)
         return parser.INTERRUPTED
     except _train.Diverged:
         if monitor is not None:
             _measure(monitor, trainer)
             log(str(monitor.report()))
         raise
-    _report(trainer, args, log, monitor)
+    if comm.rank == 0:
+        _report(trainer, args, log, monitor)
     return 0
 
 

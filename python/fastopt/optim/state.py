@@ -165,7 +165,12 @@ def allocate(
 
 def groups(dense: Dense | DeviceDense) -> int:
     """Return how many groups of elements share an exponent."""
-    return -(-int(dense.source.size) // _GROUP)
+    return group_count(int(dense.source.size))
+
+
+def group_count(elements: int) -> int:
+    """Return how many groups so many elements make."""
+    return -(-elements // _GROUP)
 
 
 def _like(dense: Dense | DeviceDense, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fastopt import _threads, functional
+from fastopt import _threads, distributed, functional
 from fastopt._device import wanted_device
 from fastopt._minimize.first_order import optimizers
 from fastopt.optim.base import Optimizer
@@ -175,7 +175,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         if not first and y.shape[1] != self.n_outputs_:
             raise ValueError(f"y has {y.shape[1]} outputs, the earlier fit had {self.n_outputs_}")
         self.n_outputs_ = y.shape[1]
-        self._random_state = check_random_state(self.random_state)
+        self._random_state = distributed.shared(check_random_state(self.random_state))
         if first:
             self._initialize([X.shape[1], *sizes, y.shape[1]], X.dtype)
         with self._threads():
@@ -332,7 +332,8 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         if bool(self.batch_norms_) != settings.batch_norm:
             norms = [BatchNorm.initial(w.shape[1], w.dtype) for w in self.coefs_[:-1]]
             self.batch_norms_ = norms if settings.batch_norm else []
-        if session is not None and incremental and key == self._session_key:
+        same = session is not None and session.comm is distributed.current()
+        if session is not None and same and incremental and key == self._session_key:
             if not self._is_published():
                 session.load(self._weights())
             return session

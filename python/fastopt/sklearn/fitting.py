@@ -56,7 +56,7 @@ def fit_epochs(
     epochs = 1 if incremental else model.max_iter
     if stopping:
         model._best = model._weights().copies()
-    progress = Progress(model.verbose, epochs, model.callbacks)
+    progress = Progress(model.verbose if session.comm.rank == 0 else False, epochs, model.callbacks)
     model._began = True
     try:
         model.n_iter_ = 0
@@ -71,7 +71,8 @@ def fit_epochs(
                 _validate(model, session, validation)
             _count_improvements(model, session, stopping)
             session.end_epoch(model.loss_, model.t_)
-            if not progress.silent and not progress.tell(_epoch(model, session, validation)):
+            stop = not progress.silent and not progress.tell(_epoch(model, session, validation))
+            if session.any(stop):
                 break
             if model._no_improvement_count > model.n_iter_no_change:
                 what = "Validation score" if stopping else "Training loss"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import functional, nn
+from fastopt import distributed, functional, nn
 from fastopt._device import moved, on_host
 from fastopt._stepping import Block, Objective
 from fastopt.compat.sklearn import AdamOptimizer, SGDOptimizer
@@ -179,6 +179,10 @@ class Session:
         if settings.weighted and settings.loss.classes and module.label_smoothing:
             module = nn.CrossEntropyLoss(reduction="sum")  # the targets are smooth already
         self._step = compile(self._model(), module, self.optimizer, precision=settings.precision)  # type: ignore[arg-type]
+        self.comm = distributed.current()
+        self._parallel = None
+        if self.comm.size > 1:
+            self._parallel = distributed.DataParallel(self._step, comm=self.comm)
         self._block = 16
         self._averages = any(group.get("ema_decay") is not None for group in self.optimizer.param_groups)
         self._two_faced = hasattr(self.optimizer, "train") and hasattr(self.optimizer, "eval")
@@ -278,6 +282,10 @@ class Session:
             self.scheduler.load_state_dict(state["scheduler"])
 
     # Steps -----------------------------------------------------------------------------------------------
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank of those that fit together."""
+        return flag if self._parallel is None else self._parallel.any(flag)
 
     def place(self, data: Samples) -> Samples:
         """Return samples where the model is."""
@@ -381,7 +389,8 @@ class Session:
         loss, n = self.settings.loss, len(data.x)
         total = float(n) if data.rows is None else float(data.rows.sum())
         objective = Objective(loss.factor, self.settings.alpha, np.array([total or np.inf]), np.zeros(1))
-        evaluate = self._step._stepping.evaluation(self._whole(data, objective))
+        step = self._step._stepping if self._parallel is None else self._parallel
+        evaluate = step.evaluation(self._whole(data, objective))
         parameters = [p.data for p in self._weights + self._biases]
 
         def fun(x: Array) -> tuple[float, Array]:
