@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 
 namespace fastopt {
@@ -36,7 +37,7 @@ class Plan {
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     const double* by = arrays_.checked_factors(kNumpy, factors);
     const double* table = coefs.data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
   }
 
@@ -46,7 +47,7 @@ class Plan {
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     double* const to = arrays_.table(kNumpy, out, {"measure", "out"}, 2, arrays_.tensors().size());
     const double* table = coefs.data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.measure(pointers.data(), table, arrays_.width(), row_of, to);
   }
 
@@ -60,7 +61,7 @@ class Plan {
     norm_monoid(ord);
     const py::tuple held(grads);
     const std::vector<const void*> pointers = gradient_pointers(held);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return plan_.norm(pointers.data(), ord);
   }
 
@@ -68,13 +69,13 @@ class Plan {
     const py::tuple held(grads);
     const std::vector<const void*> pointers = gradient_pointers(held);
     double* const to = arrays_.one_each(kNumpy, out, {"norms", "out"});
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.norms(pointers.data(), to);
   }
 
   void param_norms(const py::object& out) {
     double* const to = arrays_.one_each(kNumpy, out, {"param_norms", "out"});
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.param_norms(to);
   }
 

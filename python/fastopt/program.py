@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -146,7 +145,7 @@ class CompiledStep:
         self._loss = read_loss(loss_fn, self._out, self._dtype, self._read.device)
         self._stepping = Stepping(self._read, self._loss, optimizer, fuse_update, precision, batch_size)
         self._factors: dict[Any, Array] = {}
-        self._lock = threading.RLock()
+        self._lock = optimizer._lock  # steps that are not compiled wait, too
 
     def __repr__(self) -> str:
         parts = (type(self.loss_fn).__name__, type(self.optimizer).__name__)

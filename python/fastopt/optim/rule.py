@@ -277,19 +277,20 @@ class RuleOptimizer(Capturable, GradientOptimizer):
 
     def _take(self, grads: Any, inverse: float | None) -> bool:
         """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
-        flat = self._gather(grads)
-        types = set(map(type, flat))
-        if types != self._placement.types or not self._plain:
-            return self._update(self._usable(flat), type(None) in types, inverse)
-        try:
-            return self._update(flat, False, inverse)
-        except (TypeError, ValueError):
-            # The native check refused before any change. A layout can be rearranged; the rest
-            # is raised by name.
-            usable = self._usable(flat)
-            if not any(map(is_not, flat, usable)):
-                raise
-            return self._update(usable, False, inverse)
+        with self._lock:
+            flat = self._gather(grads)
+            types = set(map(type, flat))
+            if types != self._placement.types or not self._plain:
+                return self._update(self._usable(flat), type(None) in types, inverse)
+            try:
+                return self._update(flat, False, inverse)
+            except (TypeError, ValueError):
+                # The native check refused before any change. A layout can be rearranged; the rest
+                # is raised by name.
+                usable = self._usable(flat)
+                if not any(map(is_not, flat, usable)):
+                    raise
+                return self._update(usable, False, inverse)
 
     def _require_weights(self) -> None:
         """Refuse a step while the averages are swapped in."""
