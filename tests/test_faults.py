@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import subprocess
 import sys
 import textwrap
 import threading
+import zipfile
 
 import numpy as np
 import pytest
 
+import fastopt
+from campaign import training
+from campaign.file_seeds import archive, npy
 from cases import OPTIMIZERS
-from fastopt import nn, optim
+from fastopt import checkpoint, data, nn, optim
 from optim_tools import make
 
 
@@ -80,8 +86,6 @@ def test_threads_that_step_one_optimizer_take_turns(name):
 
 
 def test_compiled_and_eager_steps_of_one_optimizer_take_turns():
-    import fastopt
-
     model, twin = nn.Linear(30, 20), nn.Linear(30, 20)
     twin.load_state_dict(model.state_dict())
     x, y = np.ones((5, 30), np.float32), np.zeros((5, 20), np.float32)
@@ -99,3 +103,149 @@ def test_compiled_and_eager_steps_of_one_optimizer_take_turns():
         many(4, work)
         results.append([float(entry["step"]) for entry in opt.state.values()])
     assert results == [[400.0, 400.0]] * 2
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+VALID = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            archive([("x.npy", npy(np.ones(3)))], zipfile.ZIP_LZMA),
+            r"x is compressed by method 14, .* 0 and 8",
+        ),
+        (archive([("x.npy", npy(np.ones(3)))], zipfile.ZIP_BZIP2), r"x is compressed by method 12"),
+        (archive([("x.npy", npy(np.ones(3), "[" * 80 + "'''"))]), r"x: .*multi-line string"),
+        (
+            archive([("x.npy", npy(0, "{'descr': '<f8', 'fortran_order': False, 'shape': (-3, 4)}"))]),
+            "negative",
+        ),
+        (archive([("x.npy", npy(0, "{'descr': 'S0', 'fortran_order': False, 'shape': (9**9,)}"))]), "x: "),
+        (
+            archive(
+                [("x.npy", npy(0, "{'descr': '|S0', 'fortran_order': False, 'shape': (999999999999,)}"))]
+            ),
+            "S0",
+        ),
+        (archive([("x.npy", npy(np.ones(3), VALID, (9, 9)))]), "x: we only support format version"),
+    ],
+    ids=["lzma", "bzip2", "token", "negative", "arithmetic", "no size", "version"],
+)
+def test_a_damaged_npz_file_is_named(tmp_path, content, message):
+    """NumPy's and zipfile's own exceptions came out, of any class and without the file."""
+    path = tmp_path / "d.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"d\.npz: .*{message}"):
+        data.read_npz(path)
+
+
+def test_an_npz_file_whose_directory_points_nowhere(tmp_path):
+    content = bytearray(archive([("x.npy", npy(np.ones(3)))]))
+    content[-6:-2] = (2**31).to_bytes(4, "little")  # where the directory begins
+    path = tmp_path / "d.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"d\.npz: "):
+        data.read_npz(path)
+
+
+@pytest.mark.parametrize(("cell", "column"), [("1e39", 2), ("-1e300", 2)])
+def test_a_number_beyond_float32_is_refused(tmp_path, cell, column):
+    """It became an infinity, with a warning of NumPy's."""
+    path = tmp_path / "big.csv"
+    path.write_text(f"1,2,0\n\n3,{cell},1\n")
+    message = rf"big\.csv: line 3, column {column}: '{re.escape(cell)}' is beyond the range of float32"
+    with pytest.raises(ValueError, match=message):
+        data.read_csv(path)
+
+
+def test_a_fractional_label_beyond_float32_is_refused(tmp_path):
+    path = tmp_path / "big.csv"
+    path.write_text("1,0.5\n2,1e39\n")
+    with pytest.raises(ValueError, match=r"big\.csv: row 2 of data has the label 1e39, .* float32"):
+        data.read_csv(path)
+
+
+def test_labels_that_differ_by_a_nul_are_different(tmp_path):
+    """NumPy's strings end at one."""
+    path = tmp_path / "nul.csv"
+    path.write_text("1,a\n2,a\0\n3,a\n")
+    table = data.read_csv(path)
+    assert table.classes == ["a", "a\0"]
+    np.testing.assert_array_equal(table.y, [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("scheduler", "T_max", 0, "ZeroDivisionError"),
+        ("optimizer", "param_groups", [{"lr": -1.0}], r"param_groups\[0\] has no 'params'"),
+        ("optimizer", "param_groups", [[[]]], "param_groups"),
+        ("loader", "batch", 10**6, "this loader has 8"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path, part, key, value, message):
+    """Some errors of what was loaded into came out without the file, or of a class that nobody expects."""
+    path = tmp_path / "c.safetensors"
+    run = training.make()
+    training.train(run, 3)
+    states = {name: copy.deepcopy(obj.state_dict()) for name, obj in run.items()}
+    states[part][key] = value
+    checkpoint.save(path, **{name: Holder(state) for name, state in states.items()})
+    before = training.state_of(run)
+    with pytest.raises(ValueError, match=rf"load: {part} in .*c\.safetensors does not fit: .*{message}"):
+        checkpoint.load(path, **run)
+    assert training.state_of(run) == before
+
+
+def test_a_schedule_takes_over_its_own_attributes_alone():
+    """Any key became an attribute, in place of the optimizer or a method, and stayed after a refused load."""
+    opt = optim.SGD([np.zeros(1)], lr=0.5)
+    schedule = optim.lr_scheduler.StepLR(opt, 3)
+    state = {
+        **schedule.state_dict(),
+        "optimizer": 1,
+        "step": 2,
+        "verbose": False,
+        "last_epoch": 7,
+        "_position": 4,
+    }
+    schedule.load_state_dict(state)
+    assert schedule.optimizer is opt
+    assert schedule.state_dict().keys() == state.keys() - {"optimizer", "step", "verbose"}
+    schedule.step()
+    assert schedule.last_epoch == 5  # counted from the position, whatever the other says
+    np.testing.assert_allclose(opt.param_groups[0]["lr"], 0.05, rtol=1e-15)
+
+
+def test_a_header_of_several_lines(tmp_path):
+    """Its first line alone was taken for the header, and the rest of the cell for data."""
+    path = tmp_path / "long.csv"
+    path.write_text('\n"height\nin m",label\n1.5,a\n2.5,b\n')
+    table = data.read_csv(path)
+    assert (table.features, table.classes) == (["height\nin m"], ["a", "b"])
+    np.testing.assert_array_equal(table.x, np.array([[1.5], [2.5]], np.float32))
+    path.write_text('a,b\n1,2\n3,"\n')
+    with pytest.raises(ValueError, match=r"long\.csv: line 3"):
+        data.read_csv(path, label=None)
+
+
+class Holder:
+    """Anything with a state."""
+
+    def __init__(self, state):
+        self.state_dict = lambda: state
+
+
+def test_a_number_that_no_float_holds(tmp_path):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save_object(float("inf"), path)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    text = content[8 : 8 + size].replace(rb"\"inf\"", b"1" + b"0" * 400)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match=r"c\.safetensors: damaged checkpoint: OverflowError"):
+        checkpoint.read(path)
