@@ -10,6 +10,7 @@ import textwrap
 import threading
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -221,6 +222,18 @@ def test_a_schedule_takes_over_its_own_attributes_alone():
     np.testing.assert_allclose(opt.param_groups[0]["lr"], 0.05, rtol=1e-15)
 
 
+@pytest.mark.parametrize(("key", "value"), [("epoch", 0.5), ("batch", 1.5), ("seed", -1), ("seed", "x")])
+def test_a_loader_takes_whole_numbers(key, value):
+    """A fraction was cut off, and a negative seed failed at the next epoch."""
+    loader = data.DataLoader(np.zeros((6, 2)), batch_size=2, seed=1)
+    before = loader.state_dict()
+    with pytest.raises(
+        ValueError, match=rf"DataLoader\.load_state_dict: {key} is {value!r}, expected a whole"
+    ):
+        loader.load_state_dict({**before, key: value})
+    assert loader.state_dict() == before
+
+
 def test_a_header_of_several_lines(tmp_path):
     """Its first line alone was taken for the header, and the rest of the cell for data."""
     path = tmp_path / "long.csv"
@@ -231,6 +244,46 @@ def test_a_header_of_several_lines(tmp_path):
     path.write_text('a,b\n1,2\n3,"\n')
     with pytest.raises(ValueError, match=r"long\.csv: line 3"):
         data.read_csv(path, label=None)
+
+
+# --- arrays -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", [np.ones((3, 2)), np.ones((2, 3), np.float32), np.ones((2, 3), int)])
+def test_dropping_everything_checks_where_it_writes(out):
+    """With p = 1 the result went into any array, of any shape."""
+    before = out.copy()
+    with pytest.raises((TypeError, ValueError), match="dropout: out"):
+        fastopt.functional.dropout_grad(np.ones((2, 3)), 1.0, 1, 2, out=out)
+    np.testing.assert_array_equal(out, before)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, out: fastopt.functional.relu(x, out=out),
+        lambda x, out: fastopt.functional.softmax(x, 0, out=out),
+        lambda x, out: fastopt.functional.sigmoid_grad(x, x, out=out),
+        lambda x, out: fastopt.functional.mse_loss_with_grad(x, x, grad_out=out),
+        lambda x, out: fastopt.functional.linear(x, np.eye(3), out=out),
+    ],
+    ids=["activation", "softmax", "gradient", "loss", "linear"],
+)
+def test_a_result_of_shared_elements_is_refused(call):
+    """Whatever was written last stayed, for all of them."""
+    out = np.lib.stride_tricks.as_strided(np.ones(3), (4, 3), (0, 8))
+    with pytest.raises(ValueError, match=r"out has elements that share memory|overlaps itself in memory"):
+        call(np.ones((4, 3)), out)
+    np.testing.assert_array_equal(out, 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_probability_that_is_no_number_is_refused_without_a_warning(dtype):
+    """The smallest of bfloat16 numbers with a NaN came with NumPy's warning."""
+    x = np.full(100, 0.5, np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    x[70] = np.nan
+    with pytest.raises((ValueError, TypeError), match=r"bce: input\[70\] is nan|bce: input is"):
+        fastopt._ops.loss("bce", x, x)
 
 
 class Holder:

@@ -67,20 +67,22 @@ def case(rng: Rng, folder: Path) -> str:
     before = training.state_of(_target()) if reader == "run" else ""
     _seen.clear()
     _watching = True
-    try:
-        with warnings.catch_warnings(action="error"):
-            warnings.filterwarnings("ignore", message="Reading `.npy`")  # of headers of Python 2
+    result = error = None
+    with warnings.catch_warnings(action="error"):
+        warnings.filterwarnings("ignore", message="Reading `.npy`")  # of headers of Python 2
+        try:
             result = _READ[reader](path, prepared)
-    except (ValueError, OSError) as err:
-        _watching = False
-        told = str(err)
-        assert str(path) in told, f"{reader}: a message without the file: {err!r}"
+        except (ValueError, OSError) as err:
+            error = err
+        finally:
+            _watching = False
+    if error is not None:
+        assert str(path) in str(error), f"{reader}: a message without the file: {error!r}"
         assert reader != "run" or training.state_of(_target()) == before, (
-            f"a refused load has changed the run: {err!r}"
+            f"a refusal has changed the run: {error!r}"
         )
         outcome = f"refused ({reader})"
     else:
-        _watching = False
         outcome = f"{_CHECK[reader](content, result, prepared) or 'right'} ({reader})"
     assert not _seen, f"{reader}: code was run: {_seen}"
     return outcome

@@ -195,7 +195,7 @@ def distort(value: Any, rng: Rng) -> Any:
             container[["", "__array__", "__float__", "x", "0"][rng.integers(5)]] = container.pop(key)
         elif kind == 8 and isinstance(container, list):
             container.insert(key, _copy(other[its_key]))
-        elif isinstance(container[key], (int, float)):
+        elif isinstance(container[key], (int, float)) and abs(container[key]) < 1e300:
             container[key] += [1, -1, 2**32, 0.5][rng.integers(4)]
     return value
 
