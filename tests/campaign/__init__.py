@@ -10,7 +10,7 @@ from __future__ import annotations
 #: Name of a campaign, which is a module here -> what its long form does how often.
 LONG = {
     "kills": 200,
-    "disks": 400,
+    "disks": 200,
     "files": 100_000,
     "arguments": 100_000,
     "threads": 100,
@@ -22,7 +22,7 @@ LONG = {
 #: The same for pytest.
 SHORT = {
     "kills": 4,
-    "disks": 40,
+    "disks": 8,
     "files": 1500,
     "arguments": 1500,
     "threads": 6,

@@ -39,6 +39,9 @@ def case(rng: Rng, folder: Path) -> str:
     """Make one call of a function or of an optimizer."""
     kind = _KINDS[rng.integers(len(_KINDS))]
     with warnings.catch_warnings(action="error"):
+        warnings.filterwarnings(
+            "ignore", message="overflow encountered in cast"
+        )  # of float16, as NumPy's own
         return f"{kind(rng)} ({kind.__name__.strip('_')})"
 
 
@@ -446,7 +449,8 @@ def _compare(name: str, options: Any, steps: list[list[Any]]) -> None:
         exact = reference_run(name, start, grads, options, big)
         plain = reference_run(name, start, grads, options, start[0].dtype)
     for mine, e, p in zip(ours, exact.params, plain.params, strict=True):
-        if mine.size and np.isfinite(np.asarray(e, np.float64)).all():
+        # The plain baseline of a centred second moment may take the root of a negative number.
+        if mine.size and np.isfinite(np.asarray(e, np.float64)).all() and np.isfinite(p).all():
             reference.assert_accurate(mine, p, e, 1.0, ulps=64.0)
 
 

@@ -110,6 +110,7 @@ def _check_run(content: bytes, contents: Any, _: Any) -> str | None:
         np.testing.assert_array_equal(np.asarray(value), contents["model"][name])
     assert run["loader"].state_dict()["epoch"] == contents["loader"]["epoch"]
     _check_object(content, contents, None)
+    del run["loader"].going
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             training.train(run, 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fastopt
-from fastopt import checkpoint, nn, optim
+from fastopt import _random, checkpoint, nn, optim
 from fastopt.data import DataLoader
 from fastopt.optim import lr_scheduler
 
@@ -33,17 +36,16 @@ def make(width: int = 24, seed: int = 1, optimizer: str = "AdamW") -> Run:
 
 
 def train(run: Run, steps: int) -> None:
-    """Take so many eager steps, through as many epochs as that needs."""
+    """Take so many eager steps, from where the last call has left the batches, through as many epochs as that needs."""
     loss_fn = nn.CrossEntropyLoss()
-    while steps:
-        for x, y in run["loader"]:
-            run["optimizer"].zero_grad()
-            loss_fn(run["model"](x), y).backward()
-            run["optimizer"].step()
-            run["scheduler"].step()
-            steps -= 1
-            if not steps:
-                break
+    loader = run["loader"]
+    if not hasattr(loader, "going"):  # a pass that is left and begun anew would be another epoch
+        loader.going = chain.from_iterable(repeat(loader))
+    for x, y in islice(loader.going, steps):
+        run["optimizer"].zero_grad()
+        loss_fn(run["model"](x), y).backward()
+        run["optimizer"].step()
+        run["scheduler"].step()
 
 
 def digest(value: Any) -> str:
@@ -73,7 +75,23 @@ def state_of(run: Run) -> str:
     """The digest of all that a run goes on from."""
     parts = {name: part.state_dict() for name, part in run.items()}
     weights = {name: np.asarray(value) for name, value in parts.pop("model").items()}
-    return digest([weights, parts, fastopt._random.get_rng_state()])
+    return digest([weights, parts, _random.get_rng_state()])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of fastopt's random numbers."""
+    return _random.get_rng_state()
+
+
+@contextmanager
+def of_its_own(state: dict[str, Any]) -> Iterator[None]:
+    """Draw random numbers from another state, and afterwards from where they were."""
+    before = _random.get_rng_state()
+    _random.set_rng_state(state)
+    try:
+        yield
+    finally:
+        _random.set_rng_state(before)
 
 
 def resume(path: Path, width: int = 24) -> tuple[Run, dict[str, Any]]:
