@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,26 @@ def run(code: str, *arguments: Any, **variables: str) -> subprocess.CompletedPro
         env=environment(**variables),
         timeout=600,
     )
+
+
+def run_file(definitions: str, main: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program whose `definitions` a spawned process can import; it says "done" at its end."""
+    body = textwrap.indent(textwrap.dedent(main), "    ")
+    if "done" not in main:
+        body += '\n    print("done")\n'
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "program.py")
+        path.write_text(f"{textwrap.dedent(definitions)}\nif __name__ == '__main__':\n{body}")
+        return subprocess.run(
+            [sys.executable, str(path), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(),
+            timeout=600,
+        )
+
+
+def dedented(*parts: str) -> str:
+    """Parts of a program, each with an indentation of its own."""
+    return "\n".join(map(textwrap.dedent, parts))
