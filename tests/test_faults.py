@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -104,6 +106,31 @@ def test_compiled_and_eager_steps_of_one_optimizer_take_turns():
         many(4, work)
         results.append([float(entry["step"]) for entry in opt.state.values()])
     assert results == [[400.0, 400.0]] * 2
+
+
+def test_a_long_prediction_hears_ctrl_c():
+    """It was one native call, however long."""
+    model = nn.Sequential(nn.Linear(20, 1000), nn.ReLU(), nn.Linear(1000, 4))
+    step = fastopt.compile(model, nn.MSELoss(), optim.SGD(model.parameters()))
+    x = np.broadcast_to(
+        np.random.default_rng(0).standard_normal((1000, 20)).astype(np.float32), (200, 1000, 20)
+    )
+    x = x.reshape(-1, 20)
+    whole = step.predict(x)
+    np.testing.assert_array_equal(whole, np.tile(step.predict(x[:1000]), (200, 1)))
+    calls = []
+
+    class Counting:
+        def predict(self, a, batch):
+            calls.append(len(a))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return native.predict(a, batch)
+
+    native = step._stepping.inference()
+    with pytest.raises(KeyboardInterrupt):
+        step._predicted(Counting(), x, 1000)
+    assert sum(calls) < len(x)
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -220,6 +247,20 @@ def test_a_schedule_takes_over_its_own_attributes_alone():
     schedule.step()
     assert schedule.last_epoch == 5  # counted from the position, whatever the other says
     np.testing.assert_allclose(opt.param_groups[0]["lr"], 0.05, rtol=1e-15)
+
+
+def test_a_save_into_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    """It raised when the new file was in place already."""
+    opened = os.open
+
+    def refused(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    checkpoint.save(tmp_path / "c.safetensors", extra=3)
+    assert checkpoint.load(tmp_path / "c.safetensors")["extra"] == 3
 
 
 @pytest.mark.parametrize(("key", "value"), [("epoch", 0.5), ("batch", 1.5), ("seed", -1), ("seed", "x")])

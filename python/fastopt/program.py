@@ -343,7 +343,21 @@ class CompiledStep:
             native = self._stepping.inference()
             rows = math.prod(shape[:-1])
             each = batch_size or max(self._batch_size or 0, _PREDICT_ROWS)
-            return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
+            if self._read.device != "cpu":
+                return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
+            return self._predicted(native, a, each).reshape(shape)
+
+    def _predicted(self, native: Any, a: Array, each: int) -> Array:
+        """The outputs of all samples, in native calls of some tenth of a second, between which Ctrl-C is heard."""
+        batch = each * math.prod(a.shape[1:]) // self._in
+        parts, at, count = [], 0, each
+        while at < len(a):
+            began = time.perf_counter()
+            parts.append(native.predict(a[at : at + count], batch))
+            at += count
+            seconds = max(time.perf_counter() - began, 1e-6)
+            count = each * max(1, min(8 * count, int(_BLOCK_SECONDS * count / seconds)) // each)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sync(self) -> None:
         """Wait for a run in another thread. Parameters, state and step counts are then up to date.

@@ -25,8 +25,8 @@ SHORT = {
     "disks": 8,
     "files": 1500,
     "arguments": 1500,
-    "threads": 6,
+    "threads": 8,
     "interrupts": 2,
-    "libraries": 4,
-    "memory": 20_000,
+    "libraries": 2,
+    "memory": 10_000,
 }

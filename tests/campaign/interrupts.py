@@ -49,7 +49,7 @@ _PROGRAMS = {
             opt = fo.optim.AdamW(net.parameters(), lr=1e-3)
             return net, opt, fo.compile(net, fo.nn.CrossEntropyLoss(), opt)
         net, opt, step = make()
-        stopped = until_interrupted(lambda: step.run(x, y, 8, epochs=10**8))
+        stopped = until_interrupted(lambda: step.run(x, y, 8, epochs=10**6))
         taken = int(opt.state[0]["step"])
         twin_net, twin_opt, twin = make()
         twin.run(x, y, 8, epochs=taken // 64)
