@@ -108,6 +108,43 @@ def test_compiled_and_eager_steps_of_one_optimizer_take_turns():
     assert results == [[400.0, 400.0]] * 2
 
 
+class Interrupted:
+    """A native plan during whose step Ctrl-C was pressed."""
+
+    def __init__(self, native):
+        self._native = native
+
+    def __getattr__(self, name):
+        return getattr(self._native, name)
+
+    def step(self, *arguments):
+        self._native.step(*arguments)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "LAMB"])
+def test_a_step_that_is_interrupted_counts(name, strided):
+    """The exception came between the update of the arrays and that of the step count."""
+    start = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    make_one = (lambda: np.repeat(start, 2, axis=1)[:, ::2]) if strided else start.copy
+    ours, whole = make_one(), make_one()
+    opt, twin = make(name, [ours]), make(name, [whole])
+    g = np.ones_like(start)
+    for _ in range(2):
+        opt.step([g])
+        (plan,) = opt._plans
+        native, plan.native = plan.native, Interrupted(plan.native)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step([g])
+        plan.native = native
+    for _ in range(4):
+        twin.step([g])
+    np.testing.assert_array_equal(ours, whole)
+    for key, value in twin.state[0].items():
+        np.testing.assert_array_equal(opt.state[0][key], value, err_msg=key)
+
+
 def test_a_long_prediction_hears_ctrl_c():
     """It was one native call, however long."""
     model = nn.Sequential(nn.Linear(20, 1000), nn.ReLU(), nn.Linear(1000, 4))

@@ -37,8 +37,11 @@ class Plan {
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     const double* by = arrays_.checked_factors(kNumpy, factors);
     const double* table = coefs.data();
-    const ReleasedGil release;
-    plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
+    {
+      const ReleasedGil release;
+      plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
+    }
+    ++steps_;
   }
 
   void measure(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& out) {
@@ -53,6 +56,7 @@ class Plan {
 
   StepPlan& native() { return plan_; }
   Index width() const { return arrays_.width(); }
+  Index steps() const { return steps_; }
 
   // Raises what step would raise for these gradients.
   void check(const py::list& grads) const { gradient_pointers(py::tuple(grads)); }
@@ -86,6 +90,7 @@ class Plan {
 
   Arrays arrays_;
   StepPlan plan_;
+  Index steps_ = 0;  // taken; changed with the GIL alone
 };
 
 using Codes = py::array_t<std::uint8_t, py::array::c_style>;
@@ -166,7 +171,8 @@ void bind_step(py::module_& m) {
       .def("check", &Plan::check, py::arg("grads"))
       .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)
       .def("norms", &Plan::norms, py::arg("grads"), py::arg("out"))
-      .def("param_norms", &Plan::param_norms, py::arg("out"));
+      .def("param_norms", &Plan::param_norms, py::arg("out"))
+      .def_property_readonly("steps", &Plan::steps);
 }
 
 }  // namespace fastopt

@@ -96,7 +96,7 @@ def _can_receive(out: Given | None, like: Given, *apart: Given) -> bool:
 
 def _input(rng: Rng, size: tuple[int, ...] | None = None) -> Given:
     of = arrays.dtype(rng)
-    if size is None and rng.random() < 0.004:
+    if size is None and rng.random() < 0.004 and batches.LIMITED:
         return arrays.huge(rng, of)
     return arrays.draw(rng, arrays.shape(rng) if size is None else size, of)
 
@@ -370,7 +370,7 @@ def _optimizer(rng: Rng) -> str:
     params = [arrays.draw(rng, arrays.shape(rng), of, special=False) for _ in range(rng.integers(1, 4))]
     if rng.random() < 0.05 and params[0].base is not None:
         params.append(params[0].shifted(int(rng.integers(-3, 4))))
-    if rng.random() < 0.01:
+    if rng.random() < 0.01 and batches.LIMITED:
         params.append(arrays.huge(rng, of))
     ordinary = _is_ordinary(*params) and all(
         p.array.flags.writeable and not arrays.shares(p.array) for p in params

@@ -20,11 +20,13 @@ from types import FrameType
 
 import numpy as np
 
+from campaign import children
 from campaign.counts import Counts
 
 #: Cases of a child, and the processor's seconds that one may take.
 _BATCH, _SECONDS = 2000, 20
-_TESTS = Path(__file__).parents[1]
+#: The address sanitizer's shadow needs more addresses than any limit would leave.
+LIMITED = "asan" not in os.environ.get("LD_PRELOAD", "")
 
 
 def run(module: str, count: int, seed: int, memory: int) -> Counts:
@@ -41,9 +43,8 @@ def _batch(module: str, seed: int, first: int, end: int, memory: int, counts: Co
     with tempfile.TemporaryDirectory() as folder:
         arguments = [module, str(seed), str(first), str(end), str(memory), folder]
         command = [sys.executable, "-m", "campaign.batches", *arguments]
-        path = os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+            command, capture_output=True, text=True, check=False, env=children.environment()
         )
         progress = Path(folder, "progress")
         counted = Path(folder, "counts")
@@ -68,7 +69,7 @@ def _work(module: str, seed: int, first: int, end: int, memory: int, folder: str
     progress = os.open(Path(folder, "progress"), os.O_CREAT | os.O_WRONLY)
     written = os.open(Path(folder, "counts"), os.O_CREAT | os.O_WRONLY)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    if memory:
+    if memory and LIMITED:
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     for i in range(first, end):
         os.pwrite(progress, f"{i:<20}".encode(), 0)

@@ -335,14 +335,31 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         if not self._prepare(plans, chosen, tails[0]):
             return True
         advanced = self._advance(plans, active, tails[0].factor)
-        for plan, gs, tail in zip(plans, chosen, tails, strict=False):
-            self._run(plan, gs, tail)
-        for dense in self._copied:
-            dense.store()
-        for row, s in advanced:
-            row.scalars = s
+        before = [plan.native.steps for plan in plans]
+        try:
+            for plan, gs, tail in zip(plans, chosen, tails, strict=False):
+                self._run(plan, gs, tail)
+            for dense in self._copied:
+                dense.store()
+            for row, s in advanced:
+                row.scalars = s
+        except BaseException:
+            self._settle(plans, before, advanced)
+            raise
         self.grad_norm = tails[0].norm
         return True
+
+    def _settle(
+        self, plans: list[_Plan], before: list[int], advanced: list[tuple[_Row, dict[str, float]]]
+    ) -> None:
+        """Store and count what native steps have updated: Ctrl-C is heard as soon as one of them returns."""
+        for dense in self._copied:
+            dense.store()
+        taken = [plan for plan, steps in zip(plans, before, strict=True) if plan.native.steps != steps]
+        rows = [self._rows[r] for plan in taken for r in plan.rows]
+        for row, s in advanced:
+            if any(row is own for own in rows):
+                row.scalars = s
 
     def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
         """Return how each plan's gradients are scaled; None where the step is to be skipped."""
