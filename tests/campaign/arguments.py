@@ -293,7 +293,7 @@ def _cross_entropy(rng: Rng) -> str:
 
     def check(result: Any) -> None:
         v = _as_float(x.values)
-        if not np.isfinite(v).all() or not in_range:
+        if not np.isfinite(v).all() or not in_range or classes > 1023:  # the reference has a square of them
             return
         labels = t.values.astype(np.int64)
 
