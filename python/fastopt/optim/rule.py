@@ -17,7 +17,7 @@ from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
 from fastopt.optim.groups import Pattern
-from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
+from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry, settle
 from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
@@ -344,22 +344,10 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             for row, s in advanced:
                 row.scalars = s
         except BaseException:
-            self._settle(plans, before, advanced)
+            settle(self._copied, plans, before, self._rows, advanced)
             raise
         self.grad_norm = tails[0].norm
         return True
-
-    def _settle(
-        self, plans: list[_Plan], before: list[int], advanced: list[tuple[_Row, dict[str, float]]]
-    ) -> None:
-        """Store and count what native steps have updated: Ctrl-C is heard as soon as one of them returns."""
-        for dense in self._copied:
-            dense.store()
-        taken = [plan for plan, steps in zip(plans, before, strict=True) if plan.native.steps != steps]
-        rows = [self._rows[r] for plan in taken for r in plan.rows]
-        for row, s in advanced:
-            if any(row is own for own in rows):
-                row.scalars = s
 
     def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
         """Return how each plan's gradients are scaled; None where the step is to be skipped."""
