@@ -14,7 +14,7 @@ from campaign import children
 from campaign.counts import Counts
 
 _COMMON = """
-    import json, sys, time
+    import json, signal, sys, time
     import numpy as np
     import fastopt as fo
     from campaign.training import digest
@@ -40,6 +40,7 @@ _COMMON = """
             caught.append([time.monotonic(), time.process_time()])
 
     caught = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 """
 
 _PROGRAMS = {
