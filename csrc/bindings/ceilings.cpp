@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/arrays.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 #include "core/dispatch.hpp"
 #include "core/parallel.hpp"
@@ -24,7 +25,7 @@ void copy(const py::object& x_, const py::object& y_) {
   const auto kernel = kernels().ceilings->copy;
   const auto* from = static_cast<const float*>(x.data);
   auto* to = static_cast<float*>(y.data);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   parallel_for((x.size + kChunk - 1) / kChunk, x.size >= kSerialElements, [&](Index i) {
     kernel(from + i * kChunk, to + i * kChunk, std::min(kChunk, x.size - i * kChunk));
   });
@@ -36,7 +37,7 @@ double fma_peak(Index tasks) {
   const CeilingKernels& ceilings = *kernels().ceilings;
   std::vector<float> sums(std::size_t(tasks), 0.0f);
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     parallel_for(tasks, tasks > 1, [&](Index i) { ceilings.multiply_add_chains(&sums[std::size_t(i)]); });
   }
   return ceilings.operations * double(tasks);

@@ -9,6 +9,7 @@
 
 #include "bindings/cuda_modules.hpp"
 #include "bindings/device_arrays.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/linear.hpp"
 #include "cuda/cublaslt.hpp"
 #include "cuda/gemm.hpp"
@@ -105,7 +106,7 @@ void matmul(const py::object& x_, const py::object& y_, const py::object& out_,
   args.beta = beta;
   set_device_output(args, out, true);
   if (out.view.size == 0) return;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   const Index count = out.view.size / (args.m * args.n);
   for (Index index = 0; index < count; ++index) {
     DeviceGemm one = args;
@@ -152,7 +153,7 @@ void linear(const py::object& x_, const py::object& w_, const py::object& bias_,
     epilogue.params = activation->params;
   }
   set_dropout(epilogue, p, seed, offset);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   arguments.run(args);
   if (p == 1.0) overwrite(arguments->dtype(), args, epilogue.residual, arguments.stream());
 }
@@ -172,7 +173,7 @@ void linear_dx(const py::object& dy_, const py::object& w_, const std::string& n
   set_dropout(args.epilogue, p, seed, offset);
   set_device_output(args, arguments->output(out_, "out", m, n), false);
   arguments->require_apart();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   arguments.run(args);
   if (p == 1.0) overwrite(arguments->dtype(), args, nullptr, arguments.stream());
 }
@@ -246,7 +247,7 @@ void linear_backward(const py::object& dy_, const py::object& x_, const py::obje
   // The product of dw sums dz on its way, unless they are to be added to what db has.
   const bool with_dw = db && !add && !dw_.is_none() && !dw_turned;
   if (with_dw) dw_args.a_sums = db;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   if (dz)
     LayerGrad{dy.view.data, z, y, dz, m, n, p, scale, seed, offset, activation}.run(dtype,
                                                                                     arguments.stream());

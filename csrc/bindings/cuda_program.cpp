@@ -8,6 +8,7 @@
 
 #include "bindings/cuda_modules.hpp"
 #include "bindings/device_arrays.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/program.hpp"
 
 namespace fastopt {
@@ -57,7 +58,7 @@ class CudaProgram {
     if (!classes) refuse_program("target has no classes");
     ProgramStop stop;
     {
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       const std::lock_guard<std::mutex> lock(mutex_);
       stop = program_->check_classes(classes->data, classes->size, call.stream());
     }
@@ -119,7 +120,7 @@ class CudaProgram {
     if (out.size != rows * program_->out())
       refuse_program("out has " + std::to_string(out.size) + " elements");
     require_running("predict", call);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const std::lock_guard<std::mutex> lock(mutex_);
     program_->predict(x.data, rows, batch, out.data, call.stream());
   }
@@ -157,7 +158,7 @@ class CudaProgram {
   }
 
   ProgramStop finish(ProgramRun& run, const ProgramCall& call) {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const std::lock_guard<std::mutex> lock(mutex_);
     return program_->run(run, call.stream());
   }

@@ -59,6 +59,7 @@ class CudaPlan {
     step.grad_scale = step.scale_each ? arrays_.one_each(call, scale, scale_name)
                                       : limited(call, "step", pointers, max_norm, norm, scale);
     plan_.step_from_host(step, Index(coefs.size()), call.stream());
+    ++steps_;
   }
 
   // Leaves the norms of directions, then of parameters, in `out`: float64 on the device, a row of each. The
@@ -128,6 +129,7 @@ class CudaPlan {
     plan_.param_norms(arrays_.one_each(call, out, {"param_norms", "out"}), call.stream());
   }
 
+  Index steps() const { return steps_; }
   NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
  private:
@@ -180,6 +182,7 @@ class CudaPlan {
 
   Arrays arrays_;
   DevicePlan plan_;
+  Index steps_ = 0;  // queued; changed with the GIL alone
 };
 
 }  // namespace
@@ -208,7 +211,8 @@ void bind_cuda_step(py::module_& m) {
       .def("advance", &CudaPlan::advance, py::arg("coefs"), py::arg("sets"), py::arg("stream"))
       .def("norm", &CudaPlan::norm, py::arg("grads"), py::arg("ord"), py::arg("out"), py::arg("stream"))
       .def("norms", &CudaPlan::norms, py::arg("grads"), py::arg("out"), py::arg("stream"))
-      .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"));
+      .def("param_norms", &CudaPlan::param_norms, py::arg("out"), py::arg("stream"))
+      .def_property_readonly("steps", &CudaPlan::steps);
 }
 
 }  // namespace fastopt

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "bindings/batch_norm.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 #include "core/cache.hpp"
 #include "core/chunks.hpp"
@@ -17,7 +18,7 @@ namespace {
 // f(begin, end) over [0, n) in chunks on the pool, without the GIL.
 template <class F>
 void for_chunks(Index n, Index chunk, Index elements, F f) {
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   run_chunks(n, chunk, elements, f);
 }
 
@@ -25,7 +26,7 @@ void for_chunks(Index n, Index chunk, Index elements, F f) {
 template <class M = Sum<double>, class F>
 double reduce_chunks(Index n, Index chunk, Index elements, F f) {
   std::vector<double> parts;
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   return merge_chunks<M>(n, chunk, elements, parts, f);
 }
 
@@ -102,7 +103,7 @@ struct Cpu {
 
   static void column_sums(const View& x, const View& out) {
     const Index columns = out.size, rows = columns ? x.size / columns : 0;
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     fastopt::column_sums(x.dtype, x.data, rows, columns, out.data, false);
   }
 

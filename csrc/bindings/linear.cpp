@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/gil.hpp"
 #include "bindings/linear.hpp"
 #include "bindings/modules.hpp"
 #include "core/chunks.hpp"
@@ -49,7 +50,7 @@ void matmul(const py::object& x_, const py::object& y_, const py::object& out_, 
   set_output(args, out, true);
   if (out.view.size == 0) return;
   const DType dtype = arguments.dtype();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   if (ndim == 2) return gemm(dtype, args);
   const Index count = out.view.size / (args.m * args.n);
   const GemmTasks tasks = cut_gemm(dtype, args, count < num_threads() ? num_threads() : 1);
@@ -101,7 +102,7 @@ void linear(const py::object& x_, const py::object& w_, const py::object& bias_,
     epilogue.params = activation->params;
   }
   set_dropout(epilogue, p, seed, offset);
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   gemm(arguments.dtype(), args);
   if (p == 1.0) overwrite_rows(arguments.dtype(), args, epilogue.residual);
 }
@@ -122,7 +123,7 @@ void linear_dx(const py::object& dy_, const py::object& w_, const std::string& n
   set_dropout(args.epilogue, p, seed, offset);
   set_output(args, arguments.output(out_, "out", m, n), false);
   arguments.require_apart();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   gemm(arguments.dtype(), args);
   if (p == 1.0) overwrite_rows(arguments.dtype(), args, nullptr);
 }
@@ -199,7 +200,7 @@ void linear_backward(const py::object& dy_, const py::object& x_, const py::obje
   void* db = arguments.dense_output(db_, "db", -1, n);
   arguments.require_apart();
   const DType dtype = arguments.dtype();
-  const py::gil_scoped_release release;
+  const ReleasedGil release;
   if (dz) LayerGrad{dy.view.data, z, y, dz, m * n, p, scale, seed, offset, activation}.run(dtype);
   if (!dx_.is_none()) gemm(dtype, dx_args);
   if (!dw_.is_none()) gemm(dtype, dw_args);

@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/formulas.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 #include "core/chunks.hpp"
 #include "core/column_sums.hpp"
@@ -100,7 +101,7 @@ py::object linear_plain(py::handle x_, py::handle w_, py::handle bias_, py::hand
   args.c = arguments.output(out_, m, n).data;
   if (!arguments.ok || !arguments.apart()) return py::none();
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     gemm(arguments.dtype, args);
   }
   return out_;
@@ -133,7 +134,7 @@ py::object linear_backward_plain(py::handle dy_, py::handle x_, py::handle w_, p
   const ArrayView db = arguments.output(db_, 0, n, false);
   if (!arguments.ok || !arguments.apart()) return py::none();
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const DType dtype = arguments.dtype;
     if (active) {
       const ActivationGradArgs args{*activation, kNoParams, dy.data, z.data, y.data, dz.data};

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 #include "bindings/program.hpp"
 #include "core/losses.hpp"
@@ -83,7 +84,7 @@ class PyProgram {
     }
     ProgramStop stop;
     {
-      const py::gil_scoped_release release;
+      const ReleasedGil release;
       const std::lock_guard<std::mutex> lock(mutex_);
       Program::Ready tell;
       if (ready)
@@ -103,7 +104,7 @@ class PyProgram {
     if (!run) return std::nullopt;
     double loss = 0.0;
     run->losses = &loss;
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (program_->run(*run).reason != ProgramStop::none) return std::nullopt;
     return loss;
@@ -115,7 +116,7 @@ class PyProgram {
     if (batch < 1) refuse_program("batch is " + std::to_string(batch));
     py::array out(py::dtype(dtype_name(arrays_.dtype())), std::vector<py::ssize_t>{rows, program_->out()});
     void* const to = out.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     const std::lock_guard<std::mutex> lock(mutex_);
     program_->predict(x.data, rows, batch, to);
     return out;

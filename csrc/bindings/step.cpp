@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
 
 namespace fastopt {
@@ -36,8 +37,11 @@ class Plan {
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     const double* by = arrays_.checked_factors(kNumpy, factors);
     const double* table = coefs.data();
-    const py::gil_scoped_release release;
-    plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
+    {
+      const ReleasedGil release;
+      plan_.step(pointers.data(), table, arrays_.width(), row_of, by);
+    }
+    ++steps_;
   }
 
   void measure(const py::list& grads, const Arrays::Coefs& coefs, py::object rows, const py::object& out) {
@@ -46,12 +50,13 @@ class Plan {
     const std::int32_t* row_of = arrays_.checked_rows(coefs, rows);
     double* const to = arrays_.table(kNumpy, out, {"measure", "out"}, 2, arrays_.tensors().size());
     const double* table = coefs.data();
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.measure(pointers.data(), table, arrays_.width(), row_of, to);
   }
 
   StepPlan& native() { return plan_; }
   Index width() const { return arrays_.width(); }
+  Index steps() const { return steps_; }
 
   // Raises what step would raise for these gradients.
   void check(const py::list& grads) const { gradient_pointers(py::tuple(grads)); }
@@ -60,7 +65,7 @@ class Plan {
     norm_monoid(ord);
     const py::tuple held(grads);
     const std::vector<const void*> pointers = gradient_pointers(held);
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     return plan_.norm(pointers.data(), ord);
   }
 
@@ -68,13 +73,13 @@ class Plan {
     const py::tuple held(grads);
     const std::vector<const void*> pointers = gradient_pointers(held);
     double* const to = arrays_.one_each(kNumpy, out, {"norms", "out"});
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.norms(pointers.data(), to);
   }
 
   void param_norms(const py::object& out) {
     double* const to = arrays_.one_each(kNumpy, out, {"param_norms", "out"});
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     plan_.param_norms(to);
   }
 
@@ -85,6 +90,7 @@ class Plan {
 
   Arrays arrays_;
   StepPlan plan_;
+  Index steps_ = 0;  // taken; changed with the GIL alone
 };
 
 using Codes = py::array_t<std::uint8_t, py::array::c_style>;
@@ -165,7 +171,8 @@ void bind_step(py::module_& m) {
       .def("check", &Plan::check, py::arg("grads"))
       .def("norm", &Plan::norm, py::arg("grads"), py::arg("ord") = 2.0)
       .def("norms", &Plan::norms, py::arg("grads"), py::arg("out"))
-      .def("param_norms", &Plan::param_norms, py::arg("out"));
+      .def("param_norms", &Plan::param_norms, py::arg("out"))
+      .def_property_readonly("steps", &Plan::steps);
 }
 
 }  // namespace fastopt

@@ -138,6 +138,16 @@ def dense_order(a: Array) -> tuple[int, ...] | None:
     return order if a.transpose(order).flags.c_contiguous else None
 
 
+def overlaps_itself(a: Array) -> bool:
+    """Tell whether elements share memory, as in what `numpy.broadcast_to` makes."""
+    reach = a.itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if stride < reach:
+            return a.size > 0
+        reach += stride * (n - 1)
+    return False
+
+
 class Dense:
     """The C-contiguous, aligned form in which the kernels update one array.
 

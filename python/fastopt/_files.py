@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import itertools
 import math
 import os
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -25,6 +27,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_INFLATE = 1032
 _READ_CHUNK = 1 << 20
 _MAX_NDIM = 64
+# Of the members of a zip file; others can expand without a bound.
+_NPZ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_METHOD_TEXT = " and ".join(map(str, map(int, _NPZ_METHODS)))
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -179,6 +185,8 @@ def csv_columns(path: Path) -> int:
         first = _first_row(path, None)
     except UnicodeDecodeError as err:
         raise ValueError(f"{path}: not UTF-8 text: {err}") from err
+    except csv.Error as err:
+        raise ValueError(f"{path}: {err}") from err
     return 0 if first is None else len(first[0])
 
 
@@ -186,7 +194,7 @@ def _read_csv(path: Path, label: int | str | None, header: bool | None, delimite
     first = _first_row(path, delimiter)
     if first is None:
         raise ValueError(f"{path}: empty file")
-    names, skip, delimiter = first
+    names, skip, end, delimiter = first
     column = _label_column(path, label, names, header)
     if header is None:
         header = isinstance(label, str) or any(
@@ -201,8 +209,8 @@ def _read_csv(path: Path, label: int | str | None, header: bool | None, delimite
         labels.append(cell.strip())
         return 0.0
 
-    if not header:
-        skip -= 1
+    if header:
+        skip = end
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # "input contained no data"
             table = np.loadtxt(
@@ -228,17 +236,27 @@ def _read_csv(path: Path, label: int | str | None, header: bool | None, delimite
     x = table if column is None else np.delete(table, column, axis=1)
     y, classes = (None, None) if column is None else _encode_labels(path, labels)
     features = [name for i, name in enumerate(names) if i != column] if header else None
+    if not (np.abs(x) <= _MAX_FLOAT32).all():  # a NaN or an infinity may be what the file says
+        problem = _csv_problem(path, delimiter, skip, names, column, header)
+        if problem is not None:
+            raise ValueError(problem)
     return Table(np.ascontiguousarray(x, dtype=np.float32), y, classes, features, column)
 
 
-def _first_row(path: Path, delimiter: str | None) -> tuple[list[str], int, str] | None:
-    """First row that is not blank, the number of lines up to and with it, and the delimiter."""
+def _beyond_float32(cell: str) -> bool:
+    """Tell whether a number's digits say more than float32 can hold."""
+    return abs(float(cell)) > _MAX_FLOAT32 and any(c.isdigit() for c in cell)
+
+
+def _first_row(path: Path, delimiter: str | None) -> tuple[list[str], int, int, str] | None:
+    """First row that is not blank, the numbers of lines before it and up to its end, and the delimiter."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, line in enumerate(file, 1):
+        for before, line in enumerate(file):
             if line.strip():
                 delimiter = delimiter or max(",;\t", key=line.count)
-                cells = next(csv.reader([line], delimiter=delimiter))
-                return [cell.strip() for cell in cells], number, delimiter
+                rows = csv.reader(itertools.chain([line], file), delimiter=delimiter)
+                cells = next(rows)
+                return [cell.strip() for cell in cells], before, before + rows.line_num, delimiter
     return None
 
 
@@ -284,6 +302,8 @@ def _csv_problem(
                 if i != column and not _is_number(cell):
                     name = f"{i + 1} ({names[i]!r})" if header else f"{i + 1}"
                     return f"{path}: line {line}, column {name}: expected a number, got {cell!r}"
+                if i != column and _beyond_float32(cell):
+                    return f"{path}: line {line}, column {i + 1}: {cell!r} is beyond the range of float32"
     return None
 
 
@@ -293,10 +313,16 @@ def _encode_labels(path: Path, labels: list[str]) -> tuple[NDArray[Any], list[st
     try:
         values = np.array(labels, dtype=np.float64)
     except ValueError:
-        classes, index = np.unique(np.array(labels), return_inverse=True)
-        return index.astype(np.int64), [str(name) for name in classes]
+        classes = sorted(set(labels))  # NumPy's strings would lose a NUL at their end
+        index = {name: i for i, name in enumerate(classes)}
+        return np.array([index[name] for name in labels], np.int64), classes
     if np.all(values == np.rint(values)) and np.all(np.abs(values) < 2**53):
         return values.astype(np.int64), None
+    for row, label in enumerate(labels):
+        if _beyond_float32(label):
+            raise ValueError(
+                f"{path}: row {row + 1} of data has the label {label}, which is beyond the range of float32"
+            )
     return values.astype(np.float32), None
 
 
@@ -321,23 +347,17 @@ def read_npz(path: StrPath) -> tuple[NDArray[Any], ...]:
         bytes than the file can hold.
     """
     path = Path(path)
-    if not zipfile.is_zipfile(path):
-        path.stat()  # a missing file is a FileNotFoundError
-        raise ValueError(f"{path}: not an npz file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            for keys in (("x_train", "y_train", "x_test", "y_test"), ("x", "y"), ("x",)):
-                if all(key in found for key in keys):
-                    break
-            else:
-                raise ValueError(
-                    f"{path}: expected x and y, or x_train, y_train, x_test and y_test; "
-                    f"the file has {', '.join(sorted(found)) or 'nothing'}"
-                )
-            arrays = tuple(_read_npy_member(path, archive, found[key]) for key in keys)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as err:
-        raise ValueError(f"{path}: damaged npz file: {err}") from err
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path}: not an npz file")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                keys, arrays = _read_members(archive)
+        except ValueError as err:
+            raise ValueError(f"{path}: {err}") from err
+        # The file is open, so that an OSError is of what its directory says.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as err:
+            raise ValueError(f"{path}: damaged npz file: {err}") from err
     for i in range(0, len(arrays) - 1, 2):
         if len(arrays[i]) != len(arrays[i + 1]):
             raise ValueError(
@@ -346,10 +366,25 @@ def read_npz(path: StrPath) -> tuple[NDArray[Any], ...]:
     return arrays
 
 
-def _read_npy_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    name = info.filename.removesuffix(".npy")
-    with archive.open(info) as file:
-        try:
+def _read_members(archive: zipfile.ZipFile) -> tuple[tuple[str, ...], tuple[NDArray[Any], ...]]:
+    """Return the names and the arrays of the data set in an archive; errors do not name the file."""
+    found = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
+    for keys in (("x_train", "y_train", "x_test", "y_test"), ("x", "y"), ("x",)):
+        if all(key in found for key in keys):
+            return keys, tuple(_read_npy_member(archive, key, found[key]) for key in keys)
+    raise ValueError(
+        "expected x and y, or x_train, y_train, x_test and y_test; "
+        f"the file has {', '.join(sorted(found)) or 'nothing'}"
+    )
+
+
+def _read_npy_member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
+    if info.compress_type not in _NPZ_METHODS:
+        raise ValueError(
+            f"{name} is compressed by method {info.compress_type}, NumPy writes {_METHOD_TEXT} alone"
+        )
+    try:
+        with archive.open(info) as file:
             version = np.lib.format.read_magic(file)
             read_header = (
                 np.lib.format.read_array_header_1_0
@@ -357,15 +392,20 @@ def _read_npy_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
                 else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read_header(file)
-        except ValueError as err:
-            raise ValueError(f"{path}: {name}: {err}") from err
+    except (ValueError, tokenize.TokenError, MemoryError) as err:  # of a text that no Python object has
+        raise ValueError(f"{name}: {err}") from err
     if dtype.hasobject:
-        raise ValueError(f"{path}: {name} has dtype object, which only pickle can read")
+        raise ValueError(f"{name} has dtype object, which only pickle can read")
     if not shape:
-        raise ValueError(f"{path}: {name} is 0-d, expected one row per sample")
+        raise ValueError(f"{name} is 0-d, expected one row per sample")
+    if not dtype.itemsize:
+        raise ValueError(f"{name} has dtype {dtype}, whose items have no bytes")
     claimed = math.prod(shape) * dtype.itemsize
     available = min(info.file_size, info.compress_size * _MAX_INFLATE)
     if claimed > available:
-        raise ValueError(f"{path}: {name} claims {claimed} bytes, the file holds at most {available}")
-    with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        raise ValueError(f"{name} claims {claimed} bytes, the file holds at most {available}")
+    try:
+        with archive.open(info) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as err:
+        raise ValueError(f"{name}: {err}") from err

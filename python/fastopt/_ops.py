@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _core, _device_ops
+from fastopt._arrays import overlaps_itself
 from fastopt._device import on_device
 from fastopt._formulas import (
     LOSSES,
@@ -493,6 +494,8 @@ def _check_out(out: Array, like: Array, call: str, argument: str) -> None:
         raise ValueError(f"{call}: {argument} has shape {out.shape}, expected shape {like.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{call}: {argument} is read-only")
+    if overlaps_itself(out):
+        raise ValueError(f"{call}: {argument} has elements that share memory (strides {out.strides})")
 
 
 def _deliver(result: Array, out: Array | None) -> Array:
@@ -545,8 +548,9 @@ def _broadcast(y: Array, x: Array, call: str, argument: str) -> Array:
 
 def _check_probabilities(x: Array, argument: str) -> None:
     # A NaN fails both comparisons and is refused with the rest.
-    if x.size == 0 or (x.min() >= 0 and x.max() <= 1):
-        return
-    index = np.unravel_index(np.flatnonzero(~((x >= 0) & (x <= 1)))[0], x.shape)
+    with np.errstate(invalid="ignore"):
+        if x.size == 0 or (x.min() >= 0 and x.max() <= 1):
+            return
+        index = np.unravel_index(np.flatnonzero(~((x >= 0) & (x <= 1)))[0], x.shape)
     place = f"{argument}[{', '.join(map(str, index))}]" if index else argument
     raise ValueError(f"bce: {place} is {x[index]}, expected a probability in [0, 1]")

@@ -145,8 +145,10 @@ def load(
     except BaseException as err:
         for obj, before in undo:
             obj.load_state_dict(before)
-        if isinstance(err, (LookupError, TypeError, AttributeError)):  # a state that lacks or mixes up things
-            raise ValueError(f"load: {name} in {path} does not fit: {err!r}") from err
+        # A state that lacks or mixes up things, or has numbers that nobody can compute with.
+        if isinstance(err, (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)):
+            told = str(err) if type(err) is ValueError else repr(err)
+            raise ValueError(f"load: {name} in {path} does not fit: {told}") from err
         raise
     return {"epoch": contents["epoch"], "extra": contents["extra"]}
 
@@ -222,7 +224,7 @@ def read(path: StrPath) -> dict[str, Any]:
         if missing := {"epoch", "extra"} - contents.keys():
             raise ValueError(f"no {' and '.join(sorted(missing))}")
         return contents
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise ValueError(f"{path}: damaged checkpoint: {err!r}") from err
 
 
@@ -330,9 +332,10 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name itself must reach the disk, too
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    if os.name == "posix":  # the new name itself must reach the disk, too, where the folder can be read
+        with contextlib.suppress(PermissionError):
+            directory = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)

@@ -391,11 +391,16 @@ class DataLoader:
         Raises
         ------
         ValueError
-            A key is missing, or ``batch`` is more than this loader has.
+            A key is missing or no whole number, or ``batch`` is more than this loader has.
         """
         missing = {"seed", "epoch", "batch"} - set(state)
         if missing:
             raise ValueError(f"DataLoader.load_state_dict: {', '.join(sorted(missing))} missing in the state")
+        for name in ("seed", "epoch", "batch"):
+            if not isinstance(state[name], (int, np.integer)) or state[name] < 0:
+                raise ValueError(
+                    f"DataLoader.load_state_dict: {name} is {state[name]!r}, expected a whole number from 0 on"
+                )
         if not 0 <= state["batch"] <= len(self):
             raise ValueError(
                 f"DataLoader.load_state_dict: batch is {state['batch']}, this loader has {len(self)}"

@@ -336,10 +336,6 @@ def dropout_grad(dy: Any, p: float, seed: int, offset: int, *, out: Array | None
 
 
 def _dropped(x: Array, p: float, key: tuple[int, int], out: Array | None) -> Array:
-    if p == 1:  # 1 / (1 - p) is not a number to scale by
-        y = np.empty_like(x) if out is None else out
-        y[...] = 0
-        return y
     return _ops.dropout(x, p, *key, out)
 
 

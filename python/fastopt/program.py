@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -146,7 +145,7 @@ class CompiledStep:
         self._loss = read_loss(loss_fn, self._out, self._dtype, self._read.device)
         self._stepping = Stepping(self._read, self._loss, optimizer, fuse_update, precision, batch_size)
         self._factors: dict[Any, Array] = {}
-        self._lock = threading.RLock()
+        self._lock = optimizer._lock  # steps that are not compiled wait, too
 
     def __repr__(self) -> str:
         parts = (type(self.loss_fn).__name__, type(self.optimizer).__name__)
@@ -351,7 +350,21 @@ class CompiledStep:
             each = batch_size or max(self._batch_size or 0, _PREDICT_ROWS)
             if any(norm.running_mean is None for norm in self._read.norms):
                 each = len(a)  # normalised with the statistics of all
-            return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
+            if self._read.device != "cpu":
+                return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
+            return self._predicted(native, a, each).reshape(shape)
+
+    def _predicted(self, native: Any, a: Array, each: int) -> Array:
+        """The outputs of all samples, in native calls of some tenth of a second, between which Ctrl-C is heard."""
+        batch = each * math.prod(a.shape[1:]) // self._in
+        parts, at, count = [], 0, each
+        while at < len(a):
+            began = time.perf_counter()
+            parts.append(native.predict(a[at : at + count], batch))
+            at += count
+            seconds = max(time.perf_counter() - began, 1e-6)
+            count = each * max(1, min(8 * count, int(_BLOCK_SECONDS * count / seconds)) // each)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def sync(self) -> None:
         """Wait for a run in another thread. Parameters, state and step counts are then up to date.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_not
 from typing import Any, ClassVar, NamedTuple
@@ -99,6 +100,7 @@ class Optimizer:
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         owner = type(self).__name__
+        self._lock = threading.RLock()  # a second thread that steps waits
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._specs: list[Spec] = []
@@ -439,11 +441,13 @@ class Optimizer:
             "_keys",
             "_moved",
             "_placement",
+            "_lock",
         )
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         owner = type(self).__name__
         self._dense = [prepare(p, self._label(i), owner) for i, p in enumerate(self._objects)]
         self._index_parameters()

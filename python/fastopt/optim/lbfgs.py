@@ -121,6 +121,10 @@ class LBFGS(Optimizer):
         """
         if not callable(closure):
             raise TypeError(f"LBFGS: step needs a closure, got {type(closure).__name__}")
+        with self._lock:
+            return self._iterate(closure)
+
+    def _iterate(self, closure: Callable[[], Any]) -> Any:
         group = self.param_groups[0]
         self._validate(group)
         max_iter, max_eval = int(group["max_iter"]), int(group["max_eval"])

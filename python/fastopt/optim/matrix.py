@@ -97,12 +97,13 @@ class MatrixOptimizer(Optimizer):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
-        flat = self._gather(grads)
-        views = [None if g is None else self._checked(i, g) for i, g in enumerate(flat)]
-        for g, group in enumerate(self.param_groups):
-            self._validate(group, f" in param_groups[{g}]")
-        for g in range(len(self.param_groups)):
-            self._step_group(g, views[self._starts[g] : self._starts[g + 1]])
+        with self._lock:
+            flat = self._gather(grads)
+            views = [None if g is None else self._checked(i, g) for i, g in enumerate(flat)]
+            for g, group in enumerate(self.param_groups):
+                self._validate(group, f" in param_groups[{g}]")
+            for g in range(len(self.param_groups)):
+                self._step_group(g, views[self._starts[g] : self._starts[g + 1]])
         return loss
 
     def _step_group(self, g: int, grads: list[Any]) -> None:

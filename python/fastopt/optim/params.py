@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from fastopt._arrays import Array, Dense, DeviceDense, as_view
+from fastopt._arrays import Dense, DeviceDense, as_view, overlaps_itself
 from fastopt._device import is_device_array, library
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -137,18 +137,9 @@ def prepare(param: Any, label: str, owner: str) -> Dense | DeviceDense:
         return DeviceDense(view, f"{owner}: {label}")
     if not view.flags.writeable:
         raise ValueError(f"{owner}: {label} is read-only")
-    if _overlaps_itself(view):
+    if overlaps_itself(view):
         raise ValueError(f"{owner}: {label} has elements that share memory (strides {view.strides})")
     return Dense(view)
-
-
-def _overlaps_itself(a: Array) -> bool:
-    reach = a.itemsize
-    for stride, n in sorted((abs(stride), n) for stride, n in zip(a.strides, a.shape, strict=True) if n > 1):
-        if stride < reach:
-            return a.size > 0
-        reach += stride * (n - 1)
-    return False
 
 
 def check_distinct(views: list[Any], labels: list[str], owner: str) -> None:

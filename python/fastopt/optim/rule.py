@@ -17,7 +17,7 @@ from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
 from fastopt.optim.groups import Pattern
-from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry
+from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry, settle
 from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
@@ -272,19 +272,20 @@ class RuleOptimizer(Capturable, GradientOptimizer):
 
     def _take(self, grads: Any, inverse: float | None) -> bool:
         """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
-        flat = self._gather(grads)
-        types = set(map(type, flat))
-        if types != self._placement.types or not self._plain:
-            return self._update(self._usable(flat), type(None) in types, inverse)
-        try:
-            return self._update(flat, False, inverse)
-        except (TypeError, ValueError):
-            # The native check refused before any change. A layout can be rearranged; the rest
-            # is raised by name.
-            usable = self._usable(flat)
-            if not any(map(is_not, flat, usable)):
-                raise
-            return self._update(usable, False, inverse)
+        with self._lock:
+            flat = self._gather(grads)
+            types = set(map(type, flat))
+            if types != self._placement.types or not self._plain:
+                return self._update(self._usable(flat), type(None) in types, inverse)
+            try:
+                return self._update(flat, False, inverse)
+            except (TypeError, ValueError):
+                # The native check refused before any change. A layout can be rearranged; the rest
+                # is raised by name.
+                usable = self._usable(flat)
+                if not any(map(is_not, flat, usable)):
+                    raise
+                return self._update(usable, False, inverse)
 
     def _require_weights(self) -> None:
         """Refuse a step while the averages are swapped in."""
@@ -329,12 +330,17 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         if not self._prepare(plans, chosen, tails[0]):
             return True
         advanced = self._advance(plans, active, tails[0].factor)
-        for plan, gs, tail in zip(plans, chosen, tails, strict=False):
-            self._run(plan, gs, tail)
-        for dense in self._copied:
-            dense.store()
-        for row, s in advanced:
-            row.scalars = s
+        before = [plan.native.steps for plan in plans]
+        try:
+            for plan, gs, tail in zip(plans, chosen, tails, strict=False):
+                self._run(plan, gs, tail)
+            for dense in self._copied:
+                dense.store()
+            for row, s in advanced:
+                row.scalars = s
+        except BaseException:
+            settle(self._copied, plans, before, self._rows, advanced)
+            raise
         self.grad_norm = tails[0].norm
         return True
 

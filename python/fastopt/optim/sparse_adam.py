@@ -123,8 +123,9 @@ class SparseAdam(AdamFamily):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
-        flat = self._gather(None if grads is None else _paired(grads))
-        self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
+        with self._lock:
+            flat = self._gather(None if grads is None else _paired(grads))
+            self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
         return loss
 
     def _touched(self, i: int, pair: Any) -> _Touched:

@@ -311,3 +311,19 @@ def _copied(dense: Dense | DeviceDense, a: Any) -> Any:
     new = library(dense.source).zeros(dense.source, view.shape, view.dtype)
     assign(new, view)
     return _unwrapped(new)
+
+
+def settle(
+    copied: list[Any], plans: list[Any], before: list[int], rows: list[Any], advanced: list[Any]
+) -> None:
+    """Store and count what native steps have updated: Ctrl-C is heard as soon as one of them returns.
+
+    `before`: the steps that each plan had taken; `advanced`: the rows whose numbers are to be others, and those.
+    """
+    for dense in copied:
+        dense.store()
+    taken = [plan for plan, steps in zip(plans, before, strict=True) if plan.native.steps != steps]
+    counted = {id(rows[r]) for plan in taken for r in plan.rows}
+    for row, scalars in advanced:
+        if id(row) in counted:
+            row.scalars = scalars

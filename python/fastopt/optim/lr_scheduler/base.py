@@ -54,6 +54,14 @@ def all_finite(name: str, value: Any, optimizer: Optimizer, owner: str) -> list[
     return [finite(name, v, owner) for v in per_group(name, value, optimizer, owner)]
 
 
+def take_over(scheduler: Any, state: dict[str, Any]) -> None:
+    """Set the attributes of a schedule that a state dictionary has; what else is in it, as torch's has, stays out."""
+    own = scheduler.__dict__
+    for key, value in state.items():
+        if key in own and key != "optimizer" and not callable(own[key]):
+            own[key] = list(value) if isinstance(value, list) else value
+
+
 def check_groups(optimizer: Optimizer, n: int, owner: str) -> None:
     if len(optimizer.param_groups) != n:
         raise RuntimeError(
@@ -152,6 +160,7 @@ class LRScheduler:
                 f"load_state_dict: base_lrs has {len(lrs)} entries, "
                 f"the optimizer has {len(self.optimizer.param_groups)} groups"
             )
-        self.__dict__.update({key: list(v) if isinstance(v, list) else v for key, v in state_dict.items()})
+        take_over(self, state_dict)
         self._position = state_dict.get("_position", self.last_epoch)  # torch has whole steps only
         self._apply(self._position)
+        self.last_epoch = math.floor(self._position)

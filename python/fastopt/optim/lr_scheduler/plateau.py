@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 from fastopt.optim.base import Optimizer
-from fastopt.optim.lr_scheduler.base import all_finite, check_groups, check_optimizer, finite
+from fastopt.optim.lr_scheduler.base import all_finite, check_groups, check_optimizer, finite, take_over
 
 
 class ReduceLROnPlateau:
@@ -114,6 +114,6 @@ class ReduceLROnPlateau:
                 f"load_state_dict: _last_lr has {len(rates)} entries, "
                 f"the optimizer has {len(self.optimizer.param_groups)} groups"
             )
-        self.__dict__.update({key: list(v) if isinstance(v, list) else v for key, v in state_dict.items()})
+        take_over(self, state_dict)
         for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
