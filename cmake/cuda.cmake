@@ -24,7 +24,7 @@ set(FASTOPT_CUDA_BINDINGS csrc/bindings/arrays.cpp csrc/bindings/cuda.cpp csrc/b
 
 # The bits are the CPU's: no contraction (fma is spelt out in math.hpp), IEEE square root and division, and
 # denormals are kept. Code is packed as small as it gets: a wheel has a limit.
-set(FASTOPT_CUDA_FLAGS -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --compress-mode=size)
+set(FASTOPT_CUDA_FLAGS -fmad=false -prec-div=true -prec-sqrt=true -ftz=false --compress-mode=size)
 
 if(FASTOPT_CUDA)
   include(CheckLanguage)
@@ -32,6 +32,8 @@ if(FASTOPT_CUDA)
   if(CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_ARCHITECTURES ${FASTOPT_CUDA_ARCHS})
     enable_language(CUDA)
+    # Of nvcc an -O is the host compiler's; kernels are optimised without it.
+    string(REPLACE "-O3" "-O1" CMAKE_CUDA_FLAGS_RELEASE "${CMAKE_CUDA_FLAGS_RELEASE}")
     # What nvcc generates for the host is not pedantic; -Werror is its own option.
     set(host_flags ${FASTOPT_WARNINGS} -fno-lto)
     list(REMOVE_ITEM host_flags -Wpedantic -Werror)

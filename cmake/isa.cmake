@@ -14,8 +14,10 @@ else()
 endif()
 
 # IEEE values are kept: no -ffast-math, no contraction (fma is spelt out in math.hpp). The two -fno- flags
-# give up errno and exception flags only; without them GCC vectorises neither sqrt nor selects.
-set(FASTOPT_CPU_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fno-lto)
+# give up errno and exception flags only; without them GCC vectorises neither sqrt nor selects. Kernels throw
+# nothing and call nothing that does: tables for unwinding would be a fortieth of the module.
+set(FASTOPT_CPU_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fopenmp-simd -fno-lto -fno-exceptions
+    -fno-asynchronous-unwind-tables)
 
 function(fastopt_add_isa_objects target)
   foreach(isa IN LISTS FASTOPT_ISAS)

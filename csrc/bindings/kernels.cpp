@@ -139,7 +139,7 @@ struct Cpu {
 
   static void batch_norm(BatchNormArgs args, const BatchNormMode& mode, Index rows, const View& y) {
     const Index columns = args.columns;
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     if (mode.training) {
       batch_statistics(y.dtype, args.x, rows, columns, mode.eps, mode.saved);
       if (mode.running_mean)
@@ -157,7 +157,7 @@ struct Cpu {
   static void batch_norm_grad(BatchNormGradArgs args, const BatchSaved& saved, bool training, void* dweight,
                               void* dbias, Index rows, const View& x) {
     const Index columns = args.columns;
-    const py::gil_scoped_release release;
+    const ReleasedGil release;
     std::vector<double> terms(std::size_t(2 * columns));  // room for either type
     if (training) {
       args.center = terms.data();
