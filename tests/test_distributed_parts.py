@@ -172,6 +172,14 @@ def test_data_parallel_refuses() -> None:
         parallel.step([w, np.zeros(3, np.float32)])
 
 
+def test_data_parallel_refuses_statistics_of_parts_of_a_batch() -> None:
+    model = fo.nn.Sequential(fo.nn.Linear(4, 3), fo.nn.BatchNorm1d(3), fo.nn.Linear(3, 2))
+    optimizer = fo.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="module '1' is a BatchNorm1d"):
+        distributed.DataParallel(model, optimizer, Ranks(0, 2))
+    distributed.DataParallel(model, optimizer, distributed.NullComm()).close()
+
+
 @pytest.mark.parametrize("shard_state", [False, True])
 def test_lbfgs_and_closures_take_averages(shard_state: bool) -> None:
     w = np.array([3.0, -2.0])
