@@ -147,7 +147,8 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 
 def _commands(text: str) -> list[str]:
     """The lines of a text's blocks that call the command."""
-    shown = "".join(re.findall(r"^```(?:console|text)?\n(.*?)^```$", text, re.M | re.S))
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S)
+    shown = "".join([block for kind, block in blocks if kind in ("", "console", "text")])
     return re.findall(r"^(?:\$ )?(fastopt \w.*)$", shown, re.M)
 
 

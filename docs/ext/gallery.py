@@ -82,6 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "AdamWScheduleFree": {"lr": 0.15},
     "Adamax": {"lr": 0.15},
     "Adan": {"lr": 0.08},
+    "Ftrl": {"lr": 0.4},
     "LAMB": {"lr": 0.05, "weight_decay": 0.0},
     "LARS": {"lr": 0.05, "momentum": 0.9, "trust_coefficient": 0.15, "skip_1d": False},
     "LBFGS": {"line_search_fn": "strong_wolfe", "max_iter": 1, "max_eval": 25},

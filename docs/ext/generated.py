@@ -40,6 +40,7 @@ MODULES = {
     "fastopt.compat.sklearn": "scikit-learn's optimizers",
     "fastopt.compat.tensorflow": "TensorFlow 1's optimizers",
     "fastopt.compat.thinc": "thinc's optimizers",
+    "fastopt.distributed": "Several processes and machines",
     "fastopt.interop": "State to and from other libraries",
     "fastopt.plot": "Pictures",
     "fastopt.monitor": "Norms by layer",

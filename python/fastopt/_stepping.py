@@ -108,6 +108,8 @@ class Stepping:
         self._read, self._loss, self._optimizer = read, loss, optimizer
         self._fuse, self._precision, self._batch_size = fuse, precision, batch_size
         self._on_device = read.device != "cpu"
+        #: Other ranks that take every step together with this one; see `fastopt.distributed`.
+        self.peers: Peers | None = None
         self._is_rule = (
             isinstance(optimizer, RuleOptimizer)
             and type(optimizer).step is RuleOptimizer.step
@@ -117,8 +119,6 @@ class Stepping:
             raise TypeError(
                 f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
             )
-        #: Other ranks that take every step together with this one; see `fastopt.distributed`.
-        self.peers: Peers | None = None
         self._dropouts, self._norms = read.dropouts, read.norms
         self._plain = not (read.dropouts or read.norms) and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None

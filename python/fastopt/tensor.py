@@ -101,15 +101,10 @@ class Binary:
     """An operation on two operands, and what makes their gradient functions from operands and result."""
 
     def __init__(
-        self,
-        name: str,
-        op: Callable[[Any, Any], Any],
-        left: _rules.Rule,
-        right: _rules.Rule,
-        doc: str | None = None,
+        self, name: str, op: Callable[[Any, Any], Any], left: _rules.Rule, right: _rules.Rule, doc: str = ""
     ) -> None:
         self.name, self.op, self.left, self.right = name, op, left, right
-        self.__doc__ = doc
+        self.__doc__ = doc or None
 
     def __call__(self, x: Any, y: Any) -> Tensor:
         a0, b0 = _operand(x), _operand(y)

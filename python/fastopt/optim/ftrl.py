@@ -44,6 +44,12 @@ class Ftrl(RuleOptimizer):
         ``maximize``, ``l1``, ``max_norm``, ``clip_value``, ``ema_decay``; see `Common`. ``l1`` is a penalty through
         the gradient.
 
+    Notes
+    -----
+    When to use: linear models and embeddings of sparse, one-hot features, one pass over a stream of data; with
+    ``l1_regularization_strength`` weights that do not help are exactly 0. Networks of several layers train better
+    with Adam.
+
     References
     ----------
     McMahan et al., Ad Click Prediction: a View from the Trenches, KDD 2013; names and further penalties are Keras's.
