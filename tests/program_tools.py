@@ -126,9 +126,14 @@ def optimizer_of(name, model, options):
 
 def tame(name, options, case):
     """The options with a rate at which plain descent does not diverge on sums, nor ascent on anything."""
-    if (
-        name not in ("SGD", "ASGD", "SGDScheduleFree", "RAdam") or "lr" not in options
-    ):  # RAdam begins with plain momentum
+    plain = (
+        "SGD",
+        "ASGD",
+        "SGDScheduleFree",
+        "RAdam",
+        "Ftrl",
+    )  # the last two at first, and by their settings
+    if name not in plain or "lr" not in options:
         return options
     return {**options, "lr": options["lr"] / 50 ** (("sum" in case) + options.get("maximize", False))}
 

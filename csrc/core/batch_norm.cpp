@@ -25,7 +25,7 @@ using Kernel = void (*)(const ColumnPairArgs& args, Index begin_row, Index end_r
 Folded fold(Kernel kernel, ColumnPairArgs args, Index rows, Index columns) {
   const Index width = std::min(columns, kColumns), tiles = pieces(columns, width);
   Folded folded{rows, columns, std::max<Index>(4 * kChunk / width, 1), 0, {}, {}};
-  folded.blocks = pieces(rows, folded.height);
+  folded.blocks = std::max<Index>(pieces(rows, folded.height), 1);  // of no rows: sums that are zero
   folded.a.resize(std::size_t(folded.blocks * columns));
   folded.b.resize(std::size_t(folded.blocks * columns));
   args.columns = columns;

@@ -57,8 +57,8 @@ def batch_norm(
     """
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"batch_norm: eps must be finite and at least 0, got {eps}")
-    if not math.isfinite(momentum):
-        raise ValueError(f"batch_norm: momentum must be finite, got {momentum}")
+    if not (math.isfinite(momentum) and momentum >= 0):
+        raise ValueError(f"batch_norm: momentum must be finite and at least 0, got {momentum}")
     a = to_array(input)
     given = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
     numbers = {name: None if v is None else to_array(v, name) for name, v in given.items()}
@@ -114,6 +114,9 @@ def _check(x: Array, numbers: dict[str, Array | None], training: bool) -> np.dty
         raise ValueError(
             "batch_norm: running_mean and running_var go together, and training=False needs them"
         )
+    for name, v in (("running_mean", mean), ("running_var", var)):
+        if training and isinstance(v, np.ndarray) and not v.flags.writeable:
+            raise ValueError(f"batch_norm: {name} is read-only")
     values = x.shape[0] * math.prod(x.shape[2:])
     if training and values < 2:
         raise ValueError(

@@ -139,6 +139,13 @@ def read_model(model: Any) -> Model:
         raise ValueError("compile: the model has no parameters")
     read.check_arrays()
     _set_widths(read.layers)
+    uses = read.uses()
+    for layer in read.layers:
+        for name, p in (("weight", layer.weight), ("bias", layer.bias)):
+            if layer.norm is not None and p is not None and uses[key_of(p.data)] > 1:
+                raise ValueError(
+                    f"compile: {f'{layer.path}.{name}'.lstrip('.')} is another layer's parameter too"
+                )
     return read
 
 

@@ -185,6 +185,8 @@ class Stepping:
         reason = ""
         if not self._is_rule:
             reason = f"{type(self._optimizer).__name__} is no rule optimizer"
+        elif self.peers is not None:
+            reason = "several ranks average all gradients before an update"
         elif not self.rule:
             reason = f"{self._optimizer.eager_setting()} needs all gradients before an update"  # type: ignore[attr-defined]
         elif getattr(self._optimizer, "max_norm", None) is not None:
@@ -352,7 +354,8 @@ class Stepping:
                 numbers.append([row.scalars for row in rows])
                 if schedule is not None:
                     schedule.step()
-                    if optimizer._refresh() is not plans:
+                    # What follows the last step is checked when a step is taken with it.
+                    if schedule.steps < block.steps and optimizer._refresh() is not plans:
                         block = block._replace(steps=schedule.steps)
                         break
             coefs = table[0] if len(table) == 1 else np.concatenate([a.ravel() for a in table])

@@ -350,6 +350,8 @@ class CompiledStep:
             each = batch_size or max(self._batch_size or 0, _PREDICT_ROWS)
             if any(norm.running_mean is None for norm in self._read.norms):
                 each = len(a)  # normalised with the statistics of all
+                if rows == 1:
+                    raise ValueError("predict: x has 1 row, and statistics of a batch need more than 1")
             if self._read.device != "cpu":
                 return native.predict(a, max(1, each * (rows // len(a)))).reshape(shape)
             return self._predicted(native, a, each).reshape(shape)

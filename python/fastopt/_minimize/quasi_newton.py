@@ -226,7 +226,8 @@ def lbfgs(
             end = MAX_ITERATIONS if nit >= maxiter else MAX_EVALUATIONS
             break
         d, slope = at.direction(memory)
-        first = 1.0 if len(memory) else min(1.0, 1.0 / math.sqrt(abs(slope)))  # a step of length 1 along -g
+        # A step of length 1 along -g; the slope of a tiny gradient underflows.
+        first = 1.0 if len(memory) or slope == 0.0 else min(1.0, 1.0 / math.sqrt(abs(slope)))
         point = at.search(d, slope, first, maxls) if slope < 0.0 else None
         if point is None:
             promised = min(promised, at.promise(d, slope, first))

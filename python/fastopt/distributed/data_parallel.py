@@ -96,6 +96,10 @@ class DataParallel:
             )
         if own is not None and optimizer is not own:
             raise ValueError("DataParallel: optimizer is another one than that of the compiled step")
+        if self.step_fn is not None and self.step_fn._stepping._fuse is True:
+            raise ValueError(
+                "DataParallel: the compiled step has fuse_update=True, and gradients are averaged first"
+            )
         if gradient_dtype not in (None, "bfloat16"):
             raise ValueError(
                 f"DataParallel: gradient_dtype must be None or 'bfloat16', got {gradient_dtype!r}"

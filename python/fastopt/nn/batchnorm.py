@@ -67,6 +67,8 @@ class BatchNorm1d(Module):
             raise ValueError(f"BatchNorm1d: num_features must be at least 1, got {num_features}")
         if not (math.isfinite(eps) and eps >= 0):
             raise ValueError(f"BatchNorm1d: eps must be finite and at least 0, got {eps}")
+        if momentum is not None and not (math.isfinite(momentum) and momentum >= 0):
+            raise ValueError(f"BatchNorm1d: momentum must be None or finite and at least 0, got {momentum}")
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
