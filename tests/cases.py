@@ -87,7 +87,7 @@ BATCH_NORM_ERRORS: list[tuple[dict[str, object], type[Exception], str]] = [
     ),
     ({"eps": -1e-5}, ValueError, r"eps must be finite and at least 0, got -1e-05"),
     ({"eps": float("nan")}, ValueError, r"eps must be finite and at least 0, got nan"),
-    ({"momentum": float("inf")}, ValueError, r"momentum must be finite, got inf"),
+    ({"momentum": float("inf")}, ValueError, r"momentum must be finite and at least 0, got inf"),
     ({"bias": "float64"}, TypeError, r"bias is float64, weight is float32"),
     ({"running_var": "float64"}, TypeError, r"running_var is float64, weight is float32"),
     ({"weight": "int64"}, TypeError, r"weight is int64, expected floating-point numbers"),

@@ -296,3 +296,49 @@ def test_refused_layers_and_a_refused_batch() -> None:
     alone = nn.BatchNorm1d(3, track_running_stats=False).eval()
     with pytest.raises(ValueError, match="1 value per channel"):  # it uses its batch in evaluation mode too
         alone(drawn((1, 3), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(0, 300), (4, 3, 0)], ids=str)
+def test_an_evaluating_layer_takes_no_values(shape: tuple[int, ...], isa: str) -> None:
+    layer = nn.BatchNorm1d(shape[1]).eval()
+    x = fo.tensor(np.zeros(shape, np.float32), requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
+    for p in layer.parameters():
+        np.testing.assert_array_equal(p.grad.data, 0.0)
+
+
+@pytest.mark.parametrize("momentum", [-0.5, np.nan, np.inf])
+def test_momentum_is_a_share(momentum: float) -> None:
+    with pytest.raises(ValueError, match=r"BatchNorm1d: momentum must be None or finite and at least 0, got"):
+        nn.BatchNorm1d(3, momentum=momentum)
+    mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+    with pytest.raises(ValueError, match=r"batch_norm: momentum must be finite and at least 0, got"):
+        functional.batch_norm(drawn((4, 3), np.float32), mean, var, training=True, momentum=momentum)
+    np.testing.assert_array_equal(mean, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_read_only_statistics_are_refused_before_any_changes(dtype: type) -> None:
+    mean, var = np.zeros(3, dtype), np.ones(3, dtype)
+    var.flags.writeable = False
+    with pytest.raises(ValueError, match="batch_norm: running_var is read-only"):
+        functional.batch_norm(drawn((4, 3), np.float32).astype(dtype), mean, var, training=True)
+    np.testing.assert_array_equal(mean, 0.0)
+
+
+def test_a_compiled_step_refuses_parameters_of_several_layers() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[4].weight = model[1].weight
+    opt = fo.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"compile: 1.weight is another layer's parameter too"):
+        fo.compile(model, nn.MSELoss(), opt)
+
+
+def test_a_single_row_is_not_predicted_without_running_statistics() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False))
+    step = fo.compile(model, nn.MSELoss(), fo.optim.SGD(model.parameters(), lr=0.1))
+    assert step.predict(drawn((2, 3), np.float32)).shape == (2, 4)
+    with pytest.raises(ValueError, match="predict: x has 1 row"):
+        step.predict(drawn((1, 3), np.float32))

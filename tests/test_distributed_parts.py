@@ -134,12 +134,15 @@ def test_data_parallel_refuses() -> None:
     sgd = fo.optim.SGD([w], lr=0.1)
     step = fo.compile(layer, fo.nn.MSELoss(), fo.optim.SGD(layer.parameters(), lr=0.1))
 
+    fused = fo.compile(layer, fo.nn.MSELoss(), fo.optim.SGD(layer.parameters(), lr=0.1), fuse_update=True)
+
     def make(*arguments: Any, **settings: Any) -> Callable[[], Any]:
         return lambda: distributed.DataParallel(*arguments, **settings)
 
     for call, error, message in (
         (make(None), TypeError, "optimizer is NoneType"),
         (make(step, sgd), ValueError, "another one than that of the compiled step"),
+        (make(fused), ValueError, "the compiled step has fuse_update=True"),
         (
             make(None, sgd, gradient_dtype="int8"),
             ValueError,

@@ -542,3 +542,14 @@ def test_names_are_checked_when_a_method_is_made():
 
 def test_a_callback_without_a_signature():
     assert results.at_iteration(max)(np.ones(3), 1.0) is False
+
+
+@pytest.mark.parametrize("bounds", [None, [(-1, 5)]])
+def test_lbfgs_ends_where_the_slope_underflows(bounds: list[tuple[int, int]] | None) -> None:
+    start = [1e-170] if bounds else [1.0]
+    found = fo.minimize(
+        lambda x: float((x**4).sum()), start, jac=lambda x: 4 * x**3, method="lbfgs", bounds=bounds,
+        options={"gtol": 0.0, "ftol": 0.0},
+    )  # fmt: skip
+    assert abs(found.x[0]) < 1e-3
+    assert np.isfinite(found.fun)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastopt
+import fastopt as fo
 from cases import SCHEDULERS
 from fastopt import nn, optim
 from fastopt._stepping import Block
@@ -463,3 +464,26 @@ def test_an_exception_of_who_is_told_of_gradients_leaves_the_step() -> None:
         step._stepping.evaluation(block, refuse)()
     before = step(x, y)
     assert step(x, y) < before
+
+
+def test_a_schedule_may_end_at_a_rate_that_no_step_takes():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 3)).astype(np.float32), rng.standard_normal((16, 2)).astype(np.float32)
+    weights = []
+    for compiled in (True, False):
+        fo.manual_seed(0)
+        model, loss_fn = fo.nn.Linear(3, 2), fo.nn.MSELoss()
+        opt = fo.optim.Ftrl(model.parameters(), lr=0.1)
+        schedule = fo.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=4)
+        if compiled:
+            step = fo.compile(model, loss_fn, opt)
+            assert len(step.run(x, y, batch_size=4, epochs=1, scheduler=schedule)) == 4
+        else:
+            for i in range(0, 16, 4):
+                opt.zero_grad()
+                loss_fn(model(fo.as_tensor(x[i : i + 4])), y[i : i + 4]).backward()
+                opt.step()
+                schedule.step()
+        assert opt.param_groups[0]["lr"] == 0.0
+        weights.append(model.weight.numpy().copy())
+    np.testing.assert_allclose(*weights, rtol=1e-5)
