@@ -16,7 +16,7 @@ from fastopt.tensor import Tensor
 
 
 class BatchNorm1d(Module):
-    """Normalise each channel over the batch; see `functional.batch_norm`.
+    """Normalise each channel over the batch; see `fastopt.functional.batch_norm`.
 
     Parameters
     ----------
