@@ -12,11 +12,11 @@ import numpy as np
 from fastopt import _random, nn
 from fastopt._arrays import as_view
 from fastopt._device import is_device_array
-from fastopt._reading import Loss
 from fastopt._stepping import Block, Stepping
 from fastopt._tape import is_grad_enabled, ready
 from fastopt.distributed.buckets import checksum, lay_out, owners_of, placed
-from fastopt.distributed.comm import Array, Comm, any_rank, current, share, telling
+from fastopt.distributed.comm import Comm, any_rank, current, share, telling
+from fastopt.distributed.losses import divisor, targets
 from fastopt.distributed.nccl import NCCLComm
 from fastopt.distributed.sharded import Shards, Slices, Whole, kind_of
 from fastopt.optim.base import Optimizer
@@ -308,7 +308,7 @@ class DataParallel:
         n = len(data.x)
         factors = self.step_fn._loss_factors("step", data.shape)
         block = Block("step", data.x, data.target, None, 0, n, n, 1, *factors)
-        weight = self.share_of(_divisor(stepping._loss, data.target))
+        weight = self.share_of(divisor(stepping._loss, data.target))
         if stepping._loss.reduction == "sum":
             weight = 1.0
         return float(self.step(stepping.evaluation(block, self._hook), weight=weight))
@@ -371,8 +371,8 @@ class DataParallel:
         loss = stepping._loss
         if loss.reduction == "sum":
             return stepping.evaluation(part, self._hook), 1.0
-        whole = _divisor(loss, _targets(block, 0, n))
-        weight = _divisor(loss, _targets(block, low, high)) / whole if whole else 0.0
+        whole = divisor(loss, targets(block, 0, n))
+        weight = divisor(loss, targets(block, low, high)) / whole if whole else 0.0
         return stepping.evaluation(part, self._hook), weight
 
     def _share_squares(self, block: Block) -> None:
@@ -592,17 +592,3 @@ class DataParallel:
         return sum(
             int(a.nbytes) for entry in optimizer.state.values() for a in entry.values() if np.ndim(a) > 0
         )
-
-
-def _targets(block: Block, low: int, high: int) -> Any:
-    """Return the targets of some samples of a block's step."""
-    rows = slice(block.begin + low, block.begin + high)
-    return block.target[rows if block.order is None else block.order[rows]]
-
-
-def _divisor(loss: Loss, target: Any) -> float:
-    """Return what the mean of a loss over samples with these targets is divided by, up to a factor of all."""
-    if not loss.classes or loss.reduction != "mean" or target.dtype.kind not in "iu":
-        return float(len(target))
-    used = target[target != loss.ignore_index]
-    return float(len(used) if loss.class_weight is None else loss.class_weight[used].sum(dtype=np.float64))
