@@ -1,4 +1,4 @@
-"""Ctrl-C at a random moment of a long call: a second of the processor later it has ended, and its state is consistent."""
+"""Ctrl-C at a random moment of a long call: it ends within a second of the processor, in a consistent state."""
 
 from __future__ import annotations
 
