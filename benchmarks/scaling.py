@@ -38,7 +38,7 @@ MODELS = {"784-256-10": ((784, 256, 10), 256), "784-2048-2048-10": ((784, 2048, 
 MODES: dict[str, dict[str, Any]] = {
     "compiled": {},
     "compiled-sharded": {"shard_state": True},
-    "eager": {},
+    "eager": {"overlap": True},
     "compiled-bf16": {"gradient_dtype": "bfloat16"},
 }
 BYTES = (4, 4096, 65536, 2**20, 2**23)

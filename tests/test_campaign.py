@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from campaign import LONG, SHORT
+from campaign.counts import Counts
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -18,3 +19,12 @@ def test_nothing_fails(name):
 
 def test_every_campaign_has_both_lengths():
     assert LONG.keys() == SHORT.keys()
+
+
+def test_measurements_are_no_outcomes():
+    counts, total = Counts(), Counts()
+    counts.add("right", 2)
+    counts.measure("ms", 500)
+    total.merge(counts.as_dict())
+    assert sum(total.outcomes.values()) == 2
+    assert str(total) == "2 right, 500 ms"

@@ -14,7 +14,7 @@ pytestmark = needs_mpi
 
 Results = dict[str, np.ndarray]
 
-WAYS = ("eager", "compiled", "sharded", "compiled_sharded")
+WAYS = ("eager", "overlapped", "compiled", "sharded", "compiled_sharded")
 CASES = (
     "adamw", "clipped", "groups", "by_parameter", "accumulated", "lamb", "lars", "novograd", "muon", "adafactor",
 )  # fmt: skip
@@ -27,6 +27,11 @@ def test_operations(n: int, order: str) -> None:
     assert sorted(re.findall(r"rank (\d) done", out)) == [
         str(r) for r in range(n)
     ]  # ranks write over each other
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_losses_that_are_no_plain_mean_take_a_weight(n: int) -> None:
+    assert must_run(n, "losses.py").count("done") == n
 
 
 def train(n: int, path: Path, *cases: str) -> Results:

@@ -92,7 +92,7 @@ def test_a_leaf_is_ready_once_when_its_gradient_is_whole() -> None:
 def test_a_second_gradient_before_a_step_is_refused_and_no_sync_allows_it() -> None:
     layer = fo.nn.Linear(3, 2)
     optimizer = fo.optim.SGD(layer.parameters(), lr=1.0)
-    parallel = distributed.DataParallel(layer, optimizer, Twice())
+    parallel = distributed.DataParallel(layer, optimizer, Twice(), overlap=True)
     x = np.ones((4, 3), np.float32)
     try:
         before = layer.weight.numpy().copy()
@@ -111,6 +111,55 @@ def test_a_second_gradient_before_a_step_is_refused_and_no_sync_allows_it() -> N
     assert not _tape.ready
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_takes_gradients_as_they_are_then_or_refuses(overlap: bool) -> None:
+    layer = fo.nn.Linear(3, 2)
+    optimizer = fo.optim.SGD(layer.parameters(), lr=1.0)
+    parallel = distributed.DataParallel(layer, optimizer, Twice(), overlap=overlap)
+    before = layer.weight.numpy().copy()
+    try:
+        parallel(np.ones((4, 3), np.float32)).sum().backward()
+        layer.weight.grad.numpy()[...] = 0.25
+        if overlap:
+            with pytest.raises(ValueError, match=r"weight is 0\.5, with overlap"):
+                parallel.step(weight=0.5)
+            with pytest.raises(RuntimeError, match=r"gradient of params\[0\] was changed after backward"):
+                parallel.step()
+            np.testing.assert_array_equal(layer.weight.numpy(), before)
+        else:
+            parallel.step()
+            np.testing.assert_allclose(layer.weight.numpy(), before - 0.25, rtol=1e-6)
+            parallel.step(weight=2.0)
+            np.testing.assert_allclose(layer.weight.numpy(), before - 1.25, rtol=1e-6)
+            parallel.step(lambda: layer(np.zeros((1, 3), np.float32)).sum(), weight=0.5)
+            np.testing.assert_allclose(layer.weight.numpy(), before - 1.5, rtol=1e-6)
+    finally:
+        parallel.close()
+
+
+def backward_and_step(parallel: Any, x: np.ndarray) -> None:
+    parallel(x).sum().backward()
+    parallel.step()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_batches_that_are_shared_out_differently_are_not_added_up(overlap: bool) -> None:
+    layer = fo.nn.Linear(1, 1)
+    optimizer = fo.optim.SGD(layer.parameters(), lr=1.0)
+    ranks = Beside(2)
+    parallel = distributed.DataParallel(layer, optimizer, ranks, overlap=overlap)
+    try:
+        with parallel.no_sync():
+            parallel(np.ones((2, 1), np.float32)).sum().backward()
+        ranks.samples = 0
+        before = layer.weight.numpy().copy()
+        with pytest.raises(ValueError, match=r"shares 0\.5, 1 of the batches"):
+            backward_and_step(parallel, np.ones((1, 1), np.float32))
+        np.testing.assert_array_equal(layer.weight.numpy(), before)
+    finally:
+        parallel.close()
+
+
 class Twice(distributed.NullComm):
     """Two ranks of which the other always does the same."""
 
@@ -125,6 +174,17 @@ class Twice(distributed.NullComm):
         return super().start_allreduce(out)
 
 
+class Beside(Twice):
+    """Two ranks of which the other has so many samples."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+
+    def allreduce(self, a: np.ndarray, op: Any = "sum") -> None:
+        if a.shape == (1,) and op == "sum":
+            a += self.samples
+
+
 # Refusals -------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +195,8 @@ def test_data_parallel_refuses() -> None:
     step = fo.compile(layer, fo.nn.MSELoss(), fo.optim.SGD(layer.parameters(), lr=0.1))
 
     fused = fo.compile(layer, fo.nn.MSELoss(), fo.optim.SGD(layer.parameters(), lr=0.1), fuse_update=True)
+    over_nccl = distributed.NCCLComm.__new__(distributed.NCCLComm)  # which is refused before it is used
+    over_nccl.rank, over_nccl.size = 0, 2
 
     def make(*arguments: Any, **settings: Any) -> Callable[[], Any]:
         return lambda: distributed.DataParallel(*arguments, **settings)
@@ -149,6 +211,14 @@ def test_data_parallel_refuses() -> None:
             "gradient_dtype must be None or 'bfloat16', got 'int8'",
         ),
         (make(None, sgd, bucket_bytes=0), ValueError, "bucket_bytes must be positive, got 0"),
+        (make(None, sgd, overlap=True), ValueError, "overlap is for a model that is called itself"),
+        (make(step, overlap=True), ValueError, "overlap is for a model that is called itself"),
+        (
+            make(None, sgd, over_nccl),
+            ValueError,
+            r"params\[0\] is on the host, NCCLComm is for parameters on GPUs",
+        ),
+        (make(None, sgd, over_nccl, shard_state=True), ValueError, "shard_state is not for NCCLComm"),
         (make(None, fo.optim.LBFGS([w]), shard_state=True), ValueError, "not for LBFGS"),
         (make(None, fo.optim.Prodigy([w]), shard_state=True), ValueError, "not for Prodigy"),
         (make(None, fo.optim.SGDScheduleFree([w]), shard_state=True), ValueError, "not for SGDScheduleFree"),
@@ -411,7 +481,9 @@ def test_sums_begin_while_gradients_are_still_to_come(compiled: bool) -> None:
         return sum(p.grad is not None for p in parameters)
 
     comm = Recorded(given)
-    parallel = distributed.DataParallel(step or model, optimizer, comm, bucket_bytes=8 * 8 * 4)
+    parallel = distributed.DataParallel(
+        step or model, optimizer, comm, bucket_bytes=8 * 8 * 4, overlap=not compiled
+    )
     try:
         if compiled:
             parallel(x, y)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,16 @@ def set_stream(stream: int) -> None:
     """Draw dropout masks from a stream of its own: of ranks with equal generators, each has other masks."""
     global _stream
     _stream = stream
+
+
+@contextlib.contextmanager
+def keep_stream() -> Iterator[None]:
+    """After the block, draw dropout masks from the stream of before it."""
+    before = _stream
+    try:
+        yield
+    finally:
+        set_stream(before)
 
 
 def dropout_seed_here(seed: int) -> int:

@@ -189,6 +189,10 @@ class Diverged(ValueError):
     """The loss of an epoch is not finite."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop and did so on all ranks, at the same step."""
+
+
 class Trainer:
     """A run of `Config` on a `Dataset`, from the start or from a checkpoint.
 
@@ -309,7 +313,7 @@ class Trainer:
             if after_epoch is not None:
                 after_epoch()
             if self._any(stop()) and self.epoch < self.config.epochs:
-                raise KeyboardInterrupt
+                raise Stopped
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set on some rank."""
@@ -370,7 +374,7 @@ class Trainer:
             self._losses = losses
             if self.save is not None:
                 self.write(self.save)
-            raise KeyboardInterrupt
+            raise Stopped
         self._losses = np.zeros(0)
         sizes = np.full(len(losses), batch)
         sizes[-1] = min(rows - batch * (len(losses) - 1), batch)

@@ -296,11 +296,11 @@ class CompiledStep:
                 mean = float(losses[max(first, 0) : done].mean()) if callback or ended else 0.0
                 if ended and scheduler is not None and every == "epoch":
                     scheduler.step(*([mean] if isinstance(scheduler, ReduceLROnPlateau) else []))
+                stop = False
                 if callback is not None:
-                    progress = Progress(epoch + ended, epochs, done, total, mean)
-                    stop = callback(progress) is False
-                    if stop if peers is None else peers.any(stop):
-                        return losses[:done]
+                    stop = callback(Progress(epoch + ended, epochs, done, total, mean)) is False
+                if stop if peers is None else peers.any(stop):  # peers without a callback too
+                    return losses[:done]
         return losses
 
     def _closure_steps(self, block: Block, scheduler: Any) -> npt.NDArray[np.float64]:

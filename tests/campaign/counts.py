@@ -14,7 +14,12 @@ class Counts:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.measured: Counter[str] = Counter()
         self.failures: list[str] = []
+
+    def measure(self, name: str, number: int = 1) -> None:
+        """Add to a number that is told beside the outcomes and is none of them."""
+        self.measured[name] += number
 
     def add(self, outcome: str, times: int = 1) -> None:
         self.outcomes[outcome] += times
@@ -34,10 +39,12 @@ class Counts:
     def merge(self, other: dict[str, Any]) -> None:
         """Take over what `as_dict` of others returned."""
         self.outcomes.update(other["outcomes"])
+        self.measured.update(other["measured"])
         self.failures += other["failures"][: max(0, _TOLD - len(self.failures))]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"outcomes": dict(self.outcomes), "failures": self.failures}
+        return {"outcomes": dict(self.outcomes), "measured": dict(self.measured), "failures": self.failures}
 
     def __str__(self) -> str:
-        return ", ".join(f"{number} {outcome}" for outcome, number in self.outcomes.most_common())
+        told = [*self.outcomes.most_common(), *self.measured.items()]
+        return ", ".join(f"{number} {name}" for name, number in told)

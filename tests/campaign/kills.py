@@ -64,7 +64,7 @@ def run(count: int, seed: int) -> Counts:
             steps, within, seconds = _kill(path, rng, seconds)
             where = f"kill {i} of seed {seed}, in the save of step {steps}"
             for left in Path(folder).glob(".*.tmp"):
-                counts.add("temporary file left by a kill")
+                counts.measure("temporary file left by a kill")
                 left.unlink()
             counts.add("killed within a save" if within else "killed between saves")
             if not path.exists():

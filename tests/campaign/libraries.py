@@ -74,7 +74,7 @@ def run(count: int, seed: int) -> Counts:
             continue
         counts.check(found == expected, "same bits", f"{text}: {found}, not {expected}")
         for name in {*before, *after}:
-            counts.add(f"with {name}")
+            counts.measure(f"with {name}")
     return counts
 
 

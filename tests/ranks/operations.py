@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -65,15 +66,18 @@ def check_bfloat16(comm: MPIComm, n: int) -> None:
     np.testing.assert_array_equal(part, expected[begin : begin + part.size])
 
 
-def check_under_way(comm: MPIComm) -> None:
+def check_under_way(comm: MPIComm, dtype: type) -> None:
     """Operations with keys of their own may be begun before others are done, and asked for in any order."""
-    arrays = [values(comm.rank, 1000 * (k + 1)) for k in range(5)]
+    everyone = [[values(r, 1000 * (k + 1)).astype(dtype) for r in range(comm.size)] for k in range(5)]
+    arrays = [parts[comm.rank].copy() for parts in everyone]
     pending = [comm.start_allreduce(a, 1 + k) for k, a in enumerate(arrays)]
+    if comm.rank % 2:
+        time.sleep(0.01)
     for k in reversed(range(5)) if comm.rank % 2 else range(5):
         pending[k].wait()
-    for k, a in enumerate(arrays):
-        expected = in_order([values(r, 1000 * (k + 1)) for r in range(comm.size)], np.float32)
-        np.testing.assert_allclose(a, expected, rtol=1e-5, atol=1e-5)
+    for a, parts in zip(arrays, everyone, strict=True):
+        expected = in_order(parts, np.float32).astype(dtype).astype(np.float32)
+        np.testing.assert_allclose(a.astype(np.float32), expected, rtol=1e-5, atol=1e-5)
 
 
 def check_broadcast(comm: MPIComm) -> None:
@@ -102,7 +106,8 @@ if __name__ == "__main__":
         for size in (1, 5, 1000, 70001):
             check_sums(ranks, size)
             check_bfloat16(ranks, size)
-        check_under_way(ranks)
+        for kind in (np.float32, np.float16, ml_dtypes.bfloat16):
+            check_under_way(ranks, kind)
         check_broadcast(ranks)
         check_refusals(ranks)
         assert ranks.neighbours == ranks.size

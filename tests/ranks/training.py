@@ -18,6 +18,7 @@ from fastopt import distributed
 
 WAYS = {
     "eager": {},
+    "overlapped": {"overlap": True},
     "compiled": {},
     "sharded": {"shard_state": True},
     "compiled_sharded": {"shard_state": True},

@@ -19,6 +19,7 @@ import numpy as np
 
 from fastopt import _core, _dataset, _threads, _train, checkpoint, distributed, plot
 from fastopt._cli import parser
+from fastopt.distributed.comm import together
 from fastopt.monitor import GradientMonitor
 
 # Defaults that fit the data: hidden layers and epochs.
@@ -102,16 +103,24 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with distributed.world() as comm:
+        prepared, error = together(comm, lambda: _prepared(args, comm.rank))
+        if prepared is not None:
+            return _run(args, *prepared, comm)
+    assert error is not None
+    raise error
+
+
+def _prepared(args: argparse.Namespace, rank: int) -> tuple[_train.Config, _dataset.Dataset, str]:
+    """Check what was asked for and load what it needs."""
     if args.threads is not None:
         _threads.set_num_threads(args.threads)
-    if distributed.launched_rank() == 0:
+    if rank == 0:
         parser.check_output(args.save)
     parser.check_picture(args.plot)
     device = _train.open_device(args.device)
     config = _checked_config(args)
-    dataset = load_dataset(config, args.data)
-    with distributed.world() as comm:
-        return _run(args, config, dataset, device, comm)
+    return config, load_dataset(config, args.data), device
 
 
 def _run(
@@ -137,7 +146,9 @@ def _run(
         # With a file to save to, a first Ctrl-C waits a tenth of a second, or one step, for a place to save at.
         with interruptible(trainer.save is not None) as stop:
             trainer.run(log, progress_bar() if comm.rank == 0 else None, stop, after_epoch)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if not isinstance(stop, _train.Stopped):
+            comm.fail("KeyboardInterrupt")
         if comm.rank == 0:
             print(_farewell(trainer), file=sys.stderr)
         return parser.INTERRUPTED

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from fastopt._arrays import Dense, DeviceDense, assign
-from fastopt._device import is_device_array
+from fastopt._device import is_device_array, library
 from fastopt.distributed.comm import Comm, Pending, offsets, wide
 
 #: Elements between beginnings of tensors, and of ranks' parts of them: whole cache lines, whole groups of packed state.
@@ -172,3 +174,17 @@ def owners_of(sizes: Sequence[int], ranks: int) -> list[int]:
         owners[i] = min(range(ranks), key=lambda r: (load[r], r))
         load[owners[i]] += sizes[i]
     return owners
+
+
+def checksum(gradient: npt.NDArray[Any]) -> int:
+    """Return a number that tells whether a gradient on the host was changed."""
+    return zlib.crc32(np.ascontiguousarray(gradient).reshape(-1).view(np.uint8).data)
+
+
+def placed(mean: npt.NDArray[Any], dense: Any) -> Any:
+    """Return a gradient where its parameter is."""
+    shaped = mean.reshape(dense.array.shape)
+    if hasattr(dense, "restore"):
+        return dense.restore(shaped)
+    lib = library(dense.source)
+    return lib.unwrap(shaped if is_device_array(shaped) else lib.from_host(shaped, dense.source))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from itertools import accumulate
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 Op = Literal["sum", "max"]
 Counts = Sequence[int] | None
 
@@ -250,6 +251,26 @@ def any_rank(comm: Comm, flag: bool) -> bool:
     flags = np.array([flag], np.uint8)
     comm.allreduce(flags, "max")
     return bool(flags[0])
+
+
+def together(comm: Comm, call: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """Return what `call` returns, or None and an error on all ranks where it raises on some.
+
+    The error is a rank's own, else the `RankError` of the first that has one; no rank has failed by it.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = call()
+    except Exception as caught:
+        error = caught
+    failed = np.empty(comm.size, np.uint8)
+    comm.allgather(np.array([error is not None], np.uint8), failed, [1] * comm.size)
+    if not failed.any():
+        return result, None
+    first = int(failed.argmax())
+    told = broadcast_object(comm, f"{type(error).__name__}: {error}", first)
+    return None, error or RankError(f"rank {first} failed: {told}", first)
 
 
 @contextlib.contextmanager

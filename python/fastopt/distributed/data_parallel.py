@@ -11,12 +11,13 @@ import numpy as np
 
 from fastopt import _random, nn
 from fastopt._arrays import as_view
-from fastopt._device import is_device_array, library
-from fastopt._reading import Loss
+from fastopt._device import is_device_array
 from fastopt._stepping import Block, Stepping
 from fastopt._tape import is_grad_enabled, ready
-from fastopt.distributed.buckets import lay_out, owners_of
-from fastopt.distributed.comm import Array, Comm, any_rank, current, share, telling
+from fastopt.distributed.buckets import checksum, lay_out, owners_of, placed
+from fastopt.distributed.comm import Comm, any_rank, current, share, telling
+from fastopt.distributed.losses import divisor, targets
+from fastopt.distributed.nccl import NCCLComm
 from fastopt.distributed.sharded import Shards, Slices, Whole, kind_of
 from fastopt.optim.base import Optimizer
 from fastopt.optim.state import bfloat16
@@ -29,7 +30,8 @@ class DataParallel:
     """A model and its optimizer on several ranks that have the same parameters and different samples.
 
     Gradients are averaged over the samples of all ranks, so that every rank takes the step that a single process
-    would take with the whole batch. Buckets of gradients are on their way while the backward pass goes on.
+    would take with the whole batch. Buckets of a compiled step's gradients are on their way while its backward pass
+    goes on.
 
     Parameters
     ----------
@@ -47,6 +49,10 @@ class DataParallel:
         Gradients that travel together.
     gradient_dtype : {None, "bfloat16"}
         What float32 gradients travel in; they are added in float32.
+    overlap : bool
+        Of a model that is called itself: buckets leave during ``backward()``, each gradient times this rank's share of
+        the samples. Gradients must then be left alone between ``backward()`` and `step`, which takes no `weight`;
+        parameters are on the host. Without it `step` reads the gradients.
 
     Attributes
     ----------
@@ -66,6 +72,15 @@ class DataParallel:
     Parameters are those of rank 0 to begin with. The sum of gradients is added in the order of ranks where the
     communicator is ``ordered``, and its bits follow from the number of ranks and the batch alone.
 
+    A model that is called itself counts each rank's gradients by its share of the samples. That is the step of a single
+    process where the loss is the mean over samples. What other losses need is `step` with a `weight`:
+
+    - ``reduction="sum"``: ``weight=1.0``;
+    - class weights, ``ignore_index``, or another mean whose divisor is not the number of samples:
+      ``weight=parallel.share_of(divisor)``, with what this rank's loss was divided by.
+
+    A compiled step knows its loss and does so itself.
+
     A step takes whole steps only: an error on one rank is told to the others and ends them all with `RankError`.
 
     References
@@ -83,6 +98,7 @@ class DataParallel:
         shard_state: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
         gradient_dtype: Literal["bfloat16"] | None = None,
+        overlap: bool = False,
     ) -> None:
         self.comm: Comm = current() if comm is None else comm
         self.step_fn = model_or_step if isinstance(model_or_step, CompiledStep) else None
@@ -106,8 +122,20 @@ class DataParallel:
             )
         if bucket_bytes < 1:
             raise ValueError(f"DataParallel: bucket_bytes must be positive, got {bucket_bytes}")
+        if isinstance(self.comm, NCCLComm):
+            if shard_state:
+                raise ValueError("DataParallel: shard_state is not for NCCLComm")
+            for i, dense in enumerate(optimizer._dense):
+                if not is_device_array(dense.source):
+                    raise ValueError(
+                        f"DataParallel: {optimizer._label(i)} is on the host, NCCLComm is for parameters on GPUs"
+                    )
         if shard_state and getattr(optimizer, "_shadows", None) is not None:
             raise ValueError("DataParallel: shard_state is not for keep_shadow")
+        if overlap and (self.step_fn is not None or self.model is None):
+            raise ValueError("DataParallel: overlap is for a model that is called itself")
+        if overlap and any(is_device_array(dense.source) for dense in optimizer._dense):
+            raise ValueError("DataParallel: overlap is for parameters on the host")
         self.optimizer: Any = optimizer
         self.rank, self.size = self.comm.rank, self.comm.size
         if self.size > 1 and self.model is not None:
@@ -135,13 +163,16 @@ class DataParallel:
                 self._shards = Whole(optimizer, self.comm, self.buckets, owners)
             else:
                 self._shards = Slices(optimizer, self.comm, self.buckets)
-        self._weight = 1.0 / self.size
+        self._share = self._weight = 1.0 / self.size  # of the samples, and what gradients count
+        self._seen: list[float] = []  # of the batches since the last step
+        self._taken: dict[int, int] = {}  # checksums of gradients in buckets before `step`
+        self._overlap = overlap
         self._syncing, self._armed = True, False
         self._hook = self._take if self.size > 1 else None
         self._leaves = {id(p): i for i, p in enumerate(optimizer._objects) if hasattr(p, "_accumulate")}
         if self.step_fn is not None:
             self.step_fn._stepping.peers = self
-        elif self.size > 1:
+        elif self.size > 1 and overlap:
             ready.update(dict.fromkeys(self._leaves, self._ready))
         _random.set_stream(self.rank)
 
@@ -203,29 +234,59 @@ class DataParallel:
                 return self._step_with(x, y)
             if self.model is None:
                 raise TypeError("DataParallel: there is no model to call, give gradients to step")
-            if self._syncing and is_grad_enabled() and getattr(self.model, "training", True):
-                self._weight = self._weight_of(len(x))
-                self._armed = True
+            if is_grad_enabled() and getattr(self.model, "training", True):
+                self._share = self._weight = self.share_of(len(x))
+                self._seen.append(self._share)
+                self._armed = self._overlap and self._syncing
+        if self._armed:
+            self._check_shares()
+        with telling(self.comm):
             return self.model(x)
 
-    def _weight_of(self, own: float) -> float:
-        """Return the share of this rank's samples, or their weights, in all ranks'."""
-        total = np.array([float(own)])
-        self.comm.allreduce(total)
-        return own / float(total[0]) if total[0] else 0.0
+    def share_of(self, own: float) -> float:
+        """Return this rank's part of the sum of all ranks' numbers, as `step` takes it; all ranks call it.
+
+        Parameters
+        ----------
+        own : float
+            Such as the samples, or the sum of their weights, that the mean of this rank's loss was divided by.
+
+        Returns
+        -------
+        float
+            In [0, 1]; 0 where the sum is 0.
+        """
+        with telling(self.comm):
+            total = np.array([float(own)])
+            self.comm.allreduce(total)
+            return float(own) / float(total[0]) if total[0] else 0.0
+
+    def _check_shares(self) -> None:
+        """Raise, on all ranks, where gradients of batches that were shared out differently are added up."""
+        if len(self._seen) > 1 and self.any(len(set(self._seen)) > 1):
+            shares = ", ".join(f"{share:g}" for share in self._seen)
+            self._seen = []
+            raise ValueError(
+                f"DataParallel: this rank had the shares {shares} of the batches since the last step, on some rank "
+                "they differ; accumulate batches that are shared out alike, or give step a weight"
+            )
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Only add up gradients inside: the backward passes that come before the one whose `step` averages."""
+        """Only add up gradients inside: with `overlap`, the backward passes before the one whose `step` averages."""
         before, self._syncing = self._syncing, False
         try:
             yield
         finally:
             self._syncing = before
 
-    def mean(self, value: Any) -> float:
-        """Return the mean of a number, such as a loss, over the samples of all ranks' last batch."""
-        total = np.array([float(value) * self._weight if self._weight else 0.0])
+    def mean(self, value: Any, weight: float | None = None) -> float:
+        """Return the mean of a number, such as a loss, over the samples of all ranks' last batch.
+
+        `weight` is what this rank's counts in the sum over ranks, as for `step`.
+        """
+        weight = self._weight if weight is None else weight
+        total = np.array([float(value) * weight if weight else 0.0])
         self.comm.allreduce(total)
         return float(total[0])
 
@@ -245,13 +306,13 @@ class DataParallel:
         assert self.step_fn is not None
         stepping = self.step_fn._stepping
         if not len(x):
-            self._weight_of(0.0)
+            self.share_of(0.0)
             return self._nothing()
         data = self.step_fn._data("step", x, y)
         n = len(data.x)
         factors = self.step_fn._loss_factors("step", data.shape)
         block = Block("step", data.x, data.target, None, 0, n, n, 1, *factors)
-        weight = self._weight_of(_divisor(stepping._loss, data.target))
+        weight = self.share_of(divisor(stepping._loss, data.target))
         if stepping._loss.reduction == "sum":
             weight = 1.0
         return float(self.step(stepping.evaluation(block, self._hook), weight=weight))
@@ -314,8 +375,8 @@ class DataParallel:
         loss = stepping._loss
         if loss.reduction == "sum":
             return stepping.evaluation(part, self._hook), 1.0
-        whole = _divisor(loss, _targets(block, 0, n))
-        weight = _divisor(loss, _targets(block, low, high)) / whole if whole else 0.0
+        whole = divisor(loss, targets(block, 0, n))
+        weight = divisor(loss, targets(block, low, high)) / whole if whole else 0.0
         return stepping.evaluation(part, self._hook), weight
 
     def _share_squares(self, block: Block) -> None:
@@ -337,25 +398,45 @@ class DataParallel:
             This rank's, as the optimizer's own ``step`` takes them.
         weight : float, optional
             What this rank's gradients count in the sum over ranks. Without it, what the share of samples was that
-            the model was last called with, or equal parts of 1.
+            the model was last called with, or equal parts of 1; see the notes of the class.
 
         Returns
         -------
         The closure's loss times `weight`, summed over ranks; None without a closure.
+
+        Raises
+        ------
+        ValueError
+            Gradients of batches that were shared out differently were added up, and there is no `weight`; or there is
+            one with `overlap`.
+        RuntimeError
+            With `overlap`, a gradient was changed after ``backward()``.
         """
         if callable(grads):
             grads, closure = None, grads
         with telling(self.comm):
-            if weight is not None:
-                self._weight = weight
-            if closure is None:
-                self._update(self._averaged(self._flat(grads)))
-                return None
-            return self._step_closure(closure)
+            if weight is not None and self._overlap:
+                raise ValueError(
+                    f"step: weight is {weight}, with overlap gradients have been weighted before"
+                )
+            if closure is not None:
+                return self._step_closure(closure, weight)
+        if weight is None and grads is None:
+            self._check_shares()
+        with telling(self.comm):
+            self._weight = self._share if weight is None else weight
+            self._update(self._averaged(self._flat(grads)))
+        return None
 
-    def _step_closure(self, closure: Callable[[], Any]) -> Any:
+    def _step_closure(self, closure: Callable[[], Any], weight: float | None) -> Any:
+        if weight is not None:
+            self._weight = weight  # of the gradients that a compiled step's closure puts into buckets
+
         def averaged() -> tuple[float, list[Any]]:
             loss, own = self.optimizer._evaluate(closure)
+            if weight is None:
+                self._check_shares()
+            self._weight = self._share if weight is None else weight
             means = self._averaged(self._flat(own), float(loss))
             return self._loss, self.optimizer._as_given(means) if means else means
 
@@ -367,7 +448,9 @@ class DataParallel:
 
     def step_scaled(self, grads: Any, inverse: float) -> bool:
         """Step with gradients times `inverse`; False, on all ranks, where some rank's are not all finite."""
+        self._check_shares()
         with telling(self.comm):
+            self._weight = self._share
             means = self._averaged(self._flat(grads))
             if self._shards is None:
                 return bool(self.optimizer.step_scaled(self.optimizer._as_given(means), inverse))
@@ -422,7 +505,9 @@ class DataParallel:
         """Take the gradient of a parameter that a backward pass has just completed."""
         if self._armed and self._syncing:
             with telling(self.comm):
-                self._take(self._leaves[id(leaf)], as_view(leaf._grad._data, "grad"))
+                i, gradient = self._leaves[id(leaf)], as_view(leaf._grad._data, "grad")
+                self._take(i, gradient)
+                self._taken[i] = checksum(self.optimizer._dense[i].arrange(gradient))
 
     def _take(self, i: int, gradient: Any) -> None:
         """Put a gradient that is whole into its bucket; begin with buckets that are full now."""
@@ -455,6 +540,12 @@ class DataParallel:
 
         The average of the loss is left behind, and which parameters have a gradient on some rank.
         """
+        for i, known in self._taken.items():
+            if flat[i] is None or checksum(flat[i]) != known:
+                raise RuntimeError(
+                    f"DataParallel: the gradient of {self.optimizer._label(i)} was changed after backward, which "
+                    "overlap does not allow"
+                )
         for bucket in self.buckets:
             for slot in bucket.slots:
                 if slot.tensor in bucket.waiting:
@@ -469,6 +560,7 @@ class DataParallel:
             bucket.pending.wait()
             bucket.reset()
         self._begun, self._armed = 0, False
+        self._seen, self._taken = [], {}
         return [] if self._shards is not None else [self._mean(i) for i in range(len(flat))]
 
     def _mean(self, i: int) -> Any:
@@ -478,7 +570,7 @@ class DataParallel:
         bucket, slot = self._slots[i]
         dense = self._dense[i]
         mean = bucket.memory[slot.begin : slot.begin + slot.size].astype(bucket.own, copy=False)
-        return _placed(mean, dense)
+        return placed(mean, dense)
 
     # State ----------------------------------------------------------------------------------------------
 
@@ -504,26 +596,3 @@ class DataParallel:
         return sum(
             int(a.nbytes) for entry in optimizer.state.values() for a in entry.values() if np.ndim(a) > 0
         )
-
-
-def _targets(block: Block, low: int, high: int) -> Any:
-    """Return the targets of some samples of a block's step."""
-    rows = slice(block.begin + low, block.begin + high)
-    return block.target[rows if block.order is None else block.order[rows]]
-
-
-def _divisor(loss: Loss, target: Any) -> float:
-    """Return what the mean of a loss over samples with these targets is divided by, up to a factor of all."""
-    if not loss.classes or loss.reduction != "mean" or target.dtype.kind not in "iu":
-        return float(len(target))
-    used = target[target != loss.ignore_index]
-    return float(len(used) if loss.class_weight is None else loss.class_weight[used].sum(dtype=np.float64))
-
-
-def _placed(mean: Array, dense: Any) -> Any:
-    """Return a gradient where its parameter is."""
-    shaped = mean.reshape(dense.array.shape)
-    if hasattr(dense, "restore"):
-        return dense.restore(shaped)
-    lib = library(dense.source)
-    return lib.unwrap(shaped if is_device_array(shaped) else lib.from_host(shaped, dense.source))

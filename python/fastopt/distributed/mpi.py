@@ -180,7 +180,9 @@ class MPIComm(Blocking):
         known = counts_of(out.size, self.size, counts, "allgather")
         if part.size != known[self.rank]:
             raise ValueError(f"allgather: part has {part.size} elements, expected {known[self.rank]}")
-        steps = self._staged([part, out], lambda x, y: self._allgather(x, y, known, 4 * key + 2))
+        steps = self._staged(
+            [part, out], lambda x, y: self._allgather(x, y, known, 4 * key + 2, not self.ordered)
+        )
         return _Operation(self, "allgather", steps)
 
     def broadcast(self, a: Array, root: int = 0) -> None:
@@ -212,13 +214,13 @@ class MPIComm(Blocking):
             for row in room[1:]:
                 np.add(out, row.astype(out.dtype, copy=False), out=out)
 
-    def _allgather(self, part: Array, out: Array, counts: list[int], tag: int) -> Steps:
+    def _allgather(self, part: Array, out: Array, counts: list[int], tag: int, engine: bool) -> Steps:
         at = offsets(counts)
         parts = [out[at[r] : at[r + 1]] for r in range(self.size)]
         own = parts[self.rank]
         if not np.shares_memory(own, part):
             own[...] = part
-        if not self.ordered:
+        if engine:
             blocks = out.view(np.uint8), [n * out.itemsize for n in counts]
             yield [self._comm.Iallgatherv(self._mpi.IN_PLACE, [*blocks, self._mpi.BYTE])]
             return
@@ -236,7 +238,8 @@ class MPIComm(Blocking):
         part = self._room((tag, "sum"), mine.size, wide(a.dtype))
         yield from self._reduce_scatter(a, part, counts, tag)
         mine[...] = part
-        yield from self._allgather(mine, a, counts, tag + 2)
+        # The engine pairs its operations by the order of their calls, and ranks come here in an order of their own.
+        yield from self._allgather(mine, a, counts, tag + 2, engine=False)
 
     def _broadcast(self, a: Array, root: int) -> Steps:
         flat = a.reshape(-1).view(np.uint8)

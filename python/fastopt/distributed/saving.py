@@ -44,11 +44,12 @@ def save(path: StrPath, comm: Comm, *, optimizer: Any = None, **parts: Any) -> N
     with telling(comm):
         state = None if optimizer is None else _State(optimizer.state_dict())
     error: Exception | None = None
-    if comm.rank == 0:
-        try:
-            checkpoint.save(path, optimizer=state, **parts)
-        except Exception as caught:
-            error = caught
+    with telling(comm):  # of Ctrl-C
+        if comm.rank == 0:
+            try:
+                checkpoint.save(path, optimizer=state, **parts)
+            except Exception as caught:
+                error = caught
     told = broadcast_object(comm, None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error

@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fastopt import _threads, distributed, functional
+from fastopt import _random, _threads, distributed, functional
 from fastopt._device import wanted_device
 from fastopt._minimize.first_order import optimizers
 from fastopt.optim.base import Optimizer
@@ -178,8 +178,10 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         self._random_state = distributed.shared(check_random_state(self.random_state))
         if first:
             self._initialize([X.shape[1], *sizes, y.shape[1]], X.dtype)
-        with self._threads():
+        with self._threads(), _random.keep_stream():
             session = self._continued(sizes, first, incremental, sample_weight is not None)
+            if session.comm.size > 1:
+                _random.set_stream(session.comm.rank)
             try:
                 if self._is_stochastic():
                     fit_epochs(self, session, X, y, sample_weight, incremental, validation)

@@ -93,6 +93,9 @@ def fit_epochs(
                     stacklevel=5,
                 )
     except KeyboardInterrupt:
+        if session.comm.size > 1:  # the others have not stopped here
+            session.comm.fail("KeyboardInterrupt")
+            raise
         warnings.warn("Training interrupted by user.", stacklevel=5)
     finally:
         progress.close()
