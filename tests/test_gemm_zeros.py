@@ -1,7 +1,7 @@
 """Products that leave out what is zero for a whole tile: the same bits, infinities and NaNs as without.
 
-Every twelfth row or column of `crowded` operands is full, so that no tile of theirs may leave anything out; each
-other row or column of the product must have the bits that it has in a product of empty operands.
+Every fourth row or column of `crowded` operands is full, so that no tile of theirs may leave anything out; each other
+row or column of the product must have the bits that it has where tiles may.
 """
 
 from __future__ import annotations

@@ -167,16 +167,18 @@ Index block_depth(Index k) {
   return (k + blocks - 1) / blocks;
 }
 
-// Where a packed A has the rows from `row` on, at a tile's first, of a block of k.
-template <class T>
-Index packed_at(Index m, Index block, Index row, Index depth) {
-  return (block * ((m + kTileRows - 1) / kTileRows * kTileRows) + row) * depth;
+// Where packed tiles or panels of `unit` lanes, of so many lanes in all, have those from `lane` on, at the
+// first of one, of a block of k.
+FO_HD Index packed_lanes_at(Index lanes, Index unit, Index block, Index lane, Index depth) {
+  return (block * (blocks_of(lanes, unit) * unit) + lane) * depth;
 }
-
-// The same of a packed B and its columns.
+// The same of the rows of a packed A, and of the columns of a packed B.
+FO_HD Index packed_at(Index m, Index block, Index row, Index depth) {
+  return packed_lanes_at(m, kTileRows, block, row, depth);
+}
 template <class T>
 Index packed_b_at(Index n, Index block, Index col, Index depth) {
-  return (block * ((n + kPanel<T> - 1) / kPanel<T> * kPanel<T>)+col) * depth;
+  return packed_lanes_at(n, kPanel<T>, block, col, depth);
 }
 
 // Whether A is packed for a run of so many columns.
@@ -243,7 +245,7 @@ void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begi
       for (Index row = begin_row; row < end_row; row += block_rows) {
         const Index rows = at_most(block_rows, end_row - row);
         if (whole_a) {
-          product.packed_a = whole_a + packed_at<T>(args.m, block, row, depth);
+          product.packed_a = whole_a + packed_at(args.m, block, row, depth);
         } else if (pack_a) {
           product.fill_a(row, rows, p, d);
         } else if (zeros.of == Zeros::rows) {

@@ -69,7 +69,7 @@ void pack_a(const GemmArgs& args, Index begin_row, Index end_row, void* packed) 
   const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
   for (Index block = 0; block < blocks; ++block) {
     const Index p = block * depth;
-    T* const to = static_cast<T*>(packed) + packed_at<T>(args.m, block, begin_row, depth);
+    T* const to = static_cast<T*>(packed) + packed_at(args.m, block, begin_row, depth);
     const Product<Exact<T>> product{args, to, nullptr, depth, true, false};
     product.fill_a(begin_row, end_row - begin_row, p, at_most(depth, args.k - p));
   }
@@ -91,7 +91,7 @@ Index packed_a_size(const GemmArgs& args, Index columns) {
   // Below, a region of its own costs more than packing several times; beyond, A lies in memory.
   constexpr Index kLeast = Index(1) << 17, kMost = Index(1) << 23;
   const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k),
-              size = packed_at<T>(args.m, blocks, 0, depth);
+              size = packed_at(args.m, blocks, 0, depth);
   const bool pays = packs_a<T>(args, args.n) && !pays_turned<T>(args, args.m, columns);
   return pays && !takes_dots<T>(args) && size >= kLeast && size <= kMost ? size : 0;
 }

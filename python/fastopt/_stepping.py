@@ -22,9 +22,8 @@ Array = npt.NDArray[Any]
 Losses = npt.NDArray[np.float64]
 
 _L2 = 3  # of the coefficients that all rules share
-_BESIDE_STATES = (
-    5  # the number of a gradient among the arrays that a step walks: after four states and an average
-)
+# The number of a gradient among the arrays that a step walks: after four states and an average.
+_BESIDE_STATES = 5
 _data_of = attrgetter("_data")
 _flag_of = attrgetter("_requires_grad")
 
