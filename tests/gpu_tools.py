@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +36,39 @@ def cp(kind: str) -> Iterator[Any]:
     """CuPy or its stand-in."""
     with host_gpu.cupy_on(kind) as module:
         yield module
+
+
+class There:
+    """A library of arrays on the device, with the way there and back."""
+
+    def __init__(self, name: str, kind: str, cp: Any) -> None:
+        self.name, self._kind, self._cp = name, kind, cp
+
+    def put(self, a: np.ndarray) -> Any:
+        """Return a copy of an array on the device."""
+        return self._cp.asarray(a) if self.name == "cupy" else host_gpu.torch_tensor(self._kind, a)
+
+    def take(self, a: Any) -> np.ndarray:
+        """Return a copy of a device array on the host."""
+        assert self.owns(a)
+        if self.name == "cupy":
+            return a.get()
+        a = a.detach().cpu().contiguous()
+        if str(a.dtype) != "torch.bfloat16":
+            return a.numpy()
+        return a.view(importlib.import_module("torch").int16).numpy().view(*dtypes("bfloat16"))
+
+    def owns(self, a: Any) -> bool:
+        """Whether it is a device array of this library."""
+        return isinstance(a, self._cp.ndarray) if self.name == "cupy" else getattr(a, "is_cuda", False)
+
+
+@pytest.fixture(params=["cupy", pytest.param("torch", marks=pytest.mark.peers)])
+def there(request: pytest.FixtureRequest, kind: str, cp: Any) -> There:
+    """Each library whose arrays there may be on a device."""
+    if request.param == "torch":
+        pytest.importorskip("torch")
+    return There(request.param, kind, cp)
 
 
 @pytest.fixture

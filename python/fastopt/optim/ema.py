@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.params import check_distinct, collection, flatten, prepare
+from fastopt.optim.vectors import unwrapped
 
 
 @contextmanager
@@ -69,8 +70,7 @@ class WeightAverage:
     def update(self) -> None:
         """Take the weights as they are now into the average."""
         for average, p in zip(self.averages, self._params, strict=True):
-            change = (1.0 - self.decay) * (p.astype(average.dtype, copy=False) - average)
-            np.add(average, change, out=average)
+            average += (1.0 - self.decay) * (p.astype(average.dtype, copy=False) - average)
         self.updates += 1
 
     @contextmanager
@@ -81,17 +81,21 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages (copies), the decay and the number of updates."""
-        return {"decay": self.decay, "updates": self.updates, "averages": [a.copy() for a in self.averages]}
+        copies = [unwrapped(a.copy()) for a in self.averages]
+        return {"decay": self.decay, "updates": self.updates, "averages": copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; ValueError when a shape differs, with nothing changed."""
-        saved = [np.asarray(a) for a in state_dict["averages"]]
+        saved = [
+            np.asarray(a) if isinstance(a, list | float) else as_view(a, f"load_state_dict: averages[{i}]")
+            for i, a in enumerate(state_dict["averages"])
+        ]
         if [a.shape for a in saved] != [a.shape for a in self.averages]:
             raise ValueError(
                 f"load_state_dict: averages have shapes {[a.shape for a in saved]}, "
                 f"the parameters have {[a.shape for a in self.averages]}"
             )
         for average, a in zip(self.averages, saved, strict=True):
-            average[...] = a
+            assign(average, a)
         self.decay = float(state_dict["decay"])
         self.updates = int(state_dict["updates"])
