@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import host_gpu
-from fastopt import _core
+from fastopt import _core, _device
 
 #: Around packs of 16 bytes, warps, blocks and chunks.
 SIZES = [0, 1, 3, 4, 5, 31, 33, 257, 1023, 4097]
@@ -64,10 +65,12 @@ class There:
 
 
 @pytest.fixture(params=["cupy", pytest.param("torch", marks=pytest.mark.peers)])
-def there(request: pytest.FixtureRequest, kind: str, cp: Any) -> There:
-    """Each library whose arrays there may be on a device."""
+def there(request: pytest.FixtureRequest, kind: str, cp: Any, monkeypatch: pytest.MonkeyPatch) -> There:
+    """Each library whose arrays there may be on a device; torch has to do without CuPy."""
     if request.param == "torch":
         pytest.importorskip("torch")
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        monkeypatch.setattr(_device, "_libraries", {})
     return There(request.param, kind, cp)
 
 
