@@ -67,6 +67,7 @@ class MatrixOptimizer(Optimizer):
         if closure is not None:
             loss, grads = self._evaluate(closure)
         with self._lock, self._placement.current():
+            self._placement.require_no_capture(type(self).__name__)
             flat = self._gather(grads)
             views = [None if g is None else self._checked(i, g) for i, g in enumerate(flat)]
             for g, group in enumerate(self.param_groups):

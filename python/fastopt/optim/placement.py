@@ -123,6 +123,13 @@ class Host:
         """Return a context in which the library of the parameters makes new arrays where they are."""
         return nullcontext()
 
+    def require_no_capture(self, owner: str) -> None:
+        """Raise RuntimeError where what is queued now would be recorded into a CUDA graph."""
+        if self.capturing():
+            raise RuntimeError(
+                f"step: the stream is being captured into a CUDA graph, which cannot repeat a step of {owner}"
+            )
+
     def capturing(self) -> bool:
         """Whether what is queued now is recorded into a CUDA graph."""
         return False

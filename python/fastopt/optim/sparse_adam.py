@@ -126,6 +126,7 @@ class SparseAdam(AdamFamily):
         if closure is not None:
             loss, grads = self._evaluate(closure)
         with self._lock, self._placement.current():
+            self._placement.require_no_capture(type(self).__name__)
             flat = self._gather(None if grads is None else _paired(grads))
             self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
         return loss
