@@ -432,6 +432,10 @@ class Stepping:
                             g += l2 / divisor * p
                 if squares is not None:
                     loss += 0.5 * l2 * float(squares[0]) / divisor
+                elif l2:
+                    loss += (
+                        0.5 * l2 * sum([float((p * p).sum()) for p in penalised if p is not None]) / divisor
+                    )
             return loss, self._optimizer._as_given(self._grads)
 
         return evaluate
