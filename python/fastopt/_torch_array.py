@@ -109,6 +109,8 @@ class TorchArray(NDArrayOperatorsMixin):
         if function is None or any(issubclass(t, np.ndarray) for t in types):
             return NotImplemented
         result = function(*map(operand, args), **kwargs)
+        if isinstance(result, int):
+            return result
         return tuple(map(TorchArray, result)) if isinstance(result, tuple) else TorchArray(result)
 
 
@@ -143,6 +145,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.diff: lambda x, **ends: x.diff(**{name: end.tensor for name, end in ends.items()}),
     np.flatnonzero: lambda x: x.flatten().nonzero().flatten(),
     np.flip: lambda x, axis: x.flip(axis),
+    np.ndim: lambda x: x.ndim,
     np.moveaxis: lambda x, source, target: x.movedim(source, target),
     np.take: lambda x, which, axis: x.index_select(axis, operand(which)),
     np.where: lambda condition, x, y: _torch().where(condition, x, y),
