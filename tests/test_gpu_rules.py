@@ -181,6 +181,25 @@ def test_a_refused_gradient_changes_nothing(there: There, name: str) -> None:
         host.step([on_host[0], good[1], *on_host[2:]])
 
 
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_step_of_matrices_reads_nothing_back(
+    there: There, kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What brings elements to the host would wait for the device."""
+    if kind == "device":
+        pytest.skip("the library's class cannot be changed")
+    opt, _ = run(name, {}, there.put, np.float32, 2)
+    grads = gradients(name, there.put, 3, np.float32)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the elements of an array on the device were read")
+
+    methods = ("item", "tolist", "__bool__", "__int__", "__float__", "__array__")
+    for method in (*methods, "get" if there.name == "cupy" else "cpu"):
+        monkeypatch.setattr(type(grads[0]), method, refuse)
+    opt.step(grads)
+
+
 # ----------------------------------------------------------------------------------- settings and methods
 
 
