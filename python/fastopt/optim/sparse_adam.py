@@ -62,8 +62,8 @@ class SparseAdam(AdamFamily):
     Notes
     -----
     When to use: for tables of embeddings, of which a batch touches a few rows: the cost of a step grows with those, not
-    with the table. Other parameters belong to another optimizer. On a GPU a step waits twice for each parameter:
-    for how many different rows there are, and whether they are in range.
+    with the table. Other parameters belong to another optimizer. On a GPU a step waits twice for each parameter,
+    for how many different rows there are and whether they are in range, and for the update.
 
     References
     ----------
