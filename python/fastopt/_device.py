@@ -152,6 +152,14 @@ class CupyLibrary:
         """Return a copy as an ndarray; it waits for the work on `x`."""
         return self.cupy.asnumpy(x)
 
+    def to_pinned(self, x: Any) -> Any:
+        """The same in page-locked memory, where a device writes by itself; in ordinary memory where there is none."""
+        try:
+            memory = self.cupy.cuda.alloc_pinned_memory(max(x.nbytes, 1))
+        except (MemoryError, self.cupy.cuda.runtime.CUDARuntimeError):
+            return self.to_host(x)
+        return self.cupy.asnumpy(x, out=np.frombuffer(memory, x.dtype, x.size).reshape(x.shape))
+
     def rows(self, x: Any, which: Any) -> Any:
         """Return rows of `x`: a view for a slice, a copy for indices that are on its device."""
         if isinstance(which, slice):
@@ -237,6 +245,13 @@ class TorchLibrary:
         if x.dtype.name == "bfloat16":
             return tensor.contiguous().view(self.torch.int16).numpy().view(x.dtype)
         return tensor.numpy()
+
+    def to_pinned(self, x: Any) -> Any:
+        try:
+            pinned = self.torch.empty(x.shape, dtype=x.tensor.dtype, pin_memory=True)
+        except RuntimeError:
+            return self.to_host(x)
+        return self.to_host(TorchArray(pinned.copy_(x.tensor.detach())))
 
     def rows(self, x: Any, which: Any) -> Any:
         if isinstance(which, slice):
