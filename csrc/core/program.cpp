@@ -26,7 +26,7 @@ constexpr Index kDeepBytes = Index(1) << 18;  // of X from which on reading it a
 constexpr Index kDeepRows = 264;              // of a task then: a block of the gemm driver
 constexpr Index kFewRows = 8;                 // of a register tile that is still a good one
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
-constexpr Index kSerialProducts = Index(3) << 19, kUpdateProducts = 16;
+constexpr Index kSerialProducts = Index(1) << 21, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
@@ -506,7 +506,7 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
   if (!order) return rows + first * bytes;
   char* const to = room.reserve(samples * bytes);
   const Index together = std::max<Index>(kChunk * 4 / std::max<Index>(bytes, 1), 1);
-  run_chunks(samples, together, samples * bytes / 4, [&](Index begin, Index end) {
+  run_chunks(samples, together, samples * bytes / 8, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
       // Rows lie anywhere: the memory would be waited for at the start of each.
       const char* const ahead = rows + order[first + std::min(i + kRowsAhead, end - 1)] * bytes;
