@@ -12,15 +12,23 @@ namespace {
 
 using Arrays = PlanArrays<DeviceCall>;
 
-// Where one float64 of the device's is; null for None.
-double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+// Where so many float64 of the device's are; null for None.
+double* numbers(DeviceCall& call, const py::object& object, const ArgName& name, Index n) {
   if (object.is_none()) return nullptr;
   const DeviceView view = call.view(object, name);
   require_dense(view, name, true);
-  if (view.dtype != DType::f64 || view.size != 1)
+  if (view.dtype != DType::f64 || view.size != n)
     throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
-                         ", expected one float64");
+                         ", expected " + std::to_string(n) + " float64");
   return static_cast<double*>(view.data);
+}
+double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+  return numbers(call, object, name, 1);
+}
+LossScale* loss_scale(DeviceCall& call, const py::object& object, const ArgName& name) {
+  static_assert(sizeof(LossScale) == 3 * sizeof(double));
+  if (object.is_none()) throw py::type_error(name.prefix() + " is None, expected 3 float64");
+  return reinterpret_cast<LossScale*>(numbers(call, object, name, 3));
 }
 
 // norms: float64 on the device, of parts of the gradients. `norm` and `scale` receive the norm of all, and
@@ -36,16 +44,6 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
   join_norms_on_device(static_cast<const double*>(norms.data), norms.size, max_norm,
                        number(call, norm, {"join_norms", "norm"}),
                        number(call, scale, {"join_norms", "scale"}), call.stream());
-}
-
-// Where a GradScaler's three numbers are.
-LossScale* loss_scale(DeviceCall& call, const py::object& object, const ArgName& name) {
-  const DeviceView view = call.view(object, name);
-  require_dense(view, name, true);
-  if (view.dtype != DType::f64 || view.size != 3)
-    throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
-                         ", expected three float64");
-  return static_cast<LossScale*>(view.data);
 }
 
 // What GradScaler.update does, queued; found_inf: besides what is found there.
