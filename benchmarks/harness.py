@@ -32,7 +32,12 @@ Call = Callable[[], Any]
 
 @dataclass
 class Row:
-    """One figure: times in microseconds, rate in GB/s or GFLOP/s, share = rate / the ceiling measured beside it."""
+    """One figure: times in microseconds, rate in GB/s or GFLOP/s.
+
+    share (of the ceiling) and ratio (of the time to our own) are medians over the rounds of what each of them
+    shows: a machine that is slower for some of the rounds is so for all that were timed in them. Files
+    older than the ratio have none: 0.
+    """
 
     op: str
     provider: str
@@ -49,6 +54,7 @@ class Row:
     threads: int
     device: str
     version: str
+    ratio: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------ ceilings
@@ -271,18 +277,37 @@ def measure(case: Case, peers: Mapping[str, Any], rounds: int) -> list[Row]:
     ceilings = {name: CEILINGS[name](case.stream_bytes or case.nbytes) for name in case.ceilings}
     samples = interleave({**calls, **ceilings}, rounds)
     versions = {"fastopt": fo.__version__, **{name: peer.version() for name, peer in peers.items()}}
-    measured = {name: samples.pop(name) for name in ceilings}
-    peak = {name: ceiling.work / float(np.median(measured[name])) for name, ceiling in ceilings.items()}
+    return rows(case, calls, ceilings, samples, versions)
+
+
+def rows(
+    case: Case,
+    calls: Mapping[str, Any],
+    ceilings: Mapping[str, Any],
+    samples: Mapping[str, np.ndarray],
+    versions: Mapping[str, str],
+    device: str = "cpu",
+) -> list[Row]:
+    """Return a row for each of the calls and of the ceilings, whose samples were taken in the same rounds."""
+    peaks = {name: ceiling.work / samples[name] for name, ceiling in ceilings.items()}
+    modes = {name: call.mode if isinstance(call, Many) else case.mode for name, call in calls.items()}
     table = []
-    for provider, seconds in samples.items():
-        row = figures(case, provider, seconds, case.work, case.unit, peak[case.ceilings[0]])
+    for provider, mode in modes.items():
+        mine = samples.get(name_of_ours(name for name in calls if modes[name] == mode))
+        peak = peaks[case.ceilings[0]]
+        row = figures(case, provider, samples[provider], case.work, case.unit, peak, device, mine)
         row.version = versions.get(provider.split("-")[0], "")
-        if isinstance(call := calls[provider], Many):
-            row.mode = call.mode
+        row.mode = mode
         table.append(row)
     for name, ceiling in ceilings.items():
-        table.append(figures(case, name, measured[name], ceiling.work, ceiling.unit, peak[name]))
+        table.append(figures(case, name, samples[name], ceiling.work, ceiling.unit, peaks[name], device))
     return table
+
+
+def name_of_ours(providers: Iterable[str]) -> str:
+    """Return which provider stands for us: the one called fastopt, else the first of ours, else none."""
+    ours = [name for name in providers if name.startswith("fastopt")]
+    return "fastopt" if "fastopt" in ours else next(iter(ours), "")
 
 
 def figures(
@@ -291,16 +316,18 @@ def figures(
     seconds: np.ndarray,
     work: float,
     unit: str,
-    ceiling: float,
+    ceiling: float | np.ndarray,
     device: str = "cpu",
+    mine: np.ndarray | None = None,
 ) -> Row:
-    """Return the figures of a provider's samples."""
+    """Return the figures of a provider's samples; ceiling: a rate, or that of each round; mine: our samples."""
     p20, p50, p80 = (float(q) for q in np.quantile(seconds, [0.2, 0.5, 0.8]))
     return Row(
         case.op, provider, case.mode, case.dtype, case.size,
         round(p50 * 1e6, 2), round(p20 * 1e6, 2), round(p80 * 1e6, 2),
-        round(work / p50 / 1e9, 2), unit, round(work / p50 / ceiling, 3),
+        round(work / p50 / 1e9, 2), unit, round(1.0 / float(np.median(seconds * ceiling / work)), 3),
         _core.isa(), fo.get_num_threads(), device, "",
+        0.0 if mine is None else round(float(np.median(seconds / mine)), 4),
     )  # fmt: skip
 
 
@@ -375,18 +402,21 @@ class Comparison:
 
     @cached_property
     def mine(self) -> Row | None:
-        """The row that stands for us: the one called fastopt, else the first of ours."""
-        return self.ours.get("fastopt") or next(iter(self.ours.values()), None)
+        """The row that stands for us."""
+        return self.ours.get(name_of_ours(self.ours))
 
     def best(self, names: Sequence[str] = ()) -> Row | None:
         """Return the fastest peer, of those whose names begin with one of `names`."""
         chosen = [r for r in self.peers.values() if not names or r.provider.startswith(tuple(names))]
-        return min(chosen, key=lambda row: row.p50, default=None)
+        return min(chosen, key=self._over_ours, default=None)
 
     def ratio(self, names: Sequence[str] = ()) -> float | None:
         """Return the time of the fastest peer over ours; None where either was not measured."""
         best = self.best(names)
-        return best.p50 / self.mine.p50 if best and self.mine else None
+        return self._over_ours(best) if best and self.mine else None
+
+    def _over_ours(self, row: Row) -> float:
+        return row.ratio or row.p50 / (self.mine.p50 if self.mine else 1.0)
 
     def aims(self, case: Case) -> list[tuple[Aim, float]]:
         """Return the aims of a case that these rows can be held to, each with what was reached."""
@@ -445,7 +475,15 @@ def read(name: str) -> list[Row]:
     path = RESULTS / f"{name}.csv"
     if not path.exists():
         return []
-    kinds = {"p50": float, "p20": float, "p80": float, "rate": float, "share": float, "threads": int}
+    kinds = {
+        "p50": float,
+        "p20": float,
+        "p80": float,
+        "rate": float,
+        "share": float,
+        "threads": int,
+        "ratio": float,
+    }
     with path.open(newline="") as file:
         return [Row(**{k: kinds.get(k, str)(v) for k, v in row.items()}) for row in csv.DictReader(file)]
 

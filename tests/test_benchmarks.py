@@ -120,6 +120,30 @@ def test_rows_hold_quantiles_rates_and_shares() -> None:
     assert row.share == 0.5
 
 
+def test_shares_and_ratios_are_those_of_the_rounds() -> None:
+    # Half of the rounds fell into a phase of half the speed, in which the peer is twice as slow as we are.
+    phase = np.array([1.0, 2.0, 1.0, 2.0, 1.0])
+    row = harness.figures(_case({}), "p", 2e-3 * phase, 1e6, "GB/s", 1e9 / phase, mine=1e-3 * phase)
+    assert (row.share, row.ratio) == (0.5, 2.0)
+    assert harness.figures(_case({}), "p", phase, 1e6, "GB/s", 1e9).ratio == 0.0
+
+
+def test_each_mode_has_a_ratio_of_its_own() -> None:
+    seconds = {"fastopt": 4.0, "fastopt-run": 1.0, "peer": 8.0, "peer-run": 3.0, "copy": 1.0}
+    samples = {name: np.array([value, value]) for name, value in seconds.items()}
+    calls = {name: Many(int, 2) if name.endswith("run") else int for name in seconds if name != "copy"}
+    rows = harness.rows(_case(calls), calls, {"copy": harness.Copy()}, samples, {"peer": "2.0"})
+    assert [(row.provider, row.mode, row.ratio, row.version) for row in rows] == [
+        ("fastopt", "step", 1.0, ""),
+        ("fastopt-run", "run", 1.0, ""),
+        ("peer", "step", 2.0, "2.0"),
+        ("peer-run", "run", 3.0, "2.0"),
+        ("copy", "step", 0.0, ""),
+    ]
+    step, run = harness.comparisons(rows)
+    assert (step.ratio(), run.ratio()) == (2.0, 3.0)
+
+
 def test_providers_that_disagree_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     x = np.ones(3, np.float32)
     good = _case({"fastopt": lambda: (x, 2.0), "numpy": lambda: (x * 1.00001, 2.0)})
@@ -144,6 +168,9 @@ def test_comparison_finds_the_best_peer_and_what_aims_reached() -> None:
     assert found.mine is rows[1]
     assert found.best() is rows[3]
     assert found.ratio(["sklearn"]) == 8.0
+    rows[4].ratio = 7.5
+    assert found.ratio(["sklearn"]) == 7.5
+    rows[4].ratio = 0.0
     assert found.ratio(["jax"]) is None
     aims = (
         Aim(2.5, ("torch", "jax")),

@@ -167,20 +167,7 @@ def measure(case: Case, rounds: int, versions: Mapping[str, str]) -> list[Row]:
     calls = {name: plain(m) for name, m in made.items()}
     ceilings = {name: harness.CEILINGS[name](case.nbytes) for name in case.ceilings}
     samples = interleave({**calls, **ceilings}, rounds)
-    measured = {name: samples.pop(name) for name in ceilings}
-    peak = {name: ceiling.work / float(np.median(measured[name])) for name, ceiling in ceilings.items()}
-    device, table = data.device_name(), []
-    for provider, taken in samples.items():
-        row = harness.figures(case, provider, taken, case.work, case.unit, peak[case.ceilings[0]], device)
-        row.version = versions.get(provider.split("-")[0], "")
-        if isinstance(calls[provider], Many):
-            row.mode = calls[provider].mode
-        table.append(row)
-    for name, ceiling in ceilings.items():
-        table.append(
-            harness.figures(case, name, measured[name], ceiling.work, ceiling.unit, peak[name], device)
-        )
-    return table
+    return harness.rows(case, calls, ceilings, samples, versions, data.device_name())
 
 
 def run(

@@ -17,6 +17,7 @@ struct Ftrl {
   static constexpr Names states{"accumulator", "linear"};
   static constexpr Names coefs{"rlr", "l1_strength", "l2", "shrinkage", "decay", "power"};
   T rlr, l1, l2, shrinkage, decay, power, of_zero;
+  bool root;
   FO_HD explicit Ftrl(const double* c)
       : rlr(T(c[0])),
         l1(T(c[1])),
@@ -24,10 +25,12 @@ struct Ftrl {
         shrinkage(T(c[3])),
         decay(T(c[4])),
         power(T(c[5])),
-        of_zero(T(c[5] == 0.0)) {}
+        of_zero(T(c[5] == 0.0)),
+        root(c[5] == 0.5) {}
   FO_HD T raised(T n) const {
-    const T other = select(n == T(0), of_zero, exp(power * log(n)));
-    return select(power == T(0.5), sqrt(n), other);
+    // The usual power, at the speed of memory; the same for all elements, so the branch is foreseen.
+    if (root) return sqrt(n);
+    return select(n == T(0), of_zero, exp(power * log(n)));
   }
   FO_HD T operator()(T g, T p, T* s) const {
     const T old = p * decay, before = raised(s[0]);
