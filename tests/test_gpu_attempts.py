@@ -419,10 +419,14 @@ def test_what_is_refused(cp: Any) -> None:
     with pytest.raises(TypeError, match="prepare_capture: Muon cannot be captured"):
         scaler.prepare_capture(fo.optim.Muon([cp.zeros((2, 2), np.float32)]))
     message = r"captured after its prepare_capture\(optimizer\)"
+    with (
+        captured(cp),
+        pytest.raises(RuntimeError, match="step: the stream is being captured into a CUDA graph"),
+    ):
+        scaler.step(opt, twins.room)
     opt.prepare_capture()
     with captured(cp), pytest.raises(RuntimeError, match=message):
         scaler.step(opt, twins.room)
-    scaler.update(16.0)
     scaler.prepare_capture(opt)
     with captured(cp), pytest.raises(RuntimeError, match=message):
         opt.step(twins.room)

@@ -166,6 +166,16 @@ class CudaPlan {
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
 
+  // These numbers travel with the launch, so a graph would repeat those that it has seen.
+  static void require_running(const DeviceCall& call, const char* what) {
+    if (is_capturing(call.stream()))
+      throw std::runtime_error(
+          std::string(what) +
+          ": the stream is being captured into a CUDA graph, which would repeat this step's "
+          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
+          "advance() before each replay, or let fastopt.compile capture the training step");
+  }
+
  private:
   CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
            const py::object& emas, const PackedArrays& packed, const py::object& parts)
@@ -190,16 +200,6 @@ class CudaPlan {
                            call.stream());
     }
     return scale_at;
-  }
-
-  // These numbers travel with the launch, so a graph would repeat those that it has seen.
-  static void require_running(const DeviceCall& call, const char* what) {
-    if (is_capturing(call.stream()))
-      throw std::runtime_error(
-          std::string(what) +
-          ": the stream is being captured into a CUDA graph, which would repeat this step's "
-          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
-          "advance() before each replay, or let fastopt.compile capture the training step");
   }
 
   Arrays arrays_;
@@ -231,6 +231,7 @@ class CudaAttempts {
                std::uintptr_t stream) {
     DeviceCall call(stream);
     begin(call);
+    CudaPlan::require_running(call, "step");
     if (coefs.size() != plans_.size() || sets.size() != plans_.size() || counts < 1 ||
         counts > DevicePlan::kMostAhead)
       throw py::value_error("Attempts: coefficients do not fit the plans");

@@ -262,9 +262,9 @@ class Device(Host):
         """Whether an array is on this device, and of this library."""
         return library(x) is self._library and x.device == self._first.device
 
-    def flag(self) -> Any:
-        """Return room for a bool on the device."""
-        return self._library.unwrap(self._library.empty(self._first, (), np.bool_))
+    def room(self, dtype: Any) -> Any:
+        """Return room for one number on the device."""
+        return self._library.unwrap(self._library.empty(self._first, (), dtype))
 
     def _numbers(self, shape: tuple[int, ...]) -> Any:
         """Return room for float64 on the device."""

@@ -378,10 +378,10 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         chosen = [plan.select(grads) for plan in plans]
         for plan, gs in zip(plans, chosen, strict=True):
             plan.native.check(gs)
-        attempts, taken, norm = self._attempts_at(plans), self._placement.flag(), None
+        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
         before = self.grad_norm
         if self._max_norm is not None:
-            norm = self._placement.norm_room(1)[0]
+            norm = self._placement.room(np.float64)
             before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
         attempts.advance(self, [g is not None for g in grads])
         attempts.step(chosen, self._max_norm, scale, before, norm, taken)

@@ -257,8 +257,6 @@ class GradScaler:
         TypeError
             It is no optimizer of arrays that step by a native rule.
         """
-        self._use(optimizer)
-        del self._uses[id(optimizer)]
         if not self._enabled:
             raise RuntimeError("prepare_capture: the GradScaler is disabled, call the optimizer's")
         if not isinstance(optimizer, RuleOptimizer):
