@@ -25,11 +25,11 @@ struct Judge {
 
 // Of all gradients together, and what scales them: as known_tail in optim/tail.py.
 __device__ void decide(const Judge& judge) {
-  LossScale& scale = *judge.scale;
-  const double inverse = 1.0 / scale.scale;
   double norm = judge.limits ? joint_norm(judge.norms, judge.n) : 0.0;
   bool finite = is_finite(norm);
   for (Index i = 0; i < judge.n; ++i) finite = finite && is_finite(judge.norms[i]);
+  LossScale& scale = *judge.scale;
+  const double inverse = 1.0 / scale.scale;
   norm *= inverse;
   Verdict& verdict = *judge.verdict;
   verdict.grad_scale = judge.limits ? inverse * clip_factor(norm, judge.max_norm) : inverse;

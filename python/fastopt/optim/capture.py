@@ -192,7 +192,8 @@ class Capturable:
     def advance(self: Any) -> None:
         """Count a step and queue its numbers, on the current stream, for the next replay of a captured step.
 
-        Nothing waits for the device. The replay has to follow on the same stream.
+        Nothing waits for the device. The replay has to follow on the same stream, before a step of a `GradScaler` that
+        is not captured.
 
         Raises
         ------
