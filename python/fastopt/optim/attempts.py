@@ -15,7 +15,7 @@ from fastopt._device import library, native
 from fastopt.optim.placement import Device
 
 if TYPE_CHECKING:
-    from fastopt.optim.rule import RuleOptimizer, _Row
+    from fastopt.optim.rule import RuleOptimizer, _Plan, _Row
 
 
 class LossScale:
@@ -154,3 +154,61 @@ class Attempts:
                 row.scalars = s
             del self._numbers[:steps]
         self._made, self._taken = made, taken
+
+
+class Attempting:
+    """What an optimizer has of attempts at its steps."""
+
+    _attempts: Attempts | None = None
+    _pending: Attempts | None = None  # the same where the host does not know what became of all
+    grad_norm: Any
+
+    @property
+    def _rows(self: Any) -> list[_Row]:
+        """The rows, with their numbers as they are: this waits for attempts whose outcome the device alone knows."""
+        if self._pending is not None:
+            self._pending.settle(self)
+        rows: list[_Row] = self._known_rows
+        return rows
+
+    @_rows.setter
+    def _rows(self: Any, rows: list[_Row]) -> None:
+        self._pending = None
+        self._known_rows = rows
+
+    def skips_on_device(self: Any) -> bool:
+        """Whether a step's own kernels can leave it out, without the host's knowing."""
+        plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
+        return plain and self.eager_setting() is None
+
+    def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
+        """Queue a step that the device takes where gradients are finite; return room for whether it did."""
+        chosen = [plan.select(grads) for plan in plans]
+        for plan, gs in zip(plans, chosen, strict=True):
+            plan.native.check(gs)
+        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
+        before = self.grad_norm
+        if self._max_norm is not None:
+            norm = self._placement.room(np.float64)
+            before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
+        attempts.advance(self, [g is not None for g in grads])
+        attempts.step(chosen, self._max_norm, scale, before, norm, taken)
+        self.grad_norm = norm
+        return taken
+
+    def _attempts_at(self: Any, plans: list[_Plan]) -> Attempts:
+        """Return what keeps count of attempts at steps of these plans."""
+        attempts: Attempts | None = self._attempts
+        if attempts is None or attempts.plans is not plans:
+            attempts = self._attempts = Attempts(self, plans)
+        return attempts
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = self._rows  # waits before anything is copied
+        derived = ("_attempts", "_pending", "_known_rows")
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {**{key: value for key, value in state.items() if key not in derived}, "_rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rows = state["_rows"]
+        super().__setstate__({key: value for key, value in state.items() if key != "_rows"})  # type: ignore[misc]

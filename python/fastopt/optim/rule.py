@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
-from fastopt.optim.attempts import Attempts, LossScale
+from fastopt.optim.attempts import Attempting, LossScale
 from fastopt.optim.base import NONNEGATIVE, number, one_of
 from fastopt.optim.capture import Capturable
 from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
 from fastopt.optim.groups import Pattern
-from fastopt.optim.placement import Device
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry, settle
 from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
 
@@ -80,7 +79,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Capturable, GradientOptimizer):
+class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -108,8 +107,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
     by_element: ClassVar[bool] = True
     #: Whether a parameter has state before its first step.
     eager_state: ClassVar[bool] = False
-    _attempts: Attempts | None = None
-    _pending: Attempts | None = None  # the same where the host does not know what became of all
 
     def __init__(
         self,
@@ -181,18 +178,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
     def initial(self, group: dict[str, Any], state: str) -> float:
         """Return the value that a new array of this state is filled with."""
         return 0.0
-
-    @property
-    def _rows(self) -> list[_Row]:
-        """The rows, with their numbers as they are: this waits for attempts whose outcome the device alone knows."""
-        if self._pending is not None:
-            self._pending.settle(self)
-        return self._known_rows
-
-    @_rows.setter
-    def _rows(self, rows: list[_Row]) -> None:
-        self._pending = None
-        self._known_rows = rows
 
     @classmethod
     def is_plain(cls) -> bool:
@@ -287,15 +272,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self._require_weights()
         return self._take(grads, inverse)
 
-    def skips_on_device(self) -> bool:
-        """Whether a step's own kernels can leave it out, without the host's knowing."""
-        return (
-            isinstance(self._placement, Device)
-            and self.is_plain()
-            and self.by_element
-            and self.eager_setting() is None
-        )
-
     def _take(self, grads: Any, inverse: float | LossScale | None) -> Any:
         """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
         with self._lock:
@@ -371,28 +347,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
             raise
         self.grad_norm = tails[0].norm
         return True
-
-    def _attempt(self, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
-        """Queue a step that the device takes where gradients are finite; return room for whether it did."""
-        assert isinstance(self._placement, Device)
-        chosen = [plan.select(grads) for plan in plans]
-        for plan, gs in zip(plans, chosen, strict=True):
-            plan.native.check(gs)
-        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
-        before = self.grad_norm
-        if self._max_norm is not None:
-            norm = self._placement.room(np.float64)
-            before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
-        attempts.advance(self, [g is not None for g in grads])
-        attempts.step(chosen, self._max_norm, scale, before, norm, taken)
-        self.grad_norm = norm
-        return taken
-
-    def _attempts_at(self, plans: list[_Plan]) -> Attempts:
-        """Return what keeps count of attempts at steps of these plans."""
-        if self._attempts is None or self._attempts.plans is not plans:
-            self._attempts = Attempts(self, plans)
-        return self._attempts
 
     def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
         """Return how each plan's gradients are scaled; None where the step is to be skipped."""
@@ -641,11 +595,6 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self._plans = None
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_plans", "_kinds", "_seen", "_captured", "_attempts", "_pending", "_known_rows")
-        rows = self._rows
+        derived = ("_plans", "_kinds", "_seen", "_captured")
         kept = {key: value for key, value in super().__getstate__().items() if key not in derived}
-        return {**kept, "_rows": rows, "_shadows": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._rows = state["_rows"]
-        super().__setstate__({key: value for key, value in state.items() if key != "_rows"})
+        return {**kept, "_shadows": None}
