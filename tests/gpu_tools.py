@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import host_gpu
-from fastopt import _core
+from fastopt import _core, _device
 
 #: Around packs of 16 bytes, warps, blocks and chunks.
 SIZES = [0, 1, 3, 4, 5, 31, 33, 257, 1023, 4097]
@@ -35,6 +37,41 @@ def cp(kind: str) -> Iterator[Any]:
     """CuPy or its stand-in."""
     with host_gpu.cupy_on(kind) as module:
         yield module
+
+
+class There:
+    """A library of arrays on the device, with the way there and back."""
+
+    def __init__(self, name: str, kind: str, cp: Any) -> None:
+        self.name, self._kind, self._cp = name, kind, cp
+
+    def put(self, a: np.ndarray) -> Any:
+        """Return a copy of an array on the device."""
+        return self._cp.asarray(a) if self.name == "cupy" else host_gpu.torch_tensor(self._kind, a)
+
+    def take(self, a: Any) -> np.ndarray:
+        """Return a copy of a device array on the host."""
+        assert self.owns(a)
+        if self.name == "cupy":
+            return a.get()
+        a = a.detach().cpu().contiguous()
+        if str(a.dtype) != "torch.bfloat16":
+            return a.numpy()
+        return a.view(importlib.import_module("torch").int16).numpy().view(*dtypes("bfloat16"))
+
+    def owns(self, a: Any) -> bool:
+        """Whether it is a device array of this library."""
+        return isinstance(a, self._cp.ndarray) if self.name == "cupy" else getattr(a, "is_cuda", False)
+
+
+@pytest.fixture(params=["cupy", pytest.param("torch", marks=pytest.mark.peers)])
+def there(request: pytest.FixtureRequest, kind: str, cp: Any, monkeypatch: pytest.MonkeyPatch) -> There:
+    """Each library whose arrays there may be on a device; torch has to do without CuPy."""
+    if request.param == "torch":
+        pytest.importorskip("torch")
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        monkeypatch.setattr(_device, "_libraries", {})
+    return There(request.param, kind, cp)
 
 
 @pytest.fixture

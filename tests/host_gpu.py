@@ -99,6 +99,39 @@ def cupy_on(kind: str) -> Iterator[Any]:
         uninstall()
 
 
+@cache
+def _torch_stand_in() -> type:
+    """The class of torch tensors over host memory that say they are on a device, and are held to what holds there."""
+    import torch
+
+    moving = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+
+    class OnDevice(torch.Tensor):
+        is_cuda = True
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            """As torch refuses them, host tensors with axes are no operands."""
+            for x in args:
+                if isinstance(x, torch.Tensor) and not x.is_cuda and x.ndim and func not in moving:
+                    raise RuntimeError("Expected all tensors to be on the same device")
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            return self.detach().clone().requires_grad_(self.requires_grad)
+
+        def cpu(self) -> Any:
+            return self.detach().as_subclass(torch.Tensor).clone()
+
+        def numpy(self, *args: Any, **kwargs: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+
+        def __array__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.numpy()
+
+    return OnDevice
+
+
 def torch_tensor(kind: str, a: np.ndarray) -> Any:
     """A torch tensor on the device, or one on the host that says it is on one; bfloat16 too."""
     import torch
@@ -106,10 +139,4 @@ def torch_tensor(kind: str, a: np.ndarray) -> Any:
     bits = a.dtype.name == "bfloat16"
     tensor = torch.from_numpy(a.view(np.int16) if bits else a)
     tensor = tensor.view(torch.bfloat16) if bits else tensor
-    if kind == "device":
-        return tensor.cuda()
-
-    class OnDevice(torch.Tensor):
-        is_cuda = True
-
-    return tensor.clone().as_subclass(OnDevice)
+    return tensor.cuda() if kind == "device" else tensor.clone().as_subclass(_torch_stand_in())

@@ -117,6 +117,19 @@ def test_a_nan_stays_in_its_channel(dtype: np.dtype) -> None:
 # ----------------------------------------------------------------------------------------------- function
 
 
+def test_squares_that_overflow_are_an_infinite_variance(isa: str) -> None:
+    x = drawn((5000, 3), np.float64, 7)
+    x[:, 1] *= 1e200
+    order = np.random.default_rng(8).permutation(5000)
+    for rows in (x, x[::-1].copy(), x[order]):
+        found = results(rows, np.ones_like(rows), training=True)
+        np.testing.assert_array_equal(found["y"][:, 1], np.broadcast_to(numbers(3, np.float64)[1][1], 5000))
+        assert np.isinf(found["var"][1])
+        assert np.isfinite(found["mean"]).all()
+        assert np.isfinite(found["y"]).all()
+        np.testing.assert_array_equal(found["dx"][:, 1], 0.0)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (2, 2), (3, 2, 4)], ids=ids)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_are_those_of_finite_differences(shape: tuple[int, ...], training: bool) -> None:

@@ -252,3 +252,16 @@ def test_a_graph_of_torchs() -> None:
         graph.replay()
     for d, h in zip(device, host, strict=True):
         assert_same_bits(d.cpu().numpy(), h)
+
+
+@pytest.mark.parametrize("name", ["Muon", "Adafactor", "SOAP", "SparseAdam"])
+def test_steps_that_no_graph_repeats_are_refused(cp: Any, stream: Any, name: str) -> None:
+    p = cp.ones((3, 2), np.float32)
+    grad: Any = cp.ones((3, 2), np.float32)
+    if name == "SparseAdam":
+        grad = (cp.asarray(np.array([1])), cp.ones((1, 2), np.float32))
+    opt = getattr(fo.optim, name)([p], lr=0.1)
+    with captured(cp), pytest.raises(RuntimeError, match=f"cannot repeat a step of {name}"):
+        opt.step([grad])
+    np.testing.assert_array_equal(p.get(), 1)
+    assert not opt.state

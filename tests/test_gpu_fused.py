@@ -19,8 +19,7 @@ def _trained(dtype: str, place: Any, fuse: Any, classes: bool, **options: Any) -
     """The parameters after two epochs; `place` puts arrays and the model where they are to be."""
     fo.manual_seed(3)
     model = fo.nn.Sequential(fo.nn.Linear(INSIDE, 16), fo.nn.Tanh(), fo.nn.Linear(16, OUTSIDE))
-    for p in model.parameters():
-        p.data = p.data.astype(dtype)
+    model.to(dtype)
     place.model(model)
     x = place.array(drawn((ROWS, INSIDE), dtype, 1))
     y = np.random.default_rng(2).integers(0, OUTSIDE, ROWS) if classes else drawn((ROWS, OUTSIDE), dtype, 2)

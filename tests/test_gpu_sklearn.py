@@ -37,6 +37,8 @@ def parameters(model: Any) -> list[np.ndarray]:
         (MLPRegressor, NUMBERS, {"solver": "sgd", "momentum": 0.0, "alpha": 1.0}),
         (MLPClassifier, CLASSES, {"batch_norm": True, "solver": "sgd"}),
         (MLPRegressor, NUMBERS, {"loss": "huber", "dropout": 0.25, "max_grad_norm": 0.5}),
+        (MLPClassifier, CLASSES, {"optimizer": "lamb", "alpha": 0.1}),
+        (MLPClassifier, CLASSES, {"optimizer": "adafactor"}),
         (MLPRegressor, np.abs(NUMBERS), {"loss": "poisson", "ema": 0.9, "early_stopping": True}),
     ],
 )

@@ -106,16 +106,6 @@ def test_accumulated_steps(cp: Any, dtype: str) -> None:
     assert_like_the_cpu(cp, run)
 
 
-@pytest.mark.usefixtures("cp")
-def test_what_a_compiled_step_leaves_to_the_optimizer_is_refused() -> None:
-    model = fo.nn.Linear(3, 2).to("cuda")
-    optimizer = fo.optim.SGD(model.parameters(), accumulate=2)
-    with pytest.raises(
-        ValueError, match="compile: accumulate is for compiled steps on the CPU and for eager ones"
-    ):
-        fo.compile(model, fo.nn.MSELoss(), optimizer)
-
-
 KINDS = [
     {"max_norm": 0.5, "clip_scope": "group"},
     {"max_norm": 0.5, "clip_scope": "parameter"},

@@ -11,6 +11,7 @@ import pytest
 
 import fastopt as fo
 from fastopt import functional as F
+from fastopt._device import library
 from gpu_tools import cp, drawn, kind
 from test_operations import OPERATIONS
 
@@ -75,6 +76,27 @@ def test_there_and_back(cp: Any) -> None:
     assert device.to("cuda") is device
     with pytest.raises(TypeError, match=r"use \.cpu\(\)\.numpy\(\)"):
         device.detach().numpy()
+
+
+def test_page_locked_memory_or_what_there_is(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, sizes = cp.cuda.alloc_pinned_memory, []
+
+    def noted(size: int) -> Any:
+        sizes.append(size)
+        return allocate(size)
+
+    def refused(size: int) -> Any:
+        raise cp.cuda.runtime.CUDARuntimeError(2)
+
+    a = drawn((2, 3), np.float32, 1)
+    for x, expected in ((cp.asarray(a), a), (cp.asarray(a).T, a.T), (cp.asarray(a[:0]), a[:0])):
+        for function in (noted, refused):
+            monkeypatch.setattr(cp.cuda, "alloc_pinned_memory", function)
+            host = library(x).to_pinned(x)
+            assert type(host) is np.ndarray
+            assert host.flags.c_contiguous
+            np.testing.assert_array_equal(host, expected)
+    assert sizes == [24, 24, 1]
 
 
 def test_a_tensor_shares_the_memory_of_its_array(cp: Any) -> None:

@@ -1,6 +1,8 @@
-"""Scores over several seeds beside scikit-learn's, on the sets that it brings."""
+"""Scores over several seeds beside scikit-learn's, on the sets that it brings and on MNIST."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fastopt.data import load_mnist
 from fastopt.sklearn import MLPClassifier, MLPRegressor
 
 SEEDS = range(5)
@@ -57,3 +60,14 @@ def test_mean_scores_are_scikit_learns(name, epochs, more) -> None:
             of_kind.append(model.fit(parts[0], parts[2]).score(parts[1], parts[3]))
         scores.append(np.mean(of_kind))
     assert scores[0] >= scores[1] - POINTS
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_mean_scores_on_mnist_are_scikit_learns(shared: Path) -> None:
+    x, y, x_test, y_test = load_mnist(shared / "data" / "mnist")
+    scores = []
+    for kind in (MLPClassifier, neural_network.MLPClassifier):
+        models = [kind(max_iter=3, random_state=seed).fit(x[:20_000], y[:20_000]) for seed in SEEDS]
+        scores.append(np.mean([model.score(x_test, y_test) for model in models]))
+    assert scores[0] >= scores[1] - POINTS
+    assert scores[0] > 0.93

@@ -187,10 +187,3 @@ def test_resume_is_bit_identical(row):
         second.step(pairs)
     for a, b in zip(whole, half, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_parameters_on_a_device_are_refused():
-    import host_gpu
-
-    with host_gpu.cupy_on("host") as cp, pytest.raises(TypeError, match=r"params\[0\] is on a CUDA device"):
-        optim.SparseAdam([cp.ones((3, 2), np.float32)])

@@ -14,26 +14,47 @@ constexpr Packable kind() {
   return S < Rule<float>::states.size ? packable(Rule<float>::states, S) : Packable::no;
 }
 
+constexpr Index kAhead = 4 * kGroup;  // the arithmetic of a group is longer than what a core looks ahead
+
+void prefetch(const StepChunk& chunk, Index first) {
+  for (Index i = first; i < first + kGroup; i += 64 / Index(sizeof(float))) {
+    __builtin_prefetch(static_cast<const float*>(chunk.p) + i, 1);
+    __builtin_prefetch(static_cast<const float*>(chunk.g) + i);
+  }
+}
+
+Plain<float> plain_state(const StepChunk& chunk, int s, Index first) {
+  float* const state = static_cast<float*>(chunk.states[s]);
+  return {state ? state + first : nullptr};
+}
+
 template <template <class> class Rule>
 struct HalvedStates {
   template <int S>
-  static auto state(const PackedChunk& packed) {
+  static auto state(const PackedChunk& packed, Index first) {
     if constexpr (kind<Rule, S>() == Packable::no) {
-      return Plain<float>{static_cast<float*>(packed.chunk.states[S])};
+      return plain_state(packed.chunk, S, first);
     } else {
-      return halved(packed.chunk.states[S], packed.noise[S]);
+      return halved(static_cast<Bf16*>(packed.chunk.states[S]) + first, packed.noise[S].from(first));
     }
   }
 
-  static void step(const PackedChunk& packed, const double* coefs) {
-    const StepChunk& chunk = packed.chunk;
-    auto s0 = state<0>(packed);
-    auto s1 = state<1>(packed);
-    auto s2 = state<2>(packed);
-    auto s3 = state<3>(packed);
-    update<false, false>(
-        Common<float>(coefs), Rule<float>(coefs + kCommonCoefs), Plain<float>{static_cast<float*>(chunk.p)},
-        Plain<const float>{static_cast<const float*>(chunk.g)}, s0, s1, s2, s3, Plain<float>{}, chunk.n);
+  static void step(const PackedChunk& given, const double* coefs) {
+    const PackedChunk packed = given;  // what is written could be part of what was given
+    const Common<float> common(coefs);
+    const Rule<float> rule(coefs + kCommonCoefs);
+    const Index n = packed.chunk.n;
+    for (Index first = 0; first < n; first += kGroup) {
+      prefetch(packed.chunk, first + kAhead);
+      const Index some = n - first < kGroup ? n - first : kGroup;
+      auto s0 = state<0>(packed, first);
+      auto s1 = state<1>(packed, first);
+      auto s2 = state<2>(packed, first);
+      auto s3 = state<3>(packed, first);
+      update<false, false>(common, rule, Plain<float>{static_cast<float*>(packed.chunk.p) + first},
+                           Plain<const float>{static_cast<const float*>(packed.chunk.g) + first}, s0, s1, s2,
+                           s3, Plain<float>{}, some);
+    }
   }
 };
 
@@ -46,8 +67,7 @@ struct ByteStates {
   template <int S>
   auto take(const PackedChunk& packed, Index first, int n) {
     if constexpr (kind<Rule, S>() == Packable::no) {
-      float* const state = static_cast<float*>(packed.chunk.states[S]);
-      return Plain<float>{state ? state + first : nullptr};
+      return plain_state(packed.chunk, S, first);
     } else {
       constexpr bool kSigned = kind<Rule, S>() == Packable::with_sign;
       const std::uint8_t* const codes = static_cast<const std::uint8_t*>(packed.chunk.states[S]) + first;
@@ -79,13 +99,16 @@ struct ByteStates {
   }
 
   static void step(const PackedChunk& given, const double* coefs) {
-    const PackedChunk packed = given;  // bytes that are written could be part of what was given
+    const PackedChunk packed = given;  // as above
     const Common<float> common(coefs);
     const Rule<float> rule(coefs + kCommonCoefs);
     alignas(64) ByteStates states;
     const Index n = packed.chunk.n;
     Index first = 0;
-    for (; first + kGroup <= n; first += kGroup) states.group(packed, common, rule, first, kGroup);
+    for (; first + kGroup <= n; first += kGroup) {
+      prefetch(packed.chunk, first + kAhead);
+      states.group(packed, common, rule, first, kGroup);
+    }
     if (first < n) states.group(packed, common, rule, first, int(n - first));
   }
 };

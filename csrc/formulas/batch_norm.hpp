@@ -17,7 +17,9 @@ struct Moments {
   // the numbers as shift no more than a factor n + 1 of the sums' rounding error is left in m2.
   FO_HD static Moments of(double n, double shift, double sum, double squares) {
     const double mean = sum / n, m2 = squares - sum * mean;
-    return {n, shift + mean, select(m2 < 0.0, 0.0, m2)};
+    // Squares of finite numbers that overflow are an infinite variance, not a difference of infinities.
+    const bool overflows = mean - mean == 0.0 && squares - squares != 0.0;
+    return {n, shift + mean, select(overflows, squares, select(m2 < 0.0, 0.0, m2))};
   }
   FO_HD static Moments merge(const Moments& a, const Moments& b) {
     if (b.n == 0.0) return a;

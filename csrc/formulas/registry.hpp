@@ -38,7 +38,7 @@ using Losses = Formulas<Mse, L1, SmoothL1, Huber, Bce, BceWithLogits, KlDiv, KlD
 using Rules = Formulas<Sgd, Momentum, Nesterov, Adagrad, Adadelta, Rmsprop, RmspropMomentum, RmspropCentered,
                        RmspropCenteredMomentum, Adam, Amsgrad, Nadam, Adamax, Radam, Rprop, Lion, Adabelief,
                        Asgd, Yogi, Adopt, Ademamix, Adan, Sophia, ScheduleFreeSgd, ScheduleFreeAdamw, Lamb,
-                       Prodigy, ProdigyEstimate, Ftrl>;
+                       Prodigy, ProdigyEstimate, Ftrl, FtrlPower>;
 
 // Whether steps depend on the norm of the rule's direction. A first pass makes it, which changes no state,
 // and the second makes it again.

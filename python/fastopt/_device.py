@@ -5,7 +5,7 @@ results and names the stream that work is queued on. Arrays of other libraries t
 DLPack become CuPy arrays of the same memory, or torch tensors where there is no CuPy.
 
 CuPy's arrays have NumPy's methods and go through this package as they are. A torch tensor does so as a
-`TorchArray`, which has those few that are asked for before the kernels take over.
+`TorchArray`, which has those that are asked for.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from fastopt._torch_array import TorchArray, operand
 
 #: As far as type checkers go: what is asked of these arrays are NumPy's own methods.
 Array = npt.NDArray[Any]
@@ -68,14 +71,6 @@ def cublaslt_path() -> str | None:
     return None
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the dtype of a name, bfloat16 included."""
-    dtype: np.dtype[Any] = np.dtype(
-        importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name
-    )
-    return dtype
-
-
 class CupyLibrary:
     """CuPy, as the package that an array's type is from."""
 
@@ -88,6 +83,11 @@ class CupyLibrary:
         """Return the address of the stream that the library would use for `x` now."""
         address: int = self.cupy.cuda.get_current_stream(x.device.id).ptr
         return address
+
+    def current(self, x: Any) -> AbstractContextManager[Any]:
+        """Return a context in which operators compute where `x` is."""
+        device: AbstractContextManager[Any] = x.device
+        return device
 
     def address(self, x: Any) -> int:
         """Return where the memory of `x` begins."""
@@ -106,6 +106,8 @@ class CupyLibrary:
 
     def dense(self, x: Any) -> Any:
         """Return `x`, or a C-contiguous copy."""
+        if x.flags.c_contiguous:  # also without axes, of which ascontiguousarray makes one
+            return x
         with x.device:
             return self.cupy.ascontiguousarray(x)
 
@@ -138,7 +140,7 @@ class CupyLibrary:
         return (a == b).astype(a.dtype)
 
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
-        """Limit `x` in place, element by element."""
+        """Limit `x` in place, element by element, by numbers or by arrays of its shape."""
         self.cupy.clip(x, lower, upper, out=x)
 
     def from_host(self, a: Any, like: Any) -> Any:
@@ -149,6 +151,14 @@ class CupyLibrary:
     def to_host(self, x: Any) -> Any:
         """Return a copy as an ndarray; it waits for the work on `x`."""
         return self.cupy.asnumpy(x)
+
+    def to_pinned(self, x: Any) -> Any:
+        """The same in page-locked memory, where a device writes by itself; in ordinary memory where there is none."""
+        try:
+            memory = self.cupy.cuda.alloc_pinned_memory(max(x.nbytes, 1))
+        except (MemoryError, self.cupy.cuda.runtime.CUDARuntimeError):
+            return self.to_host(x)
+        return self.cupy.asnumpy(x, out=np.frombuffer(memory, x.dtype, x.size).reshape(x.shape))
 
     def rows(self, x: Any, which: Any) -> Any:
         """Return rows of `x`: a view for a slice, a copy for indices that are on its device."""
@@ -169,72 +179,6 @@ class CupyLibrary:
         return self.cupy.from_dlpack(x)
 
 
-class TorchArray:
-    """A torch tensor with the few of NumPy's methods that are asked for on its way to the kernels."""
-
-    __slots__ = ("dtype", "shape", "tensor")
-
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
-        self.shape = tuple(tensor.shape)
-        self.dtype = numpy_dtype(str(tensor.dtype).partition(".")[2])
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of a 0-d array")
-        return int(self.shape[0])
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        size: int = self.tensor.numel()
-        return size
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    @property
-    def device(self) -> Any:
-        return self.tensor.device
-
-    def astype(self, dtype: Any, order: str = "K", copy: bool = True) -> TorchArray:
-        wanted = getattr(sys.modules["torch"], np.dtype(dtype).name)
-        return TorchArray(self.tensor.to(wanted, copy=copy))
-
-    def reshape(self, *shape: Any) -> TorchArray:
-        return TorchArray(self.tensor.reshape(*shape))
-
-    def copy(self) -> TorchArray:
-        return TorchArray(self.tensor.clone())
-
-    def fill(self, value: float) -> None:
-        self.tensor.fill_(value)
-
-    def __neg__(self) -> TorchArray:
-        return TorchArray(-self.tensor)
-
-    def __sub__(self, other: TorchArray) -> TorchArray:
-        return TorchArray(self.tensor - other.tensor)
-
-    def __mul__(self, factor: Any) -> TorchArray:
-        return TorchArray(self.tensor * (factor.tensor if isinstance(factor, TorchArray) else factor))
-
-    def __imul__(self, factor: Any) -> TorchArray:
-        self.tensor *= factor
-        return self
-
-    def __iadd__(self, other: TorchArray) -> TorchArray:
-        self.tensor += other.tensor
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tensor[key] = value.tensor if isinstance(value, TorchArray) else value
-
-
 class TorchLibrary:
     """torch, with the same methods over `TorchArray`."""
 
@@ -249,15 +193,18 @@ class TorchLibrary:
         address: int = self.torch.cuda.current_stream(x.device).cuda_stream
         return address
 
+    def current(self, x: Any) -> AbstractContextManager[Any]:
+        return nullcontext()  # torch computes where the operands are
+
     def address(self, x: Any) -> int:
         address: int = x.tensor.data_ptr()
         return address
 
     def empty(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        return TorchArray(self.torch.empty(shape, dtype=self._dtype(dtype), device=like.device))
+        return TorchArray(like.tensor.new_empty(shape, dtype=self._dtype(dtype)))
 
     def zeros(self, like: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        return TorchArray(self.torch.zeros(shape, dtype=self._dtype(dtype), device=like.device))
+        return TorchArray(like.tensor.new_zeros(shape, dtype=self._dtype(dtype)))
 
     def dense(self, x: Any) -> Any:
         return x if x.tensor.is_contiguous() else TorchArray(x.tensor.contiguous())
@@ -281,23 +228,30 @@ class TorchLibrary:
         return TorchArray((a.tensor == b.tensor).to(a.tensor.dtype))
 
     def clip(self, x: Any, lower: Any, upper: Any) -> None:
-        self.torch.clamp(x.tensor, lower.tensor, upper.tensor, out=x.tensor)
+        self.torch.clamp(x.tensor, operand(lower), operand(upper), out=x.tensor)
 
     def copy_into(self, target: Any, source: Any) -> None:
         target.tensor.copy_(source.tensor if isinstance(source, TorchArray) else source)
 
     def from_host(self, a: Any, like: Any) -> Any:
-        a = np.ascontiguousarray(a)
-        if a.dtype.name == "bfloat16":  # of which torch and NumPy only share the bits
-            bits = self.torch.from_numpy(a.view(np.int16))
-            return TorchArray(bits.to(like.device).view(self.torch.bfloat16))
-        return TorchArray(self.torch.from_numpy(a).to(like.device))
+        a = np.asarray(a, order="C")
+        is_bfloat16 = a.dtype.name == "bfloat16"  # of which torch and NumPy only share the bits
+        host = self.torch.from_numpy(a.view(np.int16) if is_bfloat16 else a)
+        copied = like.tensor.new_empty(host.shape, dtype=host.dtype).copy_(host)
+        return TorchArray(copied.view(self.torch.bfloat16) if is_bfloat16 else copied)
 
     def to_host(self, x: Any) -> Any:
         tensor = x.tensor.detach().cpu()
         if x.dtype.name == "bfloat16":
             return tensor.contiguous().view(self.torch.int16).numpy().view(x.dtype)
         return tensor.numpy()
+
+    def to_pinned(self, x: Any) -> Any:
+        try:
+            pinned = self.torch.empty(x.shape, dtype=x.tensor.dtype, pin_memory=True)
+        except RuntimeError:
+            return self.to_host(x)
+        return self.to_host(TorchArray(pinned.copy_(x.tensor.detach())))
 
     def rows(self, x: Any, which: Any) -> Any:
         if isinstance(which, slice):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastopt import _core, _random, nn
 from fastopt._arrays import place_beside, zeros_together
+from fastopt._device import library
 from fastopt._device_program import DeviceProgram
 from fastopt._reading import Loss, Model, key_of
 from fastopt.optim.base import Optimizer
@@ -114,10 +115,6 @@ class Stepping:
             and type(optimizer).step is RuleOptimizer.step
             and optimizer.by_element
         )
-        if self._on_device and not self.rule:
-            raise TypeError(
-                f"compile: {type(optimizer).__name__} evaluates the model itself, which is for models on the CPU"
-            )
         self._dropouts, self._norms = read.dropouts, read.norms
         self._plain = not (read.dropouts or read.norms) and loss.weight is None and loss.pos_weight is None
         self._native: _core.Program | DeviceProgram | None = None
@@ -131,10 +128,7 @@ class Stepping:
         if not self._is_rule or self.peers is not None:
             return False
         assert isinstance(self._optimizer, RuleOptimizer)
-        setting = self._optimizer.eager_setting()
-        if setting is not None and self._on_device:
-            raise ValueError(f"compile: {setting} is for compiled steps on the CPU and for eager ones")
-        return setting is None
+        return self._optimizer.eager_setting() is None
 
     # Binding --------------------------------------------------------------------------------------------
 
@@ -220,12 +214,15 @@ class Stepping:
             for key, a in [(key_of(a), a) for a in self._arrays]
             if key in self._trained and (whole or self._fuse is False or uses[key] > 1)
         }
-        if self._on_device:  # the program has memory of its own for them
-            stored = {}
         own = list(stored.values())
-        arrays = zeros_together(
-            [a.shape for a in own], [a.dtype for a in own], [place_beside(a, _BESIDE_STATES) for a in own]
-        )
+        if not self._on_device:
+            arrays = zeros_together(
+                [a.shape for a in own], [a.dtype for a in own], [place_beside(a, _BESIDE_STATES) for a in own]
+            )
+        elif plans:  # the program has memory of its own for what nobody else sees
+            stored, arrays = {}, []
+        else:
+            arrays = [library(a).zeros(a, a.shape, a.dtype) for a in own]
         grads = dict(zip(stored, arrays, strict=True))
         self._grads = [grads.get(key_of(dense.source)) for dense in self._optimizer._dense]
         where = {i: (n, t) for n, plan in enumerate(plans) for t, i in enumerate(plan.index)}
@@ -435,6 +432,10 @@ class Stepping:
                             g += l2 / divisor * p
                 if squares is not None:
                     loss += 0.5 * l2 * float(squares[0]) / divisor
+                elif l2:
+                    loss += (
+                        0.5 * l2 * sum([float((p * p).sum()) for p in penalised if p is not None]) / divisor
+                    )
             return loss, self._optimizer._as_given(self._grads)
 
         return evaluate

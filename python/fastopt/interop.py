@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt._arrays import as_view
-from fastopt._device import TorchArray, is_device_array
+from fastopt._device import is_device_array
+from fastopt._torch_array import TorchArray
 from fastopt.optim.base import Optimizer
 from fastopt.optim.params import gather
 from fastopt.optim.rule import RuleOptimizer

@@ -100,7 +100,8 @@ def compile(
     Notes
     -----
     A model on a GPU takes its steps there, captured as CUDA graphs; samples and targets are arrays on that GPU. A step
-    waits for its loss, `CompiledStep.run` for the losses of many steps at once.
+    waits for its loss, `CompiledStep.run` for the losses of many steps at once. An optimizer that the program cannot do
+    the work of, such as `Muon` or any with ``accumulate``, gets the gradients there and takes its own step after.
 
     Structure and settings of model and loss are read now, those of the optimizer, ``training`` and the
     dropouts' ``p`` at each step. Parameters, running statistics and optimizer state stay in their own arrays:

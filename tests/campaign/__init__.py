@@ -15,7 +15,7 @@ LONG = {
     "arguments": 100_000,
     "threads": 100,
     "interrupts": 40,
-    "libraries": 40,
+    "libraries": 72,
     "memory": 1_000_000,
 }
 

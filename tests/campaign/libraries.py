@@ -62,8 +62,9 @@ def run(count: int, seed: int) -> Counts:
     rng = np.random.default_rng(seed)
     libraries = [name for name in ("torch", "sklearn") if importlib.util.find_spec(name)]
     expected = _results("1", [], None, [])
+    order = rng.permutation(len(THREADS))  # as many rounds as values have each of them once
     for i in range(count):
-        threads = THREADS[rng.integers(len(THREADS))]
+        threads = THREADS[order[i % len(order)]]
         limit = [None, 1, 2, 5][rng.integers(4)]
         before, after = ([name for name in libraries if rng.random() < 0.4] for _ in range(2))
         text = f"case {i} of seed {seed}: OMP_NUM_THREADS={threads!r}, {before} before, {after} after, limit {limit}"

@@ -14,7 +14,9 @@ from campaign import children
 from campaign.counts import Counts
 
 _COMMON = """
-    import multiprocessing, os, random, sys, threading, time
+    import multiprocessing, os, random, sys, threading, time, warnings
+    # CPython from 3.12 on warns of what is done here on purpose.
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
     import numpy as np
     import fastopt as fo
     from campaign.training import digest

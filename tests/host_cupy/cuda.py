@@ -179,6 +179,11 @@ def is_available() -> bool:
     return True
 
 
+def alloc_pinned_memory(size: int) -> Any:
+    """Memory with a buffer's interface; all of the host's is the device's."""
+    return (ctypes.c_char * size)()
+
+
 def _set_device(device: int) -> None:
     Device(device)
 

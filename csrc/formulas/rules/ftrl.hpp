@@ -9,27 +9,26 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 // rlr is 1 / learning rate; l2 and shrinkage count twice; decay shrinks the parameter before the step. The
-// rate of an element falls with this power of its accumulator, which for 1/2 is exactly the root. The
-// direction is what lies between the parameter and the new one, which L1 makes exactly 0.
-template <class T>
-struct Ftrl {
-  static constexpr const char* name = "ftrl";
+// rate of an element falls with a power of its accumulator: as a rule its root, which is a rule of its own
+// that runs at the speed of memory. The direction is what lies between the parameter and the new one, which
+// L1 makes exactly 0.
+template <class T, bool OfRoot>
+struct FtrlRule {
+  static constexpr const char* name = OfRoot ? "ftrl" : "ftrl_power";
   static constexpr Names states{"accumulator", "linear"};
-  static constexpr Names coefs{"rlr", "l1_strength", "l2", "shrinkage", "decay", "power"};
+  static constexpr Names coefs = OfRoot ? Names("rlr", "l1_strength", "l2", "shrinkage", "decay")
+                                        : Names("rlr", "l1_strength", "l2", "shrinkage", "decay", "power");
   T rlr, l1, l2, shrinkage, decay, power, of_zero;
-  bool root;
-  FO_HD explicit Ftrl(const double* c)
+  FO_HD explicit FtrlRule(const double* c)
       : rlr(T(c[0])),
         l1(T(c[1])),
         l2(T(c[2])),
         shrinkage(T(c[3])),
         decay(T(c[4])),
-        power(T(c[5])),
-        of_zero(T(c[5] == 0.0)),
-        root(c[5] == 0.5) {}
+        power(OfRoot ? T(0.5) : T(c[5])),
+        of_zero(power == T(0) ? T(1) : T(0)) {}
   FO_HD T raised(T n) const {
-    // The usual power, at the speed of memory; the same for all elements, so the branch is foreseen.
-    if (root) return sqrt(n);
+    if constexpr (OfRoot) return sqrt(n);
     return select(n == T(0), of_zero, exp(power * log(n)));
   }
   FO_HD T operator()(T g, T p, T* s) const {
@@ -42,6 +41,11 @@ struct Ftrl {
     return p - select(curvature == T(0), old, least);
   }
 };
+
+template <class T>
+using Ftrl = FtrlRule<T, true>;
+template <class T>
+using FtrlPower = FtrlRule<T, false>;
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -94,7 +94,7 @@ class MPIComm(Blocking):
         The ranks' process ids, by which launchers name one that was killed.
     cuda_aware : bool or None
         Whether the MPI says that it takes arrays on GPUs; None where it does not say. Such arrays are sent by way
-        of the host either way.
+        of the host either way, in page-locked memory where there is some.
 
     Raises
     ------
@@ -267,7 +267,7 @@ class MPIComm(Blocking):
         views = [as_view(a, "array") for a in arrays]
         hosts = []
         for view in views:
-            host = library(view).to_host(view) if is_device_array(view) else view
+            host = library(view).to_pinned(view) if is_device_array(view) else view
             if not host.flags.c_contiguous:
                 raise ValueError(f"array of shape {view.shape} is not C-contiguous")
             hosts.append(host)

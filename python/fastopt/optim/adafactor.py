@@ -32,7 +32,7 @@ class Adafactor(MatrixOptimizer):
     Parameters
     ----------
     params : list, dict, nested tree, (name, array) pairs, or list of groups
-        The parameters, updated in place; see `Optimizer`. On a GPU they are CuPy arrays.
+        The parameters, updated in place; see `Optimizer`.
     lr : float
         The largest relative step :math:`\eta`.
     beta2_decay : float

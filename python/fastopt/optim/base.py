@@ -325,17 +325,22 @@ class Optimizer:
         name = self._label(i, "grads")
         view = as_view(g, f"step: {name}")
         p = self._dense[i].source
+        self._require_place(i, view, name)
+        if view.dtype != p.dtype:
+            raise TypeError(f"step: {name} is {view.dtype}, {self._label(i)} is {p.dtype}")
+        if view.shape != p.shape:
+            raise ValueError(f"step: {name} has shape {view.shape}, {self._label(i)} has shape {p.shape}")
+        return view
+
+    def _require_place(self, i: int, view: Any, name: str) -> None:
+        """Raise where one of an array and parameter i is on the host and the other on a device."""
+        p = self._dense[i].source
         if is_device_array(view) != is_device_array(p):
             places = ("the host", "a CUDA device")
             raise TypeError(
                 f"step: {name} is on {places[is_device_array(view)]}, {self._label(i)} is on "
                 f"{places[is_device_array(p)]}"
             )
-        if view.dtype != p.dtype:
-            raise TypeError(f"step: {name} is {view.dtype}, {self._label(i)} is {p.dtype}")
-        if view.shape != p.shape:
-            raise ValueError(f"step: {name} has shape {view.shape}, {self._label(i)} has shape {p.shape}")
-        return view
 
     def _follow(self) -> None:
         """Follow Tensors whose array was replaced by another of the same shape and dtype."""

@@ -97,8 +97,7 @@ def clip_grad_value_(parameters: Any, clip_value: float) -> None:
         raise ValueError(f"clip_grad_value_: clip_value must be in [0, inf], got {clip_value}")
     for g in grads:
         if is_device_array(g):
-            raw: Any = library(g).unwrap(g)
-            raw.clip(-clip_value, clip_value, out=raw)
+            library(g).clip(g, -clip_value, clip_value)
             continue
         limit = g.dtype.type(clip_value)
         np.maximum(g, -limit, out=g)

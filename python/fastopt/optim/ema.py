@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array
+from fastopt._arrays import Array, as_view, assign
 from fastopt.optim.params import check_distinct, collection, flatten, prepare
+from fastopt.optim.vectors import unwrapped
 
 
 @contextmanager
@@ -62,36 +63,44 @@ class WeightAverage:
         check_distinct(self._params, labels, "WeightAverage")
         self.decay = decay
         self.updates = 0
-        self.averages = [
+        self._averages = [
             p.astype(np.float64 if p.dtype == np.float64 else np.float32, copy=True) for p in self._params
         ]
 
+    @property
+    def averages(self) -> list[Any]:
+        """The averages, live, as arrays of the parameters' library."""
+        return [unwrapped(a) for a in self._averages]
+
     def update(self) -> None:
         """Take the weights as they are now into the average."""
-        for average, p in zip(self.averages, self._params, strict=True):
-            change = (1.0 - self.decay) * (p.astype(average.dtype, copy=False) - average)
-            np.add(average, change, out=average)
+        for average, p in zip(self._averages, self._params, strict=True):
+            average += (1.0 - self.decay) * (p.astype(average.dtype, copy=False) - average)
         self.updates += 1
 
     @contextmanager
     def swap(self) -> Iterator[None]:
         """Let the parameters hold their averages inside a with block; the weights come back after it."""
-        with swapped(self._params, self.averages):
+        with swapped(self._params, self._averages):
             yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages (copies), the decay and the number of updates."""
-        return {"decay": self.decay, "updates": self.updates, "averages": [a.copy() for a in self.averages]}
+        copies = [unwrapped(a.copy()) for a in self._averages]
+        return {"decay": self.decay, "updates": self.updates, "averages": copies}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; ValueError when a shape differs, with nothing changed."""
-        saved = [np.asarray(a) for a in state_dict["averages"]]
-        if [a.shape for a in saved] != [a.shape for a in self.averages]:
+        saved = [
+            np.asarray(a) if isinstance(a, list | float) else as_view(a, f"load_state_dict: averages[{i}]")
+            for i, a in enumerate(state_dict["averages"])
+        ]
+        if [a.shape for a in saved] != [a.shape for a in self._averages]:
             raise ValueError(
                 f"load_state_dict: averages have shapes {[a.shape for a in saved]}, "
-                f"the parameters have {[a.shape for a in self.averages]}"
+                f"the parameters have {[a.shape for a in self._averages]}"
             )
-        for average, a in zip(self.averages, saved, strict=True):
-            average[...] = a
+        for average, a in zip(self._averages, saved, strict=True):
+            assign(average, a)
         self.decay = float(state_dict["decay"])
         self.updates = int(state_dict["updates"])

@@ -97,7 +97,7 @@ class Ftrl(RuleOptimizer):
         super().__init__(params, settings, **common)
 
     def rule(self, group: dict[str, Any]) -> str:
-        return "ftrl"
+        return "ftrl" if group["learning_rate_power"] == -0.5 else "ftrl_power"
 
     def initial(self, group: dict[str, Any], state: str) -> float:
         value: float = group["initial_accumulator_value"]
@@ -111,4 +111,5 @@ class Ftrl(RuleOptimizer):
         l2 = 2.0 * group["l2_regularization_strength"] + group["beta"] * rlr
         shrinkage = 2.0 * group["l2_shrinkage_regularization_strength"]
         penalties = group["l1_regularization_strength"], l2, shrinkage
-        return 1.0, rlr, *penalties, super().decay(group, s), -group["learning_rate_power"]
+        power = () if self.rule(group) == "ftrl" else (-group["learning_rate_power"],)
+        return 1.0, rlr, *penalties, super().decay(group, s), *power

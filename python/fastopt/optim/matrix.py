@@ -10,15 +10,16 @@ import numpy as np
 
 from fastopt import _ops, _products
 from fastopt._arrays import Array, as_view, assign
-from fastopt._device import TorchArray, is_device_array, library, on_host
+from fastopt._device import is_device_array, library, on_host
 from fastopt.optim.base import NONNEGATIVE, Optimizer, number
+from fastopt.optim.vectors import unwrapped
 
 
 class MatrixOptimizer(Optimizer):
     """Base class of the optimizers that compute with whole arrays.
 
-    Parameters and gradients may be on the host, or CuPy arrays. Those of two bytes are computed with in float32,
-    which is then the dtype of their state.
+    Parameters and gradients are on the host or on one device, where the array's own library computes what is no matrix
+    product. Those of two bytes are computed with in float32, which is then the dtype of their state.
     """
 
     #: Whether a step count is part of the state.
@@ -37,38 +38,6 @@ class MatrixOptimizer(Optimizer):
     def shapes(self, p: Any, group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the state arrays of a parameter that has taken a step."""
         raise NotImplementedError
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; settings that it lacks are the optimizer's defaults.
-
-        Raises
-        ------
-        TypeError, ValueError
-            As the constructor; nothing is added then.
-        """
-        super().add_param_group(param_group)
-        try:
-            self._require_parameters(len(self.param_groups) - 1)
-        except (TypeError, ValueError):
-            self._remove_last_group()
-            raise
-
-    def _require_parameters(self, g: int) -> None:
-        """Raise where a parameter of group `g` is not one that can be optimized."""
-        for i in range(self._starts[g], self._starts[g + 1]):
-            if isinstance(self._dense[i].source, TorchArray):
-                raise TypeError(
-                    f"{type(self).__name__}: {self._label(i)} is a torch tensor on a GPU, where this optimizer "
-                    f"takes CuPy arrays: cupy.from_dlpack(tensor)"
-                )
-
-    def _remove_last_group(self) -> None:
-        n = self._starts[-2]
-        for derived in (self.param_groups, self._specs, self._starts):
-            derived.pop()
-        for kept in (self._objects, self._paths, self._dense, self._state):
-            del kept[n:]
-        self._index_parameters()
 
     def step(self, grads: Any = None, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
@@ -97,7 +66,8 @@ class MatrixOptimizer(Optimizer):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
-        with self._lock:
+        with self._lock, self._placement.current():
+            self._placement.require_no_capture(type(self).__name__)
             flat = self._gather(grads)
             views = [None if g is None else self._checked(i, g) for i, g in enumerate(flat)]
             for g, group in enumerate(self.param_groups):
@@ -122,7 +92,7 @@ class MatrixOptimizer(Optimizer):
     # State ----------------------------------------------------------------------------------------------
 
     def _entry(self, i: int) -> dict[str, Any]:
-        entry = dict(self._state[i])
+        entry = {name: unwrapped(value) for name, value in self._state[i].items()}
         if "step" in entry:
             entry["step"] = np.asarray(entry["step"], np.float32)
         return entry
@@ -189,13 +159,21 @@ def matrix_of(a: Any) -> Any:
 def norm(x: Any) -> Any:
     """Return the L2 norm of all elements: a float, or of an array on a device one of no dimensions and its dtype."""
     squares = _ops.sum_squares(x if is_device_array(x) else np.asarray(x))
-    return np.sqrt(squares).reshape(()).astype(x.dtype) if is_device_array(x) else math.sqrt(squares)
+    if not is_device_array(x):
+        return math.sqrt(squares)
+    return np.sqrt(as_view(squares, "norm")).reshape(()).astype(x.dtype)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Return ``x @ y`` as the factors are: of a device in the form in which this package works on it."""
+    product: Array = as_view(_products.matmul(x, y), "product")
+    return product
 
 
 def multiply_add(x: Array, y: Array, beta: float, z: Array) -> Array:
     """Return ``x @ y + beta * z`` of matrices."""
     if is_device_array(x):
-        return _products.matmul(x, y) + beta * z
+        return matmul(x, y) + beta * z
     return _products.gemm(x, y, z.copy(), beta=beta)
 
 

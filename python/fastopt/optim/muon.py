@@ -10,10 +10,17 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._products import matmul
 from fastopt.optim.adamw import AdamW
 from fastopt.optim.base import FINITE, NONNEGATIVE, Interval
-from fastopt.optim.matrix import MatrixOptimizer, at_least, matrix_of, multiply_add, norm, zeros_like
+from fastopt.optim.matrix import (
+    MatrixOptimizer,
+    at_least,
+    matmul,
+    matrix_of,
+    multiply_add,
+    norm,
+    zeros_like,
+)
 from fastopt.optim.params import collection, flatten, gather
 
 _ADJUSTMENTS = (None, "original", "match_rms_adamw")
@@ -52,7 +59,7 @@ class Muon(MatrixOptimizer):
     Parameters
     ----------
     params : list, dict, nested tree, (name, array) pairs, or list of groups
-        The parameters, updated in place; see `Optimizer`. On a GPU they are CuPy arrays.
+        The parameters, updated in place; see `Optimizer`.
     lr : float
         Learning rate :math:`\eta`.
     weight_decay : float
@@ -192,6 +199,7 @@ class Muon(MatrixOptimizer):
         """
         if not isinstance(param_group, Mapping) or param_group.get("use_muon", True):
             super().add_param_group(param_group)
+            self._require_matrices(len(self.param_groups) - 1)
             return
         own = ("params", "param_names", "use_muon")
         settings = AdamW(
@@ -222,17 +230,24 @@ class Muon(MatrixOptimizer):
                 f"Muon: adjust_lr_fn must be one of {_ADJUSTMENTS}, got {group['adjust_lr_fn']!r}"
             )
 
-    def _require_parameters(self, g: int) -> None:
-        if not self.param_groups[g].get("use_muon", True):
-            return
-        super()._require_parameters(g)
+    def _require_matrices(self, g: int) -> None:
+        """Take back the last group, g, and raise where a parameter in it has fewer than two dimensions."""
         for i in range(self._starts[g], self._starts[g + 1]):
-            shape = self._dense[i].source.shape
+            shape, label = self._dense[i].source.shape, self._label(i)
             if len(shape) < 2:
+                self._remove_last_group()
                 raise ValueError(
-                    f"Muon: {self._label(i)} has shape {shape}, Muon takes two dimensions or more; "
+                    f"Muon: {label} has shape {shape}, Muon takes two dimensions or more; "
                     f"adamw={{...}} sends it to AdamW"
                 )
+
+    def _remove_last_group(self) -> None:
+        n = self._starts[-2]
+        for derived in (self.param_groups, self._specs, self._starts):
+            derived.pop()
+        for kept in (self._owners, self._order, self._objects, self._paths, self._dense, self._state):
+            del kept[n:]
+        self._index_parameters()
 
     def _step_group(self, g: int, grads: list[Any]) -> None:
         if g in self._adamw:

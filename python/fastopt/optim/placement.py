@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from fastopt import _core
 from fastopt._arrays import Array, Dense, DeviceDense
-from fastopt._device import TorchArray, is_device_array, library, native
+from fastopt._device import is_device_array, library, native
+from fastopt._torch_array import TorchArray
 from fastopt.optim.tail import Range, Tail, each_factor, joined, known_factors, known_tail
 
 
@@ -116,6 +118,17 @@ class Host:
             plan.step(grads, coefs, sets)
         else:
             plan.step(grads, coefs, sets, factors)
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library of the parameters makes new arrays where they are."""
+        return nullcontext()
+
+    def require_no_capture(self, owner: str) -> None:
+        """Raise RuntimeError where what is queued now would be recorded into a CUDA graph."""
+        if self.capturing():
+            raise RuntimeError(
+                f"step: the stream is being captured into a CUDA graph, which cannot repeat a step of {owner}"
+            )
 
     def capturing(self) -> bool:
         """Whether what is queued now is recorded into a CUDA graph."""
@@ -249,6 +262,9 @@ class Device(Host):
     def capture(self, plan: Any, grads: list[Any], tail: Tail) -> None:
         """Queue a step that a graph repeats with the numbers of the plan's last `advance`."""
         plan.capture(grads, self.stream(), tail.max_norm, tail.norm, tail.scale)
+
+    def current(self) -> AbstractContextManager[Any]:
+        return self._library.current(self._first)
 
     def capturing(self) -> bool:
         capturing: bool = native().is_capturing(self.stream())

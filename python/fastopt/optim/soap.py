@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array
-from fastopt._products import matmul
 from fastopt.optim.base import COUNT, FRACTION, NONNEGATIVE, Interval
-from fastopt.optim.matrix import MatrixOptimizer, norm, zeros_like
+from fastopt.optim.matrix import MatrixOptimizer, matmul, norm, zeros_like
 
 
 class SOAP(MatrixOptimizer):
@@ -34,7 +33,7 @@ class SOAP(MatrixOptimizer):
     Parameters
     ----------
     params : list, dict, nested tree, (name, array) pairs, or list of groups
-        The parameters, updated in place; see `Optimizer`. On a GPU they are CuPy arrays.
+        The parameters, updated in place; see `Optimizer`.
     lr : float
         Learning rate :math:`\eta`.
     betas : (float, float)
@@ -142,7 +141,7 @@ class SOAP(MatrixOptimizer):
         new = {name: zeros_like(p, shape) for name, shape in self.shapes(p, group).items()}
         self._gather_products(g, new, group)
         for axis in _axes(p, group):
-            new[f"Q_{axis}"] = np.linalg.eigh(new[f"GG_{axis}"])[1][:, ::-1].copy()
+            new[f"Q_{axis}"] = np.flip(np.linalg.eigh(new[f"GG_{axis}"])[1], 1).copy()
         state.update(new, step=0)
 
     @staticmethod

@@ -9,11 +9,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from fastopt._arrays import Array, as_view
+from fastopt._device import device_view, is_device_array
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import POSITIVE, Interval
 from fastopt.optim.params import is_tensor
 from fastopt.optim.state import computed_dtype
 from fastopt.optim.tail import NO_TAIL
+from fastopt.optim.vectors import numbers, unwrapped
 
 
 class _Pair:
@@ -47,7 +49,7 @@ class SparseAdam(AdamFamily):
     Parameters
     ----------
     params : list, dict, nested tree, (name, array) pairs, or list of groups
-        The parameters, updated in place; see `Optimizer`. On the host, of one dimension at least.
+        The parameters, updated in place; see `Optimizer`. Of one dimension at least.
     lr : float
         Learning rate :math:`\eta`.
     betas : (float, float)
@@ -60,7 +62,8 @@ class SparseAdam(AdamFamily):
     Notes
     -----
     When to use: for tables of embeddings, of which a batch touches a few rows: the cost of a step grows with those, not
-    with the table. Other parameters belong to another optimizer.
+    with the table. Other parameters belong to another optimizer. On a GPU a step waits twice for each parameter,
+    for how many different rows there are and whether they are in range, and for the update.
 
     References
     ----------
@@ -82,8 +85,6 @@ class SparseAdam(AdamFamily):
     def check(self, group: dict[str, Any]) -> None:
         for i, p in enumerate(group["params"]):
             view = as_view(p.data if is_tensor(p) else p, f"SparseAdam: params[{i}]")
-            if not isinstance(view, np.ndarray):
-                raise TypeError(f"SparseAdam: params[{i}] is on a CUDA device, expected one on the host")
             if not view.ndim:
                 raise ValueError(f"SparseAdam: params[{i}] is a scalar, expected an array with rows")
 
@@ -104,8 +105,9 @@ class SparseAdam(AdamFamily):
         grads : list, dict, tree or callable
             In the place of each parameter a pair ``(indices, rows)``: `indices`, an integer array of shape (n,), are
             those of the parameter's first axis, and `rows`, of shape (n, ...) and the parameter's dtype, the gradients
-            there. The gradients of an index that stands several times are summed. None skips the parameter; with n = 0
-            the step only counts. Without it torch's sparse ``.grad`` is taken. A callable is taken as `closure`.
+            there; both lie where the parameter does. The gradients of an index that stands several times are summed.
+            None skips the parameter; with n = 0 the step only counts. Without it torch's sparse ``.grad`` is taken. A
+            callable is taken as `closure`.
         closure : callable, optional
             Evaluates the model and returns ``(loss, grads)``.
 
@@ -123,7 +125,8 @@ class SparseAdam(AdamFamily):
         loss = None
         if closure is not None:
             loss, grads = self._evaluate(closure)
-        with self._lock:
+        with self._lock, self._placement.current():
+            self._placement.require_no_capture(type(self).__name__)
             flat = self._gather(None if grads is None else _paired(grads))
             self._update_rows([None if g is None else self._touched(i, g) for i, g in enumerate(flat)])
         return loss
@@ -135,7 +138,11 @@ class SparseAdam(AdamFamily):
             pair = _Pair(pair._indices()[0], pair._values())
         if not isinstance(pair, _Pair):
             raise TypeError(f"step: {name} is {type(pair).__name__}, expected a pair (indices, rows)")
-        indices, rows = np.asarray(pair.indices), as_view(pair.rows, f"step: {name}[1]")
+        view = device_view(pair.indices, f"step: {name}[0]")
+        indices = np.asarray(pair.indices) if view is None else view
+        rows = as_view(pair.rows, f"step: {name}[1]")
+        self._require_place(i, indices, f"{name}[0]")
+        self._require_place(i, rows, f"{name}[1]")
         if rows.dtype != p.dtype:
             raise TypeError(f"step: {name}[1] is {rows.dtype}, {self._label(i)} is {p.dtype}")
         if indices.ndim != 1:
@@ -145,17 +152,24 @@ class SparseAdam(AdamFamily):
             raise ValueError(
                 f"step: {name}[1] has shape {rows.shape}, expected {expected} for {name}[0] and {self._label(i)}"
             )
-        outside = indices[(indices < 0) | (indices >= p.shape[0])]
-        if outside.size:
+        return self._summed(i, indices, rows) if indices.size else _Touched(i, indices, rows)
+
+    def _summed(self, i: int, indices: Array, rows: Array) -> _Touched:
+        """Return rows with those of equal indices summed, or raise for an index out of range."""
+        p, order = self._dense[i].source, np.argsort(indices, kind="stable")
+        indices = indices[order].astype(np.int64, copy=False)
+        rows = rows[order].astype(computed_dtype(self._dense[i]), copy=False)
+        first = np.flatnonzero(np.diff(indices, prepend=indices[:1] - 1))
+        longest = np.diff(first, append=first[:1] + len(indices)).max()
+        lowest, highest, longest = map(int, numbers(indices[0], indices[-1], longest))
+        if lowest < 0 or highest >= p.shape[0]:
             raise ValueError(
-                f"step: {name}[0] has the index {outside[0]}, {self._label(i)} has {p.shape[0]} rows"
+                f"step: {self._label(i, 'grads')}[0] has the index {lowest if lowest < 0 else highest}, "
+                f"{self._label(i)} has {p.shape[0]} rows"
             )
-        if not indices.size:
-            return _Touched(i, indices, rows)
-        order = np.argsort(indices, kind="stable")
-        unique, first = np.unique(indices[order], return_index=True)
-        wide = rows[order].astype(computed_dtype(self._dense[i]), copy=False)
-        return _Touched(i, unique, np.add.reduceat(wide, first, axis=0).astype(p.dtype, copy=False))
+        on_device = is_device_array(rows)
+        sums = _sums(indices, rows, first, longest) if on_device else np.add.reduceat(rows, first, axis=0)
+        return _Touched(i, indices[first], sums.astype(p.dtype, copy=False))
 
     def _update_rows(self, pairs: list[_Touched | None]) -> None:
         """Run one native step over copies of all rows that are touched, and put them back."""
@@ -174,7 +188,7 @@ class SparseAdam(AdamFamily):
             wholes = [
                 [
                     self._dense[pair.i].source,
-                    *(self._state[pair.i][name] for name in ("exp_avg", "exp_avg_sq")),
+                    *(as_view(self._state[pair.i][name], name) for name in ("exp_avg", "exp_avg_sq")),
                 ]
                 for pair in touched
             ]
@@ -182,15 +196,30 @@ class SparseAdam(AdamFamily):
                 [whole[pair.indices] for whole in arrays]
                 for pair, arrays in zip(touched, wholes, strict=True)
             ]
-            params, *states = ([part[a] for part in parts] for a in range(3))
+            params, *states = ([unwrapped(part[a]) for part in parts] for a in range(3))
             native = self._placement.plan("radam", params, states, None)
-            grads = [pair.grads for pair in touched]
+            grads = [unwrapped(pair.grads) for pair in touched]
             self._placement.step(native, grads, plan.coefs, np.array(used, np.int32), NO_TAIL)
             for pair, arrays, copies in zip(touched, wholes, parts, strict=True):
                 for whole, part in zip(arrays, copies, strict=True):
                     whole[pair.indices] = part
         for row, s in advanced:
             row.scalars = s
+
+
+def _sums(indices: Array, rows: Array, first: Array, longest: int) -> Array:
+    """Return the sums of the rows of equal indices, of which at most `longest` follow each other from `first` on.
+
+    Each row takes in the one after it, then the one two further, then four: the order is fixed, so two runs give the
+    same bits, which atomic additions would not.
+    """
+    step = 1
+    while step < longest:
+        same = (indices[step:] == indices[:-step]).reshape(-1, *[1] * (rows.ndim - 1))
+        head = rows[:-step]
+        head += np.where(same, rows[step:], 0.0)
+        step *= 2
+    return rows[first]
 
 
 def _paired(grads: Any) -> Any:

@@ -367,9 +367,10 @@ class Session:
             return 0.0
         part = Samples(data.x[index], data.target[index], weight, None, None, data.width)
         block = self._whole(part, objective)
+        before = self._squares() if objective.squares is None else 0.0
         value = self._step._stepping.closure_step(block)
-        assert objective.squares is not None
-        penalty = 0.5 * objective.l2 * objective.squares[0] / objective.divisors[0]
+        squares = before if objective.squares is None else objective.squares[0]
+        penalty = 0.5 * objective.l2 * squares / objective.divisors[0]
         return float((value - penalty) * objective.divisors[0] / objective.factor)
 
     def _whole(self, data: Samples, objective: Objective) -> Block:
