@@ -9,7 +9,7 @@ set_property(CACHE FASTOPT_CUDA PROPERTY STRINGS AUTO ON OFF)
 # Code for Hopper, and what a driver translates for any other GPU from Turing on.
 set(FASTOPT_CUDA_ARCHS "75-virtual;90a-real" CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
-set(FASTOPT_CUDA_SOURCES csrc/cuda/arrange.cu csrc/cuda/batch_norm.cu csrc/cuda/capture.cu csrc/cuda/cross_entropy.cu
+set(FASTOPT_CUDA_SOURCES csrc/cuda/arrange.cu csrc/cuda/attempts.cu csrc/cuda/batch_norm.cu csrc/cuda/capture.cu csrc/cuda/cross_entropy.cu
     csrc/cuda/elementwise.cu csrc/cuda/gemm.cu csrc/cuda/gemm_epilogue.cu csrc/cuda/losses.cu csrc/cuda/measure.cu
     csrc/cuda/progress.cu csrc/cuda/queue.cu csrc/cuda/reduce.cu csrc/cuda/rows.cu csrc/cuda/runtime.cu
     csrc/cuda/step.cu csrc/cuda/step_packed.cu)

@@ -141,6 +141,7 @@ def test_norms_are_limited_and_missing_gradients_skipped(cp: Any, groups: int) -
     pair.on_device.advance()
     graph.replay()
     pair.check()
+    assert float(pair.on_device.grad_norm) == pair.on_host.grad_norm
 
 
 @pytest.mark.usefixtures("fused", "stream")

@@ -1,7 +1,9 @@
 // StepPlan over device memory: checks as on the CPU, then a launch per optimizer step, or two with a norm.
 #include "bindings/cuda_modules.hpp"
 #include "bindings/device_arrays.hpp"
+#include "bindings/gil.hpp"
 #include "bindings/step.hpp"
+#include "cuda/attempts.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/progress.hpp"
 
@@ -10,15 +12,23 @@ namespace {
 
 using Arrays = PlanArrays<DeviceCall>;
 
-// Where one float64 of the device's is; null for None.
-double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+// Where so many float64 of the device's are; null for None.
+double* numbers(DeviceCall& call, const py::object& object, const ArgName& name, Index n) {
   if (object.is_none()) return nullptr;
   const DeviceView view = call.view(object, name);
   require_dense(view, name, true);
-  if (view.dtype != DType::f64 || view.size != 1)
+  if (view.dtype != DType::f64 || view.size != n)
     throw py::type_error(name.prefix() + " is " + dtype_name(view.dtype) + " of shape " + shape_text(view) +
-                         ", expected one float64");
+                         ", expected " + std::to_string(n) + " float64");
   return static_cast<double*>(view.data);
+}
+double* number(DeviceCall& call, const py::object& object, const ArgName& name) {
+  return numbers(call, object, name, 1);
+}
+LossScale* loss_scale(DeviceCall& call, const py::object& object, const ArgName& name) {
+  static_assert(sizeof(LossScale) == 3 * sizeof(double));
+  if (object.is_none()) throw py::type_error(name.prefix() + " is None, expected 3 float64");
+  return reinterpret_cast<LossScale*>(numbers(call, object, name, 3));
 }
 
 // norms: float64 on the device, of parts of the gradients. `norm` and `scale` receive the norm of all, and
@@ -34,6 +44,14 @@ void join_norms(const py::object& norms_, double max_norm, const py::object& nor
   join_norms_on_device(static_cast<const double*>(norms.data), norms.size, max_norm,
                        number(call, norm, {"join_norms", "norm"}),
                        number(call, scale, {"join_norms", "scale"}), call.stream());
+}
+
+// What GradScaler.update does, queued; found_inf: besides what is found there.
+void update_scale(const py::object& scale, double growth_factor, double backoff_factor,
+                  double growth_interval, bool found_inf, std::uintptr_t stream) {
+  DeviceCall call(stream);
+  LossScale* const at = loss_scale(call, scale, {"update_scale", "scale"});
+  update_scale_on_device({growth_factor, backoff_factor, growth_interval}, found_inf, at, call.stream());
 }
 
 class CudaPlan {
@@ -132,10 +150,9 @@ class CudaPlan {
   Index steps() const { return steps_; }
   NativeDevicePlan native() const { return {&plan_, &arrays_.tensors(), arrays_.width()}; }
 
- private:
-  CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
-           const py::object& emas, const PackedArrays& packed, const py::object& parts)
-      : arrays_(call, rule, params, states, emas, packed, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
+  // For the attempts of several plans.
+  DevicePlan& device_plan() { return plan_; }
+  const Arrays& arrays() const { return arrays_; }
 
   // The call is on the parameters' device.
   void begin(DeviceCall& call) const {
@@ -148,6 +165,21 @@ class CudaPlan {
     begin(call);
     return arrays_.gradient_pointers(call, py::tuple(grads));
   }
+
+  // These numbers travel with the launch, so a graph would repeat those that it has seen.
+  static void require_running(const DeviceCall& call, const char* what) {
+    if (is_capturing(call.stream()))
+      throw std::runtime_error(
+          std::string(what) +
+          ": the stream is being captured into a CUDA graph, which would repeat this step's "
+          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
+          "advance() before each replay, or let fastopt.compile capture the training step");
+  }
+
+ private:
+  CudaPlan(DeviceCall&& call, const std::string& rule, const py::list& params, const py::list& states,
+           const py::object& emas, const PackedArrays& packed, const py::object& parts)
+      : arrays_(call, rule, params, states, emas, packed, parts), plan_(arrays_.rule(), arrays_.tensors()) {}
 
   DeviceStep prepared(const DeviceCall& call, const char* what, const std::vector<const void*>& pointers,
                       const Arrays::Coefs& coefs, py::object& rows) const {
@@ -170,19 +202,96 @@ class CudaPlan {
     return scale_at;
   }
 
-  // These numbers travel with the launch, so a graph would repeat those that it has seen.
-  static void require_running(const DeviceCall& call, const char* what) {
-    if (is_capturing(call.stream()))
-      throw std::runtime_error(
-          std::string(what) +
-          ": the stream is being captured into a CUDA graph, which would repeat this step's "
-          "learning rate and bias corrections; call the optimizer's prepare_capture() before the capture and "
-          "advance() before each replay, or let fastopt.compile capture the training step");
-  }
-
   Arrays arrays_;
   DevicePlan plan_;
   Index steps_ = 0;  // queued; changed with the GIL alone
+};
+
+// DeviceAttempts of plans; a list has an entry for each of them.
+class CudaAttempts {
+ public:
+  CudaAttempts(const py::list& plans, std::uintptr_t stream) : held_(plans) {
+    for (const py::handle plan : plans) plans_.push_back(&plan.cast<CudaPlan&>());
+    DeviceCall call(stream);
+    begin(call);
+    if (is_capturing(call.stream()))
+      throw std::runtime_error("prepare_capture: the stream is being captured, call it before");
+    std::vector<DevicePlan*> native;
+    std::vector<Index> widths;
+    for (CudaPlan* plan : plans_) {
+      native.push_back(&plan->device_plan());
+      widths.push_back(plan->arrays().width());
+    }
+    attempts_.emplace(std::move(native), widths, call.stream());
+  }
+
+  // The coefficients of the next attempt for `counts` numbers of steps taken before it, from `first` on: of
+  // each plan so many blocks of rows, and which row is whose.
+  void advance(const std::vector<Arrays::Coefs>& coefs, const py::list& sets, Index counts, Index first,
+               std::uintptr_t stream) {
+    DeviceCall call(stream);
+    begin(call);
+    CudaPlan::require_running(call, "step");
+    if (coefs.size() != plans_.size() || sets.size() != plans_.size() || counts < 1 ||
+        counts > DevicePlan::kMostAhead)
+      throw py::value_error("Attempts: coefficients do not fit the plans");
+    for (std::size_t i = 0; i < plans_.size(); ++i) {
+      py::object rows = sets[i];
+      const std::int32_t* row_of = plans_[i]->arrays().checked_rows(coefs[i], rows);
+      const Index n_rows = coefs[i].shape(0) / counts;
+      if (n_rows > Index(plans_[i]->arrays().tensors().size()) || n_rows * counts != coefs[i].shape(0))
+        throw py::value_error("Attempts: coefs[" + std::to_string(i) + "] has " +
+                              std::to_string(coefs[i].shape(0)) + " rows");
+      plans_[i]->device_plan().advance_ahead(coefs[i].data(), n_rows, counts, first, row_of, call.stream());
+    }
+  }
+
+  // As CudaPlan::step of all plans where all gradients are finite; nothing otherwise. They are divided by the
+  // scale, three float64 on the device; `norm` and `taken` receive the norm then, or that before, and
+  // whether.
+  void step(const py::list& grads, const py::object& max_norm, const py::object& scale,
+            const py::object& norm_before, const py::object& norm, const py::object& taken,
+            std::uintptr_t stream) {
+    DeviceCall call(stream);
+    std::vector<std::vector<const void*>> pointers;
+    for (std::size_t i = 0; i < plans_.size(); ++i)
+      pointers.push_back(plans_[i]->gradient_pointers(call, grads[i].cast<py::list>()));
+    Attempt attempt{max_norm.cast<std::optional<double>>(), loss_scale(call, scale, {"step", "scale"})};
+    attempt.norm_before = number(call, norm_before, {"step", "norm_before"});
+    attempt.norm = number(call, norm, {"step", "norm"});
+    if (!taken.is_none()) {
+      const DeviceView view = call.any_view(taken, {"step", "taken"});
+      if (view.kind != 'b' || view.size != 1) throw py::type_error("step: taken is not one bool");
+      attempt.taken = static_cast<bool*>(view.data);
+    }
+    attempts_->step(pointers, attempt, call.stream());
+  }
+
+  // How many attempts the device has made, and how many steps it has taken, as far as it has come.
+  py::tuple counts() const {
+    const AttemptCounts counts = attempts_->counts();
+    return py::make_tuple(counts.made, counts.taken);
+  }
+
+  // The same when all that is queued is done.
+  py::tuple settle() const {
+    DeviceCall call(0);
+    begin(call);
+    {
+      const ReleasedGil release;
+      synchronize_device();
+    }
+    return counts();
+  }
+
+ private:
+  void begin(DeviceCall& call) const {
+    for (const CudaPlan* plan : plans_) plan->begin(call);
+  }
+
+  py::list held_;
+  std::vector<CudaPlan*> plans_;
+  std::optional<DeviceAttempts> attempts_;
 };
 
 }  // namespace
@@ -192,6 +301,17 @@ NativeDevicePlan native_device_plan(py::handle plan) { return plan.cast<CudaPlan
 void bind_cuda_step(py::module_& m) {
   m.def("join_norms", &join_norms, py::arg("norms"), py::arg("max_norm"), py::arg("norm"), py::arg("scale"),
         py::arg("stream"));
+  m.def("update_scale", &update_scale, py::arg("scale"), py::arg("growth_factor"), py::arg("backoff_factor"),
+        py::arg("growth_interval"), py::arg("found_inf"), py::arg("stream"));
+  py::class_<CudaAttempts>(m, "Attempts", "Steps that the device takes where all gradients are finite.")
+      .def(py::init<py::list, std::uintptr_t>(), py::arg("plans"), py::arg("stream"))
+      .def("advance", &CudaAttempts::advance, py::arg("coefs"), py::arg("sets"), py::arg("counts"),
+           py::arg("first"), py::arg("stream"))
+      .def("step", &CudaAttempts::step, py::arg("grads"), py::arg("max_norm"), py::arg("scale"),
+           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("stream"))
+      .def("counts", &CudaAttempts::counts)
+      .def("settle", &CudaAttempts::settle)
+      .def_property_readonly_static("most_ahead", [](const py::object&) { return DevicePlan::kMostAhead; });
   py::class_<CudaPlan>(m, "StepPlan", "Parameters, state arrays and averages of one rule in device memory.")
       .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
                     py::object, py::object>(),

@@ -5,6 +5,7 @@
 
 #include "bindings/gil.hpp"
 #include "bindings/modules.hpp"
+#include "core/loss_scale.hpp"
 
 namespace fastopt {
 namespace {
@@ -159,6 +160,17 @@ void bind_step(py::module_& m) {
       py::arg("norms"), "The norm of arrays whose norms these are: NaN where one is NaN.");
   m.def("clip_factor", &clip_factor, py::arg("norm"), py::arg("max_norm"),
         "What scales gradients of this norm so that it is at most max_norm, as in torch.");
+  m.def(
+      "updated_scale",
+      [](double scale, double growth_tracker, bool found_inf, double growth_factor, double backoff_factor,
+         double growth_interval) {
+        const LossScale next = updated({scale, growth_tracker, double(found_inf)},
+                                       {growth_factor, backoff_factor, growth_interval});
+        return py::make_tuple(next.scale, next.growth_tracker);
+      },
+      py::arg("scale"), py::arg("growth_tracker"), py::arg("found_inf"), py::arg("growth_factor"),
+      py::arg("backoff_factor"), py::arg("growth_interval"),
+      "The scale of a loss, and its growth tracker, after an update.");
   py::class_<Plan>(m, "StepPlan", "Parameters, state arrays and averages of one rule, cut into chunks once.")
       .def(py::init<const std::string&, py::list, py::list, py::object, py::list, py::object, bool,
                     py::object, py::object>(),

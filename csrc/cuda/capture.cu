@@ -21,6 +21,27 @@ void DevicePlan::prepare_capture(Index width, CudaStream stream) {
 void DevicePlan::advance_captured(const double* coefs, Index n_rows, const std::int32_t* rows,
                                   CudaStream stream) {
   store(captured_.coefs.get(), coefs, n_rows * captured_.width, stream);
+  place_captured_rows(rows, stream);
+}
+
+CoefChoice DevicePlan::prepare_ahead(Index width, CudaStream stream) {
+  prepare_capture(width, stream);
+  room(captured_.ahead, kAheadHead + kMostAhead * size_ * width);
+  // The largest magnitude is another kernel than the norm.
+  norm(Monoid::abs_max, {captured_.grads.get(), INFINITY}, stream);
+  return {captured_.ahead.get(), captured_.coefs.get()};
+}
+
+void DevicePlan::advance_ahead(const double* coefs, Index n_rows, Index counts, Index first,
+                               const std::int32_t* rows, CudaStream stream) {
+  const Index each = n_rows * captured_.width;
+  std::vector<double> table{double(each), double(counts), double(first)};
+  table.insert(table.end(), coefs, coefs + counts * each);
+  store(captured_.ahead.get(), table.data(), Index(table.size()), stream);
+  place_captured_rows(rows, stream);
+}
+
+void DevicePlan::place_captured_rows(const std::int32_t* rows, CudaStream stream) {
   std::vector<std::int32_t> wanted(std::size_t(size_), 0);
   if (rows) std::copy_n(rows, size_, wanted.begin());
   if (wanted == captured_.known_rows) return;

@@ -31,6 +31,12 @@ struct DeviceNorm {
   std::int32_t* found_inf = nullptr;  // 1 where the norm is not finite, else 0
 };
 
+// What an attempt's coefficients are chosen from, and where they go; both in device memory.
+struct CoefChoice {
+  const double* table;
+  double* chosen;
+};
+
 // A few values that a launch takes along, so that they need no copy to device memory. Two of these and a
 // DeviceStep fit into the 4 KiB of arguments that every driver takes.
 template <class T>
@@ -76,6 +82,15 @@ class DevicePlan {
   // What the next replay on this stream reads; rows: null, or each tensor's.
   void advance_captured(const double* coefs, Index n_rows, const std::int32_t* rows, CudaStream stream);
 
+  // The same where only the device knows how many steps it has taken (cuda/attempts.hpp), kMostAhead numbers
+  // of them at most: room for such coefficients, with a table that has kAheadHead numbers first (the length
+  // of an entry, how many there are, and the number of steps before the first).
+  static constexpr Index kMostAhead = 16, kAheadHead = 3;
+  CoefChoice prepare_ahead(Index width, CudaStream stream);
+  // Coefficients for `counts` numbers of steps from `first` on, n_rows each.
+  void advance_ahead(const double* coefs, Index n_rows, Index counts, Index first, const std::int32_t* rows,
+                     CudaStream stream);
+
  private:
   void launch_step(const DeviceStep& step, const Inline<double>& coefs, const Inline<const void*>& grads,
                    CudaStream stream) const;
@@ -91,6 +106,7 @@ class DevicePlan {
   const void* const* place_captured_grads(const void* const* grads, CudaStream stream);
   void step_captured(const void* const* grads, DeviceStep step, const Inline<const void*>& own,
                      CudaStream stream) const;
+  void place_captured_rows(const std::int32_t* rows, CudaStream stream);
 
   int rule_;
   Index size_;
@@ -115,7 +131,7 @@ class DevicePlan {
   // What captured steps read: rows of coefficients, as many as there are tensors; the row of each.
   struct Captured {
     Index width = 0;
-    DeviceArray<double> coefs;
+    DeviceArray<double> coefs, ahead;
     DeviceArray<std::int32_t> rows;
     DeviceArray<const void*> grads;
     std::vector<std::int32_t> known_rows;

@@ -74,6 +74,7 @@ bool is_capturing(CudaStream stream) {
 }
 
 void synchronize(CudaStream stream) { check(cudaStreamSynchronize(stream)); }
+void synchronize_device() { check(cudaDeviceSynchronize()); }
 
 DeviceGuard::DeviceGuard(int device) : device_(device) {
   check(cudaGetDevice(&before_));

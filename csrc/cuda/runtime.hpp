@@ -30,6 +30,7 @@ int pointer_device(const void* pointer);
 // Whether work on the stream is being recorded into a graph rather than run.
 bool is_capturing(CudaStream stream);
 void synchronize(CudaStream stream);
+void synchronize_device();  // all streams of the current one
 
 // Makes a device the calling thread's current one.
 class DeviceGuard {

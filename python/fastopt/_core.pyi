@@ -31,6 +31,14 @@ def decode(
 ) -> NDArray[np.float32]: ...
 def joint_norm(norms: list[float]) -> float: ...
 def clip_factor(norm: float, max_norm: float) -> float: ...
+def updated_scale(
+    scale: float,
+    growth_tracker: float,
+    found_inf: bool,
+    growth_factor: float,
+    backoff_factor: float,
+    growth_interval: float,
+) -> tuple[float, float]: ...
 
 class StepPlan:
     def __init__(

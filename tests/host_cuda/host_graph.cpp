@@ -31,6 +31,7 @@ thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaStream_t captured = nullptr;  // the stream that this thread captures
 thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeThreadLocal;
 thread_local unsigned long operations_replayed = 0;
+thread_local unsigned long host_waits = 0;
 
 std::mutex pinned_mutex;
 std::map<const char*, std::size_t>& pinned() {
@@ -79,6 +80,7 @@ cudaError_t enqueue(cudaStream_t stream, std::function<void()> operation) {
 }
 
 unsigned long replayed() { return operations_replayed; }
+unsigned long waits() { return host_waits; }
 
 }  // namespace host_cuda
 
@@ -135,6 +137,7 @@ cudaError_t cudaFreeHost(void* memory) {
   return std::free(memory), cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  ++host_waits;
   if (const cudaError_t error = refuse_in_capture()) return error;
   return bytes > 0 ? std::memcpy(to, from, bytes) : to, cudaSuccess;
 }
@@ -164,10 +167,14 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++host_waits;
   return is_capturing(stream) || (is_legacy(stream) && captured) ? spoil(cudaErrorStreamCaptureUnsupported)
                                                                  : cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return refuse_in_capture(); }
+cudaError_t cudaDeviceSynchronize() {
+  ++host_waits;
+  return refuse_in_capture();
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   // Joining another stream's capture is not modelled.
   if (event->in_capture != is_capturing(stream)) return spoil(cudaErrorStreamCaptureUnsupported);
@@ -210,9 +217,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  ++host_waits;
   return event->in_capture ? spoil(cudaErrorStreamCaptureUnsupported) : refuse_in_capture();
 }
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return event->in_capture ? spoil(cudaErrorStreamCaptureUnsupported) : refuse_in_capture();
+}
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
@@ -242,6 +252,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cud
 
 #define FOR_PYTHON extern "C" __attribute__((visibility("default")))
 
+FOR_PYTHON unsigned long host_cuda_waits() { return waits(); }
 FOR_PYTHON int host_cuda_begin_capture(cudaStream_t stream) {
   return cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
 }

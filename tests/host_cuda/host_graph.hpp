@@ -66,6 +66,9 @@ inline std::size_t most_memory = std::size_t(-1);
 // How many operations graphs have run, so that a test can tell a replay.
 unsigned long replayed();
 
+// How often the host has waited for the device, or copied at once.
+unsigned long waits();
+
 }  // namespace host_cuda
 
 const char* cudaGetErrorString(cudaError_t error);

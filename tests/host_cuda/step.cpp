@@ -1,7 +1,11 @@
 // The CUDA step driver, every rule, storage type and option, against the CPU's plan: the same bits.
+#include <algorithm>
+
 #include "bits.hpp"
+#include "cuda/attempts.hpp"
 #include "cuda/queue.hpp"
 #include "formulas/common.hpp"
+#include "host_graph.hpp"
 #include "parts.hpp"
 #include "plain.hpp"
 
@@ -325,10 +329,84 @@ void test_unprepared(Random& random) {
   twins.check("unprepared");
 }
 
+// Replays of one captured attempt of two plans, of which some find a gradient that is not finite: steps are
+// those of the CPU with the coefficients of so many steps, though the host does not know how many there were.
+void test_attempts(Random& random) {
+  const int rules[] = {index_of<Adam>(Rules{}), index_of<Sgd>(Rules{})};
+  const Index widths[] = {kCommonCoefs + Index(Adam<double>::coefs.size), kCommonCoefs};
+  Side cuda[2], cpu[2];
+  const Twins<float> adam(random, {33, 5, 9000}, Adam<double>::states.size, &cuda[0], &cpu[0]);
+  const Twins<float> sgd(random, {257}, 0, &cuda[1], &cpu[1]);
+  std::vector<Guarded<float>> grads;
+  std::vector<std::vector<const void*>> pointers(2);
+  DevicePlan first(rules[0], cuda[0].tensors), second(rules[1], cuda[1].tensors);
+  StepPlan hosts[] = {{rules[0], cpu[0].tensors}, {rules[1], cpu[1].tensors}};
+  for (const int i : {0, 1})
+    for (const PlanTensor& tensor : cuda[i].tensors) {
+      grads.push_back(random.uniforms<float>(tensor.n, -1, 1));
+      pointers[std::size_t(i)].push_back(grads.back().data());
+    }
+  const OwnStream stream;
+  DeviceAttempts attempts({&first, &second}, {widths[0], widths[1]}, stream.get());
+  const AttemptCounts before = attempts.counts();
+  LossScale scale{8.0, 0.0, 0.0}, want = scale;
+  const ScaleUpdate update{2.0, 0.25, 2.0};
+  double norm = -1.0, want_norm = -1.0;
+  bool taken = false;
+  const Graph graph(stream.get(), [&] {
+    attempts.step(pointers, {2.0, &scale, &norm, &norm, &taken}, stream.get());
+    update_scale_on_device(update, false, &scale, stream.get());
+  });
+  const unsigned long waited = ::host_cuda::waits();
+  Index steps = 0;
+  for (Index turn = 0; turn < 12; ++turn) {
+    const bool finite = turn % 3 != 1;
+    float& element = grads[std::size_t(turn % 4)][turn % 5];
+    if (!finite) element = turn % 2 ? NAN : INFINITY;
+    // Rows for what the host holds possible: up to three steps less or more than there were.
+    const Index least = std::max<Index>(steps - turn % 4, 0), counts = steps - least + 1 + turn % 3;
+    std::vector<double> tables[2], now[2];
+    for (const int i : {0, 1}) {
+      for (Index count = least; count < least + counts; ++count) {
+        std::vector<double> row = i == 0 ? coefficients<Adam>(false) : coefficients<Sgd>(false);
+        row[4] /= double(count + 1);
+        if (count == steps) now[i] = row;
+        tables[i].insert(tables[i].end(), row.begin(), row.end());
+      }
+      (i == 0 ? first : second)
+          .advance_ahead(tables[i].data(), 1, counts, Index(before.taken) + least, nullptr, stream.get());
+    }
+    graph.launch(stream.get());
+    if (finite) {
+      double norms[2];
+      for (const int i : {0, 1}) norms[i] = hosts[i].norm(pointers[std::size_t(i)].data(), 2.0);
+      const double inverse = 1.0 / want.scale;
+      want_norm = joint_norm(norms, 2) * inverse;
+      for (const int i : {0, 1}) {
+        now[i][0] *= inverse * clip_factor(want_norm, 2.0);
+        hosts[i].step(pointers[std::size_t(i)].data(), now[i].data(), widths[i], nullptr);
+      }
+      ++steps;
+    }
+    want.found_inf = !finite;
+    want = updated(want, update);
+    element = 0.5f;
+    CHECK(taken == finite && norm == want_norm);
+    CHECK(scale.scale == want.scale && scale.growth_tracker == want.growth_tracker && scale.found_inf == 0);
+    CHECK(attempts.counts().made - before.made == turn + 1 &&
+          attempts.counts().taken - before.taken == steps);
+    adam.check("attempted Adam");
+    sgd.check("attempted SGD");
+  }
+  CHECK(::host_cuda::waits() == waited);
+  CHECK(steps == 8 && want.scale < 8.0);
+}
+
 }  // namespace
 
 void test_cuda_step() {
   Random random(11);
+  test_attempts(random);
   test_captured(random, 5);
   test_captured(random, 2 * Inline<void*>::kSize + 7);
   test_unprepared(random);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt.optim.attempts import Attempts, LossScale
 from fastopt.optim.placement import Device
 from fastopt.optim.tail import NO_TAIL
 
@@ -31,9 +33,19 @@ class CapturedStep:
         self._room = self._placement.norm_room(len(self._plans))
         self._given: list[bool] | None = None
         self._max_norm: float | None = None
-        self._held: list[list[Any]] = []  # graphs read their gradients as long as they are replayed
+        self._held: list[Any] = []  # graphs read gradients and scales as long as they are replayed
+        self._grad_norm: Any = None  # of the last replay
+        self._attempts: Attempts | None = None
+        self._norm: Any = None
 
-    def record(self, optimizer: RuleOptimizer, grads: list[Any], inverse: float | None = None) -> None:
+    def leave_out(self, optimizer: RuleOptimizer) -> None:
+        """Make what steps need besides that the device may leave out."""
+        self._attempts = optimizer._attempts_at(self._plans)
+        self._norm = self._placement.numbers(np.array(math.nan))
+
+    def record(
+        self, optimizer: RuleOptimizer, grads: list[Any], inverse: float | LossScale | None = None
+    ) -> None:
         """Queue a step on the stream that is being captured; parameters and step counts stay as they are.
 
         Raises
@@ -44,15 +56,15 @@ class CapturedStep:
             The optimizer was changed since the room was made.
         """
         self._require_same(optimizer, "step")
-        if (
-            inverse is not None
-            or optimizer.accumulate != 1
-            or optimizer._scoped
-            or optimizer.norm_type != 2.0
-        ):
+        if optimizer.accumulate != 1 or optimizer._scoped or optimizer.norm_type != 2.0:
             raise RuntimeError(
-                "step: a graph cannot repeat what is decided from step to step: a loss scale, gradients of several "
-                "calls, or clipping other than by value and by the L2 norm of all gradients"
+                "step: a graph cannot repeat what is decided from step to step: gradients of several calls, or "
+                "clipping other than by value and by the L2 norm of all gradients"
+            )
+        if (inverse is None) != (self._attempts is None) or isinstance(inverse, float):
+            raise RuntimeError(
+                "step: a step of a GradScaler is captured after its prepare_capture(optimizer), any other after the "
+                "optimizer's prepare_capture()"
             )
         given = [g is not None for g in grads]
         if self._given is not None:
@@ -68,14 +80,29 @@ class CapturedStep:
         natives = [plan.native for plan in self._plans]
         for native, gs in zip(natives, chosen, strict=True):
             native.check(gs)
-        tail = NO_TAIL
-        if optimizer.max_norm is not None:
-            tail = self._placement.limit(natives, chosen, optimizer.max_norm, self._room)
-        for native, gs in zip(natives, chosen, strict=True):
-            self._placement.capture(native, gs, tail)
+        if isinstance(inverse, LossScale):
+            norm = self._capture_attempt(chosen, optimizer.max_norm, inverse)
+        else:
+            norm = self._capture_step(natives, chosen, optimizer.max_norm)
         self._given, self._max_norm = given, optimizer.max_norm
-        self._held.append(grads)
-        optimizer.grad_norm = tail.norm
+        self._held.append((grads, inverse))
+        self._grad_norm = optimizer.grad_norm = norm
+
+    def _capture_step(self, natives: list[Any], grads: list[list[Any]], max_norm: float | None) -> Any:
+        """Queue the kernels of a step; return where the norm of gradients will be."""
+        tail = NO_TAIL
+        if max_norm is not None:
+            tail = self._placement.limit(natives, grads, max_norm, self._room)
+        for native, gs in zip(natives, grads, strict=True):
+            self._placement.capture(native, gs, tail)
+        return tail.norm
+
+    def _capture_attempt(self, grads: list[list[Any]], max_norm: float | None, scale: LossScale) -> Any:
+        """Queue the kernels of a step that the device may leave out."""
+        assert self._attempts is not None
+        norm = None if max_norm is None else self._norm
+        self._attempts.step(grads, max_norm, scale, norm, norm)
+        return norm
 
     def advance(self, optimizer: RuleOptimizer) -> None:
         """Count a step, and queue its coefficients for the next replay."""
@@ -87,12 +114,17 @@ class CapturedStep:
         self._require_norm(optimizer, "advance")
         optimizer._require_weights()
         plans = optimizer._refresh()
+        if self._attempts is not None:
+            self._attempts.advance(optimizer, self._given)
+            optimizer.grad_norm = self._grad_norm
+            return
         active = None if all(self._given) else optimizer._split(np.array(self._given))
         advanced = optimizer._advance(plans, active, NO_TAIL.factor)
         for plan in plans:
             plan.native.advance(plan.coefs, plan.sets, self._placement.stream())
         for row, numbers in advanced:
             row.scalars = numbers
+        optimizer.grad_norm = self._grad_norm
 
     def _require_same(self, optimizer: RuleOptimizer, call: str) -> None:
         """Refuse where the kernels would have to update other arrays, or by another rule."""
@@ -160,7 +192,8 @@ class Capturable:
     def advance(self: Any) -> None:
         """Count a step and queue its numbers, on the current stream, for the next replay of a captured step.
 
-        Nothing waits for the device. The replay has to follow on the same stream.
+        Nothing waits for the device. The replay has to follow on the same stream, before a step of a `GradScaler` that
+        is not captured.
 
         Raises
         ------

@@ -175,6 +175,11 @@ class Device(Host):
         self._join(self._queue_norms(plans, grads, 2.0, norms[0]), max_norm, norm, scale)
         return Tail(1.0, norm, scale)
 
+    @property
+    def first(self) -> Any:
+        """An array that is there."""
+        return self._first
+
     def norm_room(self, plans: int) -> list[Any]:
         """Return new arrays for the norm, the scale and, of several plans, their norms."""
         shapes: list[tuple[int, ...]] = [(), (), *([(plans,)] if plans > 1 else [])]
@@ -268,6 +273,14 @@ class Device(Host):
     def stream(self) -> int:
         """Return the address of the library's current stream."""
         return self._library.stream(self._first)
+
+    def is_beside(self, x: Any) -> bool:
+        """Whether an array is on this device, and of this library."""
+        return library(x) is self._library and x.device == self._first.device
+
+    def room(self, dtype: Any) -> Any:
+        """Return room for one number on the device."""
+        return self._library.unwrap(self._library.empty(self._first, (), dtype))
 
     def _numbers(self, shape: tuple[int, ...]) -> Any:
         """Return room for float64 on the device."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastopt._arrays import Array, as_view, assign
+from fastopt.optim.attempts import Attempting, LossScale
 from fastopt.optim.base import NONNEGATIVE, number, one_of
 from fastopt.optim.capture import Capturable
 from fastopt.optim.common import COMMON_RANGES, Common
@@ -78,7 +79,7 @@ class _Plan:
         return grads if self.whole else [grads[i] for i in self.index]
 
 
-class RuleOptimizer(Capturable, GradientOptimizer):
+class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
     """Base class of the optimizers that are a native rule.
 
     A subclass names its rule for a group's settings (`rule`) and computes the rule's coefficients
@@ -256,11 +257,12 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self._take(grads, None)
         return loss
 
-    def step_scaled(self, grads: Any, inverse: float) -> bool:
+    def step_scaled(self, grads: Any, inverse: float | LossScale) -> Any:
         """Step with gradients times `inverse`; False, and nothing has changed, where they are not all finite.
 
         What `fastopt.optim.GradScaler` calls. The product costs no pass over the gradients. With `max_norm` it is what
-        is limited, and what `grad_norm` is the norm of: a float, also on a GPU, where the step waits for it.
+        is limited, and what `grad_norm` is the norm of: a float, also on a GPU, where the step waits for it. With the
+        scale itself on a GPU, which needs `skips_on_device`, nothing waits: the answer is an array of one bool.
 
         Raises
         ------
@@ -270,7 +272,7 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self._require_weights()
         return self._take(grads, inverse)
 
-    def _take(self, grads: Any, inverse: float | None) -> bool:
+    def _take(self, grads: Any, inverse: float | LossScale | None) -> Any:
         """Update with gradients as a caller has them; `inverse` as in `step_scaled`, None without its check."""
         with self._lock:
             flat = self._gather(grads)
@@ -292,12 +294,14 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         if self._swapped:
             raise RuntimeError("step: the parameters hold their averages inside swap_ema()")
 
-    def _update(self, grads: list[Any], missing: bool, inverse: float | None) -> bool:
+    def _update(self, grads: list[Any], missing: bool, inverse: float | LossScale | None) -> Any:
         """Add gradients to those that wait, or update with all of them; False where they are not finite."""
         if self._captured is not None and self._placement.capturing():
             self._captured.record(self, grads, inverse)
             return True
         plans = self._refresh()
+        if isinstance(inverse, LossScale):
+            return self._attempt(plans, grads, inverse)
         if self._accumulate == 1 and not self._accumulator.count:
             return self._apply(plans, grads, missing, inverse)
         if inverse is not None:
@@ -364,11 +368,11 @@ class RuleOptimizer(Capturable, GradientOptimizer):
         self, plans: list[_Plan], active: list[bool] | None, scale: float
     ) -> list[tuple[_Row, dict[str, float]]]:
         """Write the next step's coefficients into the plans; return the rows with their numbers after it."""
-        advanced = []
+        advanced, rows = [], self._rows
         for plan in plans:
             for k, r in enumerate(plan.rows):
                 if active is None or active[r]:
-                    row = self._rows[r]
+                    row = rows[r]
                     s = dict(row.scalars)
                     s["step"] += 1
                     plan.coefs[k] = self._coefficient_row(self.param_groups[row.group], s, scale)

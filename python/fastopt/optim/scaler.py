@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from fastopt import _core
 from fastopt._arrays import Array, as_view
-from fastopt._device import is_device_array, library
+from fastopt._device import device_view, is_device_array, library
+from fastopt.optim.attempts import LossScale
 from fastopt.optim.base import Interval, Optimizer, number
 from fastopt.optim.clip import get_total_norm, scale_in_place
 from fastopt.optim.lbfgs import LBFGS
 from fastopt.optim.params import is_tensor
+from fastopt.optim.placement import Device
 from fastopt.optim.rule import RuleOptimizer
 
 _RANGES = {
@@ -50,7 +53,13 @@ class GradScaler:
     Undoing the scale costs no pass over the gradients: it is part of the factor that the step multiplies them by.
     Whether they are finite is asked in one pass, which is that of `max_norm` where the optimizer has one; that
     limits the norm of the unscaled gradients. A skipped step changes nothing: neither parameters nor state,
-    averages or step counts. On a GPU a step waits for the answer, as in torch.
+    averages or step counts.
+
+    On a GPU neither a step nor an update waits for the answer: scale and growth tracker move there with the first step,
+    the step's kernels leave it out by themselves, and the host counts the steps when it is asked for them. Then
+    `get_scale` and `state_dict` wait, and so does what such kernels cannot do: `unscale_`, optimizers that look at
+    whole parameters or have numbers beside the step count while an earlier step is under way, `accumulate`, and
+    clipping other than by value and by the L2 norm of all gradients.
 
     Parameters
     ----------
@@ -95,16 +104,18 @@ class GradScaler:
         self._growth_interval = int(_checked("GradScaler", "growth_interval", growth_interval))
         self._growth_tracker = 0
         self._was_read = False
+        self._captured = False
         self._uses: dict[int, _Use] = {}
+        self._on_device: LossScale | None = None  # has the numbers that count, where there is one
 
     def is_enabled(self) -> bool:
         """Tell whether the scaler does anything."""
         return self._enabled
 
     def get_scale(self) -> float:
-        """Return the scale, 1 of a disabled scaler."""
+        """Return the scale, 1 of a disabled scaler; after steps on a GPU this waits for them."""
         self._was_read = True
-        return self._scale if self._enabled else 1.0
+        return self._read()[0] if self._enabled else 1.0
 
     def scale(self, outputs: Any) -> Any:
         """Return a loss times the scale.
@@ -125,12 +136,16 @@ class GradScaler:
         if isinstance(outputs, list | tuple):
             return type(outputs)([self.scale(x) for x in outputs])
         if isinstance(outputs, np.ndarray | np.generic) and outputs.dtype.name in _HALF:
-            return outputs.astype(np.float32) * self._scale
+            return outputs.astype(np.float32) * self._read()[0]
         if isinstance(outputs, str | bytes | Mapping) or not hasattr(outputs, "__mul__"):
             raise TypeError(
                 f"scale: outputs is {type(outputs).__name__}, expected a Tensor, an array, a number or a list of such"
             )
-        return outputs * self._scale
+        if self._on_device is not None:
+            x = device_view(outputs.data if is_tensor(outputs) else outputs, "scale: outputs")
+            if x is not None and self._on_device.is_beside(x):
+                return outputs * self._on_device.factor(x.dtype)
+        return outputs * self._read()[0]
 
     def unscale_(self, optimizer: Optimizer, grads: Any = None) -> None:
         """Divide gradients by the scale in place, for code that looks at them before `step`.
@@ -168,7 +183,7 @@ class GradScaler:
             if not is_device_array(a) and not a.flags.writeable:
                 raise ValueError(f"unscale_: {label} is read-only")
         use.found_inf = not _all_finite(arrays)
-        scale_in_place([a for _, a in arrays], 1.0 / self._scale)
+        scale_in_place([a for _, a in arrays], 1.0 / self._read()[0])
 
     def step(self, optimizer: Optimizer, grads: Any = None, closure: Any = None) -> Any:
         """Step with unscaled gradients if they are all finite.
@@ -185,7 +200,8 @@ class GradScaler:
         Returns
         -------
         bool
-            False where the step was skipped. A disabled scaler returns the closure's loss where there is one.
+            False where the step was skipped; on a GPU an array of one bool, which is there when the step is done, and
+            True of a step that was captured. A disabled scaler returns the closure's loss where there is one.
 
         Raises
         ------
@@ -206,15 +222,50 @@ class GradScaler:
         use = self._use(optimizer)
         if use.stepped:
             raise RuntimeError("step: already called for this optimizer since the last update()")
-        if use.found_inf is None:
-            ran = _step_scaled(optimizer, grads, 1.0 / self._scale)
-        else:
+        if use.found_inf is not None:
             ran = not use.found_inf
             if ran:
                 optimizer.step(grads)  # type: ignore[attr-defined]
-        use.found_inf = not ran
+        elif _is_rule(optimizer) and optimizer.skips_on_device():
+            ran = optimizer.step_scaled(grads, self._beside(optimizer))
+            use.found_inf = False  # what there is to find is found on the device
+        else:
+            ran = _step_scaled(optimizer, grads, 1.0 / self._read()[0])
+            use.found_inf = not ran
         use.stepped = True
         return ran
+
+    def prepare_capture(self, optimizer: Optimizer) -> None:
+        """Make what `step` needs before a CUDA graph that contains it can be captured.
+
+        It is `prepare_capture` of the optimizer for steps that may be skipped; whether one is, the graph decides each
+        time. `scale` and `update` can be part of the graph, too, with the settings of the capture. ::
+
+            scaler.prepare_capture(opt)
+            with torch.cuda.graph(graph):  # or CuPy's begin_capture and end_capture
+                compute_gradients_into(grads)  # of scaler.scale(loss)
+                scaler.step(opt, grads)
+                scaler.update()
+            for _ in range(1000):
+                opt.advance()
+                graph.replay()
+
+        Raises
+        ------
+        RuntimeError
+            As the optimizer's `prepare_capture`, or the scaler is disabled.
+        TypeError
+            It is no optimizer of arrays that step by a native rule.
+        """
+        if not self._enabled:
+            raise RuntimeError("prepare_capture: the GradScaler is disabled, call the optimizer's")
+        if not isinstance(optimizer, RuleOptimizer):
+            raise TypeError(f"prepare_capture: {type(optimizer).__name__} cannot be captured")
+        optimizer.prepare_capture()
+        assert optimizer._captured is not None
+        optimizer._captured.leave_out(optimizer)
+        self._beside(optimizer)
+        self._captured = True
 
     def update(self, new_scale: float | None = None) -> None:
         """Change the scale by what the steps since the last update found, or to `new_scale`.
@@ -231,24 +282,33 @@ class GradScaler:
         self._require_read("update")
         if new_scale is not None:
             self._scale = _checked("update", "new_scale", new_scale, "scale")
+            if self._on_device is not None:
+                self._on_device.write(self._scale)
         else:
             found = [use.found_inf for use in self._uses.values() if use.found_inf is not None]
-            if not found:
+            if not found and not self._captured:
                 raise RuntimeError("update: no gradients were checked, call step() first")
-            if any(found):
-                self._scale *= self._backoff_factor
-                self._growth_tracker = 0
+            settings = (self._growth_factor, self._backoff_factor, self._growth_interval)
+            if self._on_device is not None:
+                self._on_device.update(settings, any(found))
             else:
-                self._grow()
+                now = (self._scale, self._growth_tracker, any(found))
+                self._scale, tracker = _core.updated_scale(*now, *settings)
+                self._growth_tracker = int(tracker)
         self._uses = {}
 
-    def _grow(self) -> None:
-        self._growth_tracker += 1
-        if self._growth_tracker >= self._growth_interval:
-            # A scale is one that float32 holds, in which kernels multiply by its inverse.
-            if self._scale * self._growth_factor <= float(np.finfo(np.float32).max):
-                self._scale *= self._growth_factor
-            self._growth_tracker = 0
+    def _read(self) -> tuple[float, int]:
+        """Return scale and growth tracker as they are; of a device's this waits."""
+        if self._on_device is not None:
+            self._scale, self._growth_tracker = self._on_device.read()
+        return self._scale, self._growth_tracker
+
+    def _beside(self, optimizer: RuleOptimizer) -> LossScale:
+        """Return the numbers on the device where the optimizer's parameters are."""
+        assert isinstance(optimizer._placement, Device)
+        if self._on_device is None or not self._on_device.is_beside(optimizer._placement.first):
+            self._on_device = LossScale(optimizer._placement, *self._read())
+        return self._on_device
 
     def get_growth_factor(self) -> float:
         """Return the growth factor."""
@@ -276,6 +336,7 @@ class GradScaler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale, the settings and the growth tracker with torch's keys; empty of a disabled scaler."""
+        self._read()
         return {key: getattr(self, attribute) for key, attribute in _KEYS.items()} if self._enabled else {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -303,6 +364,8 @@ class GradScaler:
         for key, value in values.items():
             whole = key in ("growth_interval", "_growth_tracker")
             setattr(self, _KEYS[key], int(value) if whole else value)
+        if self._on_device is not None:
+            self._on_device.write(self._scale, self._growth_tracker)
 
     # Uses since the last update -----------------------------------------------------------------------------
 
@@ -322,7 +385,8 @@ class GradScaler:
     def __getstate__(self) -> dict[str, Any]:
         if self._uses:
             raise RuntimeError("GradScaler: can only be pickled right after update()")
-        return self.__dict__
+        self._read()
+        return {**self.__dict__, "_on_device": None, "_captured": False}
 
 
 _KEYS = {
@@ -357,10 +421,15 @@ def _all_finite(arrays: list[tuple[str, Array]]) -> bool:
     return math.isfinite(get_total_norm([a for _, a in arrays], math.inf))
 
 
+def _is_rule(optimizer: Optimizer) -> TypeGuard[RuleOptimizer]:
+    """Whether an optimizer undoes a scale in its own step."""
+    return isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step
+
+
 def _step_scaled(optimizer: Optimizer, grads: Any, inverse: float) -> bool:
     """Step with the gradients times `inverse`; tell whether they are finite, nothing has changed otherwise."""
-    if isinstance(optimizer, RuleOptimizer) and type(optimizer).step is RuleOptimizer.step:
-        return optimizer.step_scaled(grads, inverse)
+    if _is_rule(optimizer):
+        return bool(optimizer.step_scaled(grads, inverse))
     if not _all_finite(_arrays(optimizer, grads, "step")):
         return False
     flat = optimizer._gather(grads)

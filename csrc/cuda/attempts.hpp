@@ -1,0 +1,61 @@
+// Steps that the device itself takes or leaves out, by whether the gradients under a loss scale are finite:
+// the host learns later which they were.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/loss_scale.hpp"
+#include "cuda/kernels.hpp"
+#include "cuda/queue.hpp"
+
+namespace fastopt {
+
+// Of all attempts so far.
+struct AttemptCounts {
+  std::uint32_t made = 0, taken = 0;
+};
+
+// What the plans' steps read.
+struct Verdict {
+  std::int32_t found_inf;
+  double grad_scale;
+  AttemptCounts counts;
+};
+
+// What an attempt reads and leaves, in device memory.
+struct Attempt {
+  std::optional<double> max_norm;
+  LossScale* scale;
+  const double* norm_before = nullptr;  // becomes the norm where the step is left out; null: NaN does
+  double* norm = nullptr;               // with a max_norm
+  bool* taken = nullptr;                // null: not wanted
+};
+
+// The attempts of an optimizer's plans, on one stream at a time. The plans outlive it.
+class DeviceAttempts {
+ public:
+  // Makes all room, so that attempts can be captured; waits for the stream.
+  DeviceAttempts(std::vector<DevicePlan*> plans, const std::vector<Index>& widths, CudaStream stream);
+
+  // Queues the step of all plans, with gradients whose addresses are in host memory: captured, or to be run
+  // at once. What it does with them was said by the last advance_ahead of each plan.
+  void step(const std::vector<std::vector<const void*>>& grads, const Attempt& attempt, CudaStream stream);
+
+  // As far as the device has come; does not wait.
+  AttemptCounts counts() const;
+
+ private:
+  void judge(const Attempt& attempt, Index plans, CudaStream stream);
+  Verdict* verdict() const { return static_cast<Verdict*>(state_.get()); }
+  double* norms() const { return reinterpret_cast<double*>(verdict() + 1); }
+
+  std::vector<DevicePlan*> plans_;
+  Pinned seen_;              // the counts, written by the device: to free what follows is to wait for it
+  DeviceArray<void> state_;  // the verdict, a norm of each plan
+  DeviceArray<CoefChoice> choices_;
+};
+
+void update_scale_on_device(const ScaleUpdate& update, bool found_inf, LossScale* scale, CudaStream stream);
+
+}  // namespace fastopt

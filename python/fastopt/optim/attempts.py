@@ -1,0 +1,214 @@
+"""Steps that a device takes or leaves out by itself, by whether gradients under a loss scale are finite.
+
+The host learns later what became of them, so it does not know how many steps came before the next one. It gives the
+device the coefficients for each number that is possible, and the device chooses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastopt._arrays import as_view
+from fastopt._device import library, native
+from fastopt.optim.placement import Device
+
+if TYPE_CHECKING:
+    from fastopt.optim.rule import RuleOptimizer, _Plan, _Row
+
+
+class LossScale:
+    """The numbers of a `GradScaler` on a device: scale, growth tracker, and whether a gradient was not finite.
+
+    Parameters
+    ----------
+    placement : Device
+        Where they are.
+    scale : float
+    growth_tracker : int
+    """
+
+    def __init__(self, placement: Device, scale: float, growth_tracker: int) -> None:
+        self._placement = placement
+        self.numbers = placement.numbers(np.array([scale, growth_tracker, 0.0]))
+
+    def is_beside(self, x: Any) -> bool:
+        """Whether an array is on the same device, and of the same library."""
+        return self._placement.is_beside(x)
+
+    def read(self) -> tuple[float, int]:
+        """Return scale and growth tracker; waits for the device."""
+        scale, growth_tracker, _ = self.numbers.tolist()
+        return scale, int(growth_tracker)
+
+    def write(self, scale: float, growth_tracker: int | None = None) -> None:
+        """Change the numbers, and forget what was found."""
+        self.numbers[0] = scale
+        if growth_tracker is not None:
+            self.numbers[1] = growth_tracker
+        self.numbers[2] = 0.0
+
+    def update(self, settings: tuple[float, float, int], found_inf: bool) -> None:
+        """Queue what `GradScaler.update` does; `found_inf` is what was found elsewhere."""
+        native().update_scale(self.numbers, *map(float, settings), found_inf, self._placement.stream())
+
+    def factor(self, dtype: Any) -> Any:
+        """Return the scale as an array of one number, of a dtype that holds it."""
+        scale = as_view(self.numbers[0], "scale")
+        return library(scale).unwrap(scale.astype(np.result_type(dtype, np.float32)))
+
+
+class Attempts:
+    """The attempts at steps of one optimizer's plans, eager or captured.
+
+    Parameters
+    ----------
+    optimizer : RuleOptimizer
+        Its parameters are on a CUDA device.
+    """
+
+    def __init__(self, optimizer: RuleOptimizer, plans: list[Any]) -> None:
+        assert isinstance(optimizer._placement, Device)
+        self._placement = optimizer._placement
+        self.plans = plans
+        self._native = native().Attempts([plan.native for plan in plans], self._placement.stream())
+        self._most_ahead: int = self._native.most_ahead
+        self._made, self._taken = self._native.settle()
+        self._queued = self._made
+        self._given: list[bool] | None = None
+        # The rows' numbers after one more step than the host knows of, after two, ...
+        self._numbers: list[list[tuple[_Row, dict[str, float]]]] = []
+
+    def advance(self, optimizer: RuleOptimizer, given: list[bool]) -> None:
+        """Queue the coefficients of the next attempt, in which these parameters have a gradient.
+
+        Raises
+        ------
+        ValueError
+            A setting went out of range; nothing is changed then.
+        """
+        self._see(*self._native.counts())
+        ahead = self._queued - self._made
+        # Which rows count a step, and what other numbers become, depends on the steps that were taken.
+        if ahead and (ahead >= self._most_ahead or given != self._given or len(optimizer.scalars) > 1):
+            self._see(*self._native.settle())
+            self._queued, ahead = self._made, 0
+        optimizer._pending = None
+        try:
+            active = None if all(given) else optimizer._split(np.array(given))
+            tables, numbers = self._ahead(optimizer, active, ahead + 1)
+            sets = [plan.sets for plan in self.plans]
+            self._native.advance(tables, sets, ahead + 1, self._taken, self._placement.stream())
+            self._numbers, self._given = numbers, given
+            self._queued += 1
+        finally:
+            optimizer._pending = self if self._queued > self._made else None
+
+    def _ahead(
+        self, optimizer: RuleOptimizer, active: list[bool] | None, counts: int
+    ) -> tuple[list[Any], list[list[tuple[_Row, dict[str, float]]]]]:
+        """Return each plan's coefficients for so many numbers of steps, and the rows' numbers after each."""
+        rows, tables, numbers = optimizer._rows, [], []
+        before = [row.scalars for row in rows]
+        try:
+            for _ in range(counts):
+                numbers.append(optimizer._advance(self.plans, active, 1.0))
+                tables.append([plan.coefs.copy() for plan in self.plans])
+                for row, s in numbers[-1]:
+                    row.scalars = s
+        finally:
+            for row, s in zip(rows, before, strict=True):
+                row.scalars = s
+        return [np.concatenate(blocks) for blocks in zip(*tables, strict=True)], numbers
+
+    def step(
+        self,
+        grads: list[list[Any]],
+        max_norm: float | None,
+        scale: LossScale,
+        before: Any,
+        norm: Any,
+        taken: Any = None,
+    ) -> None:
+        """Queue an attempt with the gradients of each plan, as `advance` has announced it.
+
+        `norm` and `taken` are room for the norm of all gradients, with a `max_norm`, and for whether the step was
+        taken; `before` is what the norm is where it was not, None for NaN.
+        """
+        stream = self._placement.stream()
+        self._native.step(grads, max_norm, scale.numbers, before, norm, taken, stream)
+
+    def settle(self, optimizer: RuleOptimizer) -> None:
+        """Wait for the device, and count the steps that it took."""
+        self._see(*self._native.settle())
+        # An attempt may have been announced whose graph is still to be replayed.
+        if self._queued <= self._made:
+            optimizer._pending = None
+
+    def _see(self, made: int, taken: int) -> None:
+        """Take over how many attempts were made, and how many of them were steps."""
+        steps = min(taken - self._taken, len(self._numbers))
+        if steps > 0:
+            for row, s in self._numbers[steps - 1]:
+                row.scalars = s
+            del self._numbers[:steps]
+        self._made, self._taken = made, taken
+
+
+class Attempting:
+    """What an optimizer has of attempts at its steps."""
+
+    _attempts: Attempts | None = None
+    _pending: Attempts | None = None  # the same where the host does not know what became of all
+    grad_norm: Any
+
+    @property
+    def _rows(self: Any) -> list[_Row]:
+        """The rows, with their numbers as they are: this waits for attempts whose outcome the device alone knows."""
+        if self._pending is not None:
+            self._pending.settle(self)
+        rows: list[_Row] = self._known_rows
+        return rows
+
+    @_rows.setter
+    def _rows(self: Any, rows: list[_Row]) -> None:
+        self._pending = None
+        self._known_rows = rows
+
+    def skips_on_device(self: Any) -> bool:
+        """Whether a step's own kernels can leave it out, without the host's knowing."""
+        plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
+        return plain and self.eager_setting() is None
+
+    def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
+        """Queue a step that the device takes where gradients are finite; return room for whether it did."""
+        chosen = [plan.select(grads) for plan in plans]
+        for plan, gs in zip(plans, chosen, strict=True):
+            plan.native.check(gs)
+        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
+        before = self.grad_norm
+        if self._max_norm is not None:
+            norm = self._placement.room(np.float64)
+            before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
+        attempts.advance(self, [g is not None for g in grads])
+        attempts.step(chosen, self._max_norm, scale, before, norm, taken)
+        self.grad_norm = norm
+        return taken
+
+    def _attempts_at(self: Any, plans: list[_Plan]) -> Attempts:
+        """Return what keeps count of attempts at steps of these plans."""
+        attempts: Attempts | None = self._attempts
+        if attempts is None or attempts.plans is not plans:
+            attempts = self._attempts = Attempts(self, plans)
+        return attempts
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = self._rows  # waits before anything is copied
+        derived = ("_attempts", "_pending", "_known_rows")
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {**{key: value for key, value in state.items() if key not in derived}, "_rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rows = state["_rows"]
+        super().__setstate__({key: value for key, value in state.items() if key != "_rows"})  # type: ignore[misc]
