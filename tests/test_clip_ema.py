@@ -187,6 +187,9 @@ def test_weight_average():
     other.load_state_dict(pickle.loads(pickle.dumps(average.state_dict())))
     np.testing.assert_array_equal(other.averages[0], 0.4375)
     assert (other.decay, other.updates) == (0.75, 2)
+    other.load_state_dict({**average.state_dict(), "averages": [(1.0, 2.0, 3.0), [np.float32(4), 5]]})
+    np.testing.assert_array_equal(other.averages[0], [1, 2, 3])
+    np.testing.assert_array_equal(other.averages[1], [4, 5])
     with pytest.raises(
         ValueError, match=r"averages have shapes \[\(3,\), \(2,\)\], the parameters have \[\(3,\)\]"
     ):

@@ -15,7 +15,7 @@ import pytest
 
 import fastopt as fo
 from cases import OPTIMIZERS
-from gpu_tools import assert_same_bits, cp, drawn, flattened, fused, kind
+from gpu_tools import There, assert_same_bits, cp, drawn, flattened, fused, kind
 from optim_tools import ROWS
 from test_gpu_capture import captured, stream
 
@@ -349,6 +349,91 @@ def test_a_scaler_of_several_optimizers(cp: Any, at_work: Any) -> None:
         for optimizer in optimizers[:2]:
             scaler.step(optimizer, grads)
         scaler.update()
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("first", ["cupy", "torch"])
+def test_what_one_library_found_outlives_a_step_of_the_other(cp: Any, kind: str, first: str) -> None:
+    pytest.importorskip("torch")
+    scaler = fo.GradScaler(**SETTINGS)
+    scaler.get_scale()
+    for name in (first, "torch" if first == "cupy" else "cupy"):
+        there = There(name, kind, cp)
+        optimizer = fo.optim.SGD([there.put(np.zeros(3, np.float32))], lr=1.0)
+        g = np.full(3, np.inf if name == first else 64.0, np.float32)
+        assert bool(scaler.step(optimizer, [there.put(g)])) is (name != first)
+    scaler.update()
+    assert scaler.get_scale() == 16.0
+
+
+@pytest.mark.usefixtures("fused", "stream")
+def test_a_graph_keeps_the_scale_in_its_library(cp: Any, kind: str) -> None:
+    pytest.importorskip("torch")
+    scaler = fo.GradScaler(**SETTINGS)
+    scaler.get_scale()
+    scaler.prepare_capture(fo.optim.SGD([cp.zeros(3, np.float32)], lr=1.0))
+    there = There("torch", kind, cp)
+    other = fo.optim.SGD([there.put(np.zeros(3, np.float32))], lr=1.0)
+    for call in (scaler.prepare_capture, lambda o: scaler.step(o, [there.put(np.ones(3, np.float32))])):
+        with pytest.raises(
+            RuntimeError, match="GradScaler: SGD is on another device, or its arrays are another"
+        ):
+            call(other)
+    assert other._captured is None
+
+
+@pytest.mark.usefixtures("fused", "stream")
+def test_the_norm_of_the_last_step_that_was_taken(cp: Any) -> None:
+    opt = fo.optim.SGD([cp.zeros(3, np.float32)], lr=1.0, max_norm=100.0)
+    scaler = fo.GradScaler(init_scale=8.0, growth_interval=100)
+    scaler.get_scale()
+    g, norms = cp.zeros(3, np.float32), []
+
+    def attempt(value: float, replay: Any = None) -> None:
+        scaler.update(8.0)
+        g[...] = value
+        if replay is None:
+            scaler.step(opt, [g])
+        else:
+            opt.advance()
+            replay()
+        norms.append(float(opt.grad_norm) / 3**0.5)
+
+    attempt(8.0)
+    scaler.update()
+    scaler.prepare_capture(opt)
+    with captured(cp) as graph:
+        scaler.step(opt, [g])
+    for value, replay in ((np.nan, True), (16.0, True), (np.inf, True), (24.0, False), (np.nan, True)):
+        attempt(value, graph.replay if replay else None)
+    np.testing.assert_allclose(norms, [1, 1, 2, 2, 3, 3], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("fused")
+def test_parameters_that_moved_to_the_host(cp: Any) -> None:
+    layer = fo.nn.Linear(2, 1).to("cuda")
+    opt, scaler = fo.optim.SGD(layer.parameters(), lr=0.5), fo.GradScaler(init_scale=8.0)
+    scaler.get_scale()
+    scaler.step(opt, [cp.ones(p.data.shape, np.float32) for p in layer.parameters()])
+    scaler.update()
+    layer.to("cpu")
+    before = [p.data.copy() for p in layer.parameters()]
+    assert scaler.step(opt, [np.full(p.shape, 8.0, np.float32) for p in before]) is True
+    for p, old in zip(layer.parameters(), before, strict=True):
+        np.testing.assert_allclose(p.data, old - 0.5, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("fused", "stream")
+def test_a_first_step_in_a_capture_that_was_not_prepared(cp: Any) -> None:
+    opt, scaler = fo.optim.Adam([cp.zeros(3, np.float32)]), fo.GradScaler()
+    scaler.get_scale()
+    with (
+        captured(cp),
+        pytest.raises(
+            RuntimeError, match=r"being captured into a CUDA graph, call prepare_capture\(optimizer\)"
+        ),
+    ):
+        scaler.step(opt, [cp.ones(3, np.float32)])
 
 
 def test_losses_are_scaled_where_they_are(cp: Any, at_work: Any) -> None:

@@ -409,6 +409,12 @@ def test_muon_refuses_what_it_cannot_route() -> None:
         optim.Muon([w, b], adamw={"betas": (2, 0.9)})
     opt = optim.Muon([w])
     refuse(opt, lambda: opt.add_param_group({"params": [b]}), r"has shape \(3,\)")
+    other = np.ones((3, 2))
+    for no_decay in (["a"], ["b"]):
+        group = {"params": {"a": b, "b": other}, "no_decay": no_decay}
+        refuse(opt, lambda group=group: opt.add_param_group(group), r"params\[1\]\['a'\] has shape \(3,\)")
+        with pytest.raises(ValueError, match=r"params\['a'\] has shape \(3,\)"):
+            optim.Muon([group])
     assert len(opt.param_groups) == 1
     opt.step([np.ones((2, 3))])
 

@@ -152,6 +152,10 @@ def test_groups_have_their_own_settings():
         ((np.array([0]), np.ones((2, 2))), r"grads\[0\]\[1\] has shape \(2, 2\), expected \(1, 2\)"),
         ((np.array([0, 3]), np.ones((2, 2))), r"grads\[0\]\[0\] has the index 3, params\[0\] has 3 rows"),
         ((np.array([-1]), np.ones((1, 2))), r"grads\[0\]\[0\] has the index -1, params\[0\] has 3 rows"),
+        (
+            (np.array([0, 2**63 + 5], np.uint64), np.ones((2, 2))),
+            r"has the index 9223372036854775813, params\[0\] has 3 rows",
+        ),
         ((np.array([0.0]), np.ones((1, 2))), r"grads\[0\] is"),
     ],
 )

@@ -27,27 +27,30 @@ class LossScale:
         Where they are.
     scale : float
     growth_tracker : int
+    found_inf : float
+        What was found since the last update, nonzero for yes.
     """
 
-    def __init__(self, placement: Device, scale: float, growth_tracker: int) -> None:
+    def __init__(self, placement: Device, scale: float, growth_tracker: int, found_inf: float = 0.0) -> None:
         self._placement = placement
-        self.numbers = placement.numbers(np.array([scale, growth_tracker, 0.0]))
+        self.numbers = placement.numbers(np.array([scale, growth_tracker, found_inf]))
 
     def is_beside(self, x: Any) -> bool:
         """Whether an array is on the same device, and of the same library."""
         return self._placement.is_beside(x)
 
-    def read(self) -> tuple[float, int]:
-        """Return scale and growth tracker; waits for the device."""
-        scale, growth_tracker, _ = self.numbers.tolist()
-        return scale, int(growth_tracker)
+    def read(self) -> tuple[float, int, float]:
+        """Return scale, growth tracker and what was found; waits for the device."""
+        scale, growth_tracker, found_inf = self.numbers.tolist()
+        return scale, int(growth_tracker), found_inf
 
     def write(self, scale: float, growth_tracker: int | None = None) -> None:
         """Change the numbers, and forget what was found."""
-        self.numbers[0] = scale
-        if growth_tracker is not None:
-            self.numbers[1] = growth_tracker
-        self.numbers[2] = 0.0
+        with self._placement.current():
+            self.numbers[0] = scale
+            if growth_tracker is not None:
+                self.numbers[1] = growth_tracker
+            self.numbers[2] = 0.0
 
     def update(self, settings: tuple[float, float, int], found_inf: bool) -> None:
         """Queue what `GradScaler.update` does; `found_inf` is what was found elsewhere."""
@@ -55,8 +58,9 @@ class LossScale:
 
     def factor(self, dtype: Any) -> Any:
         """Return the scale as an array of one number, of a dtype that holds it."""
-        scale = as_view(self.numbers[0], "scale")
-        return library(scale).unwrap(scale.astype(np.result_type(dtype, np.float32)))
+        with self._placement.current():
+            scale = as_view(self.numbers[0], "scale")
+            return library(scale).unwrap(scale.astype(np.result_type(dtype, np.float32)))
 
 
 class Attempts:
@@ -178,6 +182,8 @@ class Attempting:
 
     def skips_on_device(self: Any) -> bool:
         """Whether a step's own kernels can leave it out, without the host's knowing."""
+        if self._movable:
+            self._follow()
         plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
         return plain and self.eager_setting() is None
 

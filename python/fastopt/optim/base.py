@@ -163,6 +163,7 @@ class Optimizer:
         prefix = f"params[{c}]" if c else "params"
         labels = [prefix + path for path in flat.paths]
         dense = [prepare(p, label, owner) for p, label in zip(flat.arrays, labels, strict=True)]
+        self._accept(group, dense, labels)
         known = [self._label(i) for i in range(len(self._objects))]
         check_distinct([d.source for d in self._dense + dense], known + labels, owner)
         place(self._dense + dense, known + labels, owner)
@@ -185,6 +186,9 @@ class Optimizer:
         self._dense += [dense[k] for k in order]
         self._state += [{} for _ in dense]
         self._index_parameters()
+
+    def _accept(self, group: dict[str, Any], dense: list[Any], labels: list[str]) -> None:
+        """Raise where this optimizer does not take a group's parameters; nothing has been added yet."""
 
     def _decayed_or_not(
         self, no_decay: Any, names: list[str] | None, dense: list[Dense | DeviceDense]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._arrays import as_view, assign
 from fastopt.optim.attempts import Attempts, LossScale
 from fastopt.optim.placement import Device
 from fastopt.optim.tail import NO_TAIL
@@ -86,7 +87,9 @@ class CapturedStep:
             norm = self._capture_step(natives, chosen, optimizer.max_norm)
         self._given, self._max_norm = given, optimizer.max_norm
         self._held.append((grads, inverse))
-        self._grad_norm = optimizer.grad_norm = norm
+        self._grad_norm = norm
+        if self._attempts is None:
+            optimizer.grad_norm = norm
 
     def _capture_step(self, natives: list[Any], grads: list[list[Any]], max_norm: float | None) -> Any:
         """Queue the kernels of a step; return where the norm of gradients will be."""
@@ -116,6 +119,7 @@ class CapturedStep:
         plans = optimizer._refresh()
         if self._attempts is not None:
             self._attempts.advance(optimizer, self._given)
+            self._keep_norm(optimizer.grad_norm)
             optimizer.grad_norm = self._grad_norm
             return
         active = None if all(self._given) else optimizer._split(np.array(self._given))
@@ -125,6 +129,13 @@ class CapturedStep:
         for row, numbers in advanced:
             row.scalars = numbers
         optimizer.grad_norm = self._grad_norm
+
+    def _keep_norm(self, last: Any) -> None:
+        """Put the norm of the last step where a replay that is left out leaves it."""
+        if self._max_norm is None or last is None or last is self._norm:
+            return
+        last = self._placement.numbers(np.array(last)) if isinstance(last, float) else last
+        assign(as_view(self._norm, "grad_norm"), as_view(last, "grad_norm"))
 
     def _require_same(self, optimizer: RuleOptimizer, call: str) -> None:
         """Refuse where the kernels would have to update other arrays, or by another rule."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._arrays import Array, as_view, assign
+from fastopt._arrays import Array, assign
+from fastopt._device import device_view
 from fastopt.optim.params import check_distinct, collection, flatten, prepare
 from fastopt.optim.vectors import unwrapped
 
@@ -91,10 +92,10 @@ class WeightAverage:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned; ValueError when a shape differs, with nothing changed."""
-        saved = [
-            np.asarray(a) if isinstance(a, list | float) else as_view(a, f"load_state_dict: averages[{i}]")
-            for i, a in enumerate(state_dict["averages"])
-        ]
+        saved = []
+        for i, a in enumerate(state_dict["averages"]):
+            view = device_view(a, f"load_state_dict: averages[{i}]")
+            saved.append(np.asarray(a) if view is None else view)
         if [a.shape for a in saved] != [a.shape for a in self._averages]:
             raise ValueError(
                 f"load_state_dict: averages have shapes {[a.shape for a in saved]}, "

@@ -199,7 +199,6 @@ class Muon(MatrixOptimizer):
         """
         if not isinstance(param_group, Mapping) or param_group.get("use_muon", True):
             super().add_param_group(param_group)
-            self._require_matrices(len(self.param_groups) - 1)
             return
         own = ("params", "param_names", "use_muon")
         settings = AdamW(
@@ -230,24 +229,15 @@ class Muon(MatrixOptimizer):
                 f"Muon: adjust_lr_fn must be one of {_ADJUSTMENTS}, got {group['adjust_lr_fn']!r}"
             )
 
-    def _require_matrices(self, g: int) -> None:
-        """Take back the last group, g, and raise where a parameter in it has fewer than two dimensions."""
-        for i in range(self._starts[g], self._starts[g + 1]):
-            shape, label = self._dense[i].source.shape, self._label(i)
-            if len(shape) < 2:
-                self._remove_last_group()
+    def _accept(self, group: dict[str, Any], dense: list[Any], labels: list[str]) -> None:
+        if not group.get("use_muon", True):
+            return
+        for d, label in zip(dense, labels, strict=True):
+            if len(d.source.shape) < 2:
                 raise ValueError(
-                    f"Muon: {label} has shape {shape}, Muon takes two dimensions or more; "
+                    f"Muon: {label} has shape {d.source.shape}, Muon takes two dimensions or more; "
                     f"adamw={{...}} sends it to AdamW"
                 )
-
-    def _remove_last_group(self) -> None:
-        n = self._starts[-2]
-        for derived in (self.param_groups, self._specs, self._starts):
-            derived.pop()
-        for kept in (self._owners, self._order, self._objects, self._paths, self._dense, self._state):
-            del kept[n:]
-        self._index_parameters()
 
     def _step_group(self, g: int, grads: list[Any]) -> None:
         if g in self._adamw:

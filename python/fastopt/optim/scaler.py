@@ -261,10 +261,11 @@ class GradScaler:
             raise RuntimeError("prepare_capture: the GradScaler is disabled, call the optimizer's")
         if not isinstance(optimizer, RuleOptimizer):
             raise TypeError(f"prepare_capture: {type(optimizer).__name__} cannot be captured")
+        if isinstance(optimizer._placement, Device):
+            self._beside(optimizer)
         optimizer.prepare_capture()
         assert optimizer._captured is not None
         optimizer._captured.leave_out(optimizer)
-        self._beside(optimizer)
         self._captured = True
 
     def update(self, new_scale: float | None = None) -> None:
@@ -273,7 +274,8 @@ class GradScaler:
         Raises
         ------
         RuntimeError
-            No optimizer took a step, or had its gradients unscaled.
+            No optimizer took a step, or had its gradients unscaled; after `prepare_capture` it is not told, for replays
+            take steps that the host does not see.
         ValueError
             `new_scale` is out of range.
         """
@@ -300,14 +302,26 @@ class GradScaler:
     def _read(self) -> tuple[float, int]:
         """Return scale and growth tracker as they are; of a device's this waits."""
         if self._on_device is not None:
-            self._scale, self._growth_tracker = self._on_device.read()
+            self._scale, self._growth_tracker, _ = self._on_device.read()
         return self._scale, self._growth_tracker
 
     def _beside(self, optimizer: RuleOptimizer) -> LossScale:
-        """Return the numbers on the device where the optimizer's parameters are."""
-        assert isinstance(optimizer._placement, Device)
-        if self._on_device is None or not self._on_device.is_beside(optimizer._placement.first):
-            self._on_device = LossScale(optimizer._placement, *self._read())
+        """Return the numbers on the device where the optimizer's parameters are; to move them waits."""
+        placement, scale = optimizer._placement, self._on_device
+        assert isinstance(placement, Device)
+        if scale is not None and scale.is_beside(placement.first):
+            return scale
+        if self._captured:
+            raise RuntimeError(
+                f"GradScaler: {type(optimizer).__name__} is on another device, or its arrays are another library's, "
+                "than the optimizer of prepare_capture, whose graphs have the scale there"
+            )
+        if optimizer._captured is None and placement.capturing():
+            raise RuntimeError(
+                "GradScaler: the stream is being captured into a CUDA graph, call prepare_capture(optimizer) before"
+            )
+        numbers = (self._scale, self._growth_tracker) if scale is None else scale.read()
+        self._on_device = LossScale(placement, *numbers)
         return self._on_device
 
     def get_growth_factor(self) -> float:

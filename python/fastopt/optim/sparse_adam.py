@@ -157,17 +157,19 @@ class SparseAdam(AdamFamily):
     def _summed(self, i: int, indices: Array, rows: Array) -> _Touched:
         """Return rows with those of equal indices summed, or raise for an index out of range."""
         p, order = self._dense[i].source, np.argsort(indices, kind="stable")
-        indices = indices[order].astype(np.int64, copy=False)
+        given = indices[order]
+        indices = given.astype(np.int64, copy=False)
         rows = rows[order].astype(computed_dtype(self._dense[i]), copy=False)
         first = np.flatnonzero(np.diff(indices, prepend=indices[:1] - 1))
         longest = np.diff(first, append=first[:1] + len(indices)).max()
-        lowest, highest, longest = map(int, numbers(indices[0], indices[-1], longest))
+        on_device = is_device_array(rows)
+        ends = (given[0], given[-1], longest)  # on the host as they are: an uint64 can be beyond int64
+        lowest, highest, longest = map(int, numbers(*ends) if on_device else ends)
         if lowest < 0 or highest >= p.shape[0]:
             raise ValueError(
                 f"step: {self._label(i, 'grads')}[0] has the index {lowest if lowest < 0 else highest}, "
                 f"{self._label(i)} has {p.shape[0]} rows"
             )
-        on_device = is_device_array(rows)
         sums = _sums(indices, rows, first, longest) if on_device else np.add.reduceat(rows, first, axis=0)
         return _Touched(i, indices[first], sums.astype(p.dtype, copy=False))
 
