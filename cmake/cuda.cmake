@@ -68,7 +68,7 @@ function(fastopt_add_cuda_module)
   target_include_directories(_cuda PRIVATE csrc)
   list(JOIN FASTOPT_CUDA_ARCHS "," architectures)
   target_compile_definitions(_cuda PRIVATE FASTOPT_ISA=host FASTOPT_CUDA_MODULE=_cuda FASTOPT_CUDA_ARCHS="${architectures}")
-  target_compile_options(_cuda PRIVATE ${FASTOPT_WARNINGS} -fno-lto)
+  target_compile_options(_cuda PRIVATE ${FASTOPT_WARNINGS} -fno-lto -O2)
   target_link_libraries(_cuda PRIVATE cuda_kernels CUDA::cudart_static pybind11::headers Threads::Threads
                                        ${CMAKE_DL_LIBS})
   set_target_properties(_cuda PROPERTIES LINKER_LANGUAGE CXX)
