@@ -40,7 +40,7 @@ struct HalvedStates {
   }
 
   static void step(const PackedChunk& given, const double* coefs) {
-    const PackedChunk packed = given;  // what is written could be part of what was given
+    const PackedChunk packed = given;  // in registers
     const Common<float> common(coefs);
     const Rule<float> rule(coefs + kCommonCoefs);
     const Index n = packed.chunk.n;
@@ -99,7 +99,7 @@ struct ByteStates {
   }
 
   static void step(const PackedChunk& given, const double* coefs) {
-    const PackedChunk packed = given;  // as above
+    const PackedChunk packed = given;  // bytes that are written could be part of what was given
     const Common<float> common(coefs);
     const Rule<float> rule(coefs + kCommonCoefs);
     alignas(64) ByteStates states;
