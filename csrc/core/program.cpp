@@ -273,7 +273,7 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
   run_chunks(samples, together, samples * bytes / 8, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
       // Rows lie anywhere. Into the second-level cache a core fetches more lines at once than into the first.
-      const char* const ahead = rows + order[first + std::min(i + kRowsAhead, end - 1)] * bytes;
+      const char* const ahead = rows + order[first + std::min(i + kRowsAhead, samples - 1)] * bytes;
       for (Index at = 0; at < std::min(bytes, kMostAhead); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
       std::memcpy(to + i * bytes, rows + order[first + i] * bytes, std::size_t(bytes));
     }
