@@ -37,13 +37,13 @@ std::uint8_t* exponents_at(const Packing& packing, int s, Index element) {
 Noise noise(double step, Index array, Index element) {
   struct Tables {
     std::uint32_t words[kNoiseTable];
-    std::uint16_t halves[kNoiseTable];
+    std::uint32_t halves[kNoiseTable];
   };
   static constexpr Tables tables = [] {
     Tables made{};
     for (int j = 0; j < kNoiseTable; ++j) {
       made.words[j] = noise_word(std::uint32_t(j));
-      made.halves[j] = std::uint16_t(made.words[j] >> kHalfNoiseShift);
+      made.halves[j] = made.words[j] >> kHalfNoiseShift;
     }
     return made;
   }();
