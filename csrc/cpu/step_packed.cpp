@@ -19,13 +19,33 @@ FO_HD void prefetch(const void* at, Index bytes) {
   for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i, 1);
 }
 
-FO_HD WideBits with_noise(Wide x, const std::uint32_t* noise, WideBits low) {
-  WideBits words;
-  __builtin_memcpy(&words, noise, sizeof words);
-  return wide_bits(x) + (words + low);
-}
+// The noise of one state: of bfloat16, or of bytes.
+template <bool Halves>
+struct Chances {
+  const Noise* noise;
+  const std::uint32_t* words;
+  WideBits low;
 
-// How the loop of a step reads and writes one of a rule's states, kPair elements at a time: as it is computed,
+  FO_HD Chances(const PackedChunk& packed, int s) : noise(packed.noise[0] + s) {}
+  FO_HD void begin(Index first) {
+    if (first % kNoiseBlock) return;
+    const Noise& block = noise[first / kNoiseBlock * 4];
+    words = Halves ? block.halves : block.words;
+    low = (Halves ? block.low >> kHalfNoiseShift : block.low) - WideBits{};
+  }
+  // The bits of element i and those after it, which are the upper word when they have been added up.
+  FO_HD WideBits with(Wide x, Index i) const {
+    WideBits chances;
+    __builtin_memcpy(&chances, words + i % kNoiseBlock, sizeof chances);
+    return wide_bits(x) + (chances + low);
+  }
+  FO_HD PairWords rounded(Wide a, Wide b, Index i) const {
+    return upper_words(with(a, i), with(b, i + kWide));
+  }
+};
+
+// How the loop of a step reads and writes one of a rule's states, kPair elements at a time: as it is
+// computed,
 struct PlainState {
   static constexpr Index kBytes = sizeof(float);
   float* at;
@@ -49,49 +69,49 @@ struct PlainState {
 struct HalvedState {
   static constexpr Index kBytes = sizeof(Bf16);
   std::uint16_t* at;
-  const std::uint32_t* noise;
-  WideBits low;
+  Chances<true> chances;
 
   FO_HD HalvedState(const PackedChunk& packed, int s, std::uint16_t*)
-      : at(static_cast<std::uint16_t*>(packed.chunk.states[s])),
-        noise(packed.noise[s].halves),
-        low((packed.noise[s].low >> kHalfNoiseShift) - WideBits{}) {}
-  FO_HD void begin(Index) {}
+      : at(static_cast<std::uint16_t*>(packed.chunk.states[s])), chances(packed, s) {}
+  FO_HD void begin(Index first) { chances.begin(first); }
   FO_HD void read(Index i, Wide& a, Wide& b) const {
     const PairWords words = load_words(at + i);
     a = from_upper<0>(words);
     b = from_upper<1>(words);
   }
-  FO_HD void write(Index i, Wide a, Wide b) {
-    store_words(at + i, upper_words(with_noise(a, noise + i, low), with_noise(b, noise + i + kWide, low)));
-  }
+  FO_HD void write(Index i, Wide a, Wide b) { store_words(at + i, chances.rounded(a, b, i)); }
   FO_HD void end(Index, Index) {}
   FO_HD void finish(Index) const {}
 };
 
-// or as bytes. What is written stays in words, of this group and the one before it, until the group's exponent
-// is known and the next group is under way: a core then has the one's packing to do while it waits for the
-// other's roots and quotients.
+// Of a group that is not whole; out of line, for the others' sake.
+template <bool Signed>
+__attribute__((noinline)) std::uint16_t largest_of_part(const std::uint16_t* words, Index n) {
+  return largest_magnitude<Signed>(words, int(n));
+}
+
+// or as bytes. What is written stays in words, of this group and the one before it, until the group's
+// exponent is known and the next group is under way: a core then has the one's packing to do while it waits
+// for the other's roots and quotients.
 template <bool Signed>
 struct ByteState {
   using Code = ByteCode<Signed>;
   static constexpr Index kBytes = 1;
   std::uint8_t *codes, *exponents;
-  const std::uint32_t* noise;
-  std::uint16_t* words;
-  WideBits low;
+  std::uint16_t* room;
+  Chances<false> chances;
   PairWords base, largest, next_base;
 
-  FO_HD ByteState(const PackedChunk& packed, int s, std::uint16_t* room)
+  FO_HD ByteState(const PackedChunk& packed, int s, std::uint16_t* room_)
       : codes(static_cast<std::uint8_t*>(packed.chunk.states[s])),
         exponents(packed.exponents[s]),
-        noise(packed.noise[s].words),
-        words(room),
-        low(packed.noise[s].low - WideBits{}),
+        room(room_),
+        chances(packed, s),
         next_base{} {}
-  FO_HD std::uint16_t* words_at(Index i) const { return words + i % (2 * kGroup); }
+  FO_HD std::uint16_t* words_at(Index i) const { return room + i % (2 * kGroup); }
 
   FO_HD void begin(Index first) {
+    chances.begin(first);
     base = Code::base(exponents[first / kGroup]) - PairWords{};
     largest = PairWords{};
   }
@@ -101,18 +121,14 @@ struct ByteState {
     b = from_upper<1>(decoded);
   }
   FO_HD void write(Index i, Wide a, Wide b) {
-    const PairWords pair =
-        upper_words(with_noise(a, noise + i, low), with_noise(b, noise + i + kWide, low));
-    const PairWords m = Code::magnitude(pair);
+    const PairWords pair = chances.rounded(a, b, i), m = Code::magnitude(pair);
     largest = m > largest ? m : largest;
     store_words(words_at(i), pair);
   }
   // The group at `first`, of which n elements count, has been written.
   FO_HD void end(Index first, Index n) {
-    std::uint16_t lanes[kPair];
-    store_words(lanes, largest);
-    const std::uint16_t most = n < kGroup ? largest_magnitude<Signed>(words_at(first), int(n))
-                                          : largest_magnitude<Signed>(lanes, kPair);
+    const std::uint16_t most =
+        n < kGroup ? largest_of_part<Signed>(words_at(first), n) : largest_word(largest);
     const std::uint8_t exponent = Code::exponent(most);
     exponents[first / kGroup] = exponent;
     next_base = Code::base(exponent) - PairWords{};
@@ -143,7 +159,8 @@ FO_HD void update_pair(const Common<Wide>& common, const Rule& rule, float* p, c
 
 // Groups; the arrays of the last one have room for a whole one.
 template <class Rule, class... State>
-FO_HD void update_groups(const Common<Wide>& common, const Rule& rule, const StepChunk& chunk, State... state) {
+FO_HD void update_groups(const Common<Wide>& common, const Rule& rule, const StepChunk& chunk,
+                         State... state) {
   float* const p = static_cast<float*>(chunk.p);
   const float* const g = static_cast<const float*>(chunk.g);
   const Index n = chunk.n;
@@ -172,8 +189,7 @@ struct PackedStep {
       alignas(64) std::uint16_t words[kStates][2 * kGroup];
       update_groups(Common<Wide>(coefs), Rule(coefs + kCommonCoefs), packed.chunk,
                     State(packed, S, words[S])...);
-    }
-    (std::make_integer_sequence<int, kStates>());
+    }(std::make_integer_sequence<int, kStates>());
   }
 
   static void step(const PackedChunk& packed, const double* coefs) {
@@ -189,13 +205,16 @@ struct PackedStep {
     alignas(64) float rooms[kStates + 2][kGroup] = {};
     float *const p = rooms[kStates], *const g = rooms[kStates + 1];
     const std::size_t bytes = std::size_t(n) * sizeof(float);
+    Noise noise[1][4];
     PackedChunk part = packed;
+    part.noise = noise;
     part.chunk.n = n;
     part.chunk.p = std::memcpy(p, static_cast<float*>(packed.chunk.p) + first, bytes);
     part.chunk.g = std::memcpy(g, static_cast<const float*>(packed.chunk.g) + first, bytes);
     for (int s = 0; s < kStates; ++s) {
       part.chunk.states[s] = std::memcpy(rooms[s], state_at(packed, s, first), std::size_t(n * kBytes[s]));
-      if (kBytes[s] < PlainState::kBytes) part.noise[s] = packed.noise[s].from(first);
+      if (kBytes[s] < PlainState::kBytes)
+        noise[0][s] = packed.noise[first / kNoiseBlock][s].from(first % kNoiseBlock);
       if (kBytes[s] == 1) part.exponents[s] += first / kGroup;
     }
     groups(part, coefs);

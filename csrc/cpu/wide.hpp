@@ -86,6 +86,29 @@ FO_HD PairWords load_bytes(const std::uint8_t* at) {
 #endif
 }
 
+FO_HD std::uint16_t largest_word(PairWords words) {
+#if defined(__x86_64__)
+  const __m128i ones = _mm_set1_epi8(-1);
+#if defined(__AVX512BW__)
+  const __m512i both = __m512i(words);
+  const __m256i half = _mm256_max_epu16(__builtin_shufflevector(both, both, 0, 1, 2, 3),
+                                        __builtin_shufflevector(both, both, 4, 5, 6, 7));
+#elif defined(__AVX2__)
+  const __m256i half = __m256i(words);
+#endif
+#if defined(__AVX2__)
+  const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+#else
+  const __m128i eight = __m128i(words);
+#endif
+  return std::uint16_t(~_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(eight, ones))));
+#else
+  std::uint16_t largest = 0;
+  for (int l = 0; l < kPair; ++l) largest = words[l] > largest ? words[l] : largest;
+  return largest;
+#endif
+}
+
 // Two registers of words that are at most 255, as the bytes of 2 kPair elements.
 FO_HD void store_bytes(std::uint8_t* at, PairWords a, PairWords b) {
 #if defined(__AVX512BW__)
