@@ -13,10 +13,14 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
-constexpr Index kAhead = 4 * kGroup;  // the arithmetic of a group is longer than what a core looks ahead
-
-FO_HD void prefetch(const void* at, Index bytes) {
-  for (Index i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i, 1);
+// Into the second-level cache, and well ahead: the arithmetic of so many elements takes a core longer than
+// the memory does, so that it would not look ahead itself, and the first level has too few lines under way.
+constexpr Index kAhead = 16 * kGroup;
+template <class Stored>
+FO_HD void prefetch(const Stored* at) {
+  constexpr Index kBytes = 2 * kPair * Index(sizeof *at);
+  for (Index i = 0; i < kBytes; i += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(at + kAhead) + i, 0, 2);
 }
 
 // The noise of one state: of bfloat16, or of bytes.
@@ -97,13 +101,13 @@ template <bool Signed>
 struct ByteState {
   using Code = ByteCode<Signed>;
   static constexpr Index kBytes = 1;
-  std::uint8_t *codes, *exponents;
+  std::uint8_t *at, *exponents;
   std::uint16_t* room;
   Chances<false> chances;
   PairWords base, largest, next_base;
 
   FO_HD ByteState(const PackedChunk& packed, int s, std::uint16_t* room_)
-      : codes(static_cast<std::uint8_t*>(packed.chunk.states[s])),
+      : at(static_cast<std::uint8_t*>(packed.chunk.states[s])),
         exponents(packed.exponents[s]),
         room(room_),
         chances(packed, s),
@@ -116,7 +120,7 @@ struct ByteState {
     largest = PairWords{};
   }
   FO_HD void read(Index i, Wide& a, Wide& b) const {
-    const PairWords decoded = Code::decoded(load_bytes<Signed>(codes + i), base);
+    const PairWords decoded = Code::decoded(load_bytes<Signed>(at + i), base);
     a = from_upper<0>(decoded);
     b = from_upper<1>(decoded);
   }
@@ -136,7 +140,7 @@ struct ByteState {
   // The bytes of 2 kPair elements of the group that ended last.
   FO_HD void finish(Index i) const {
     const std::uint16_t* const from = words_at(i);
-    store_bytes(codes + i, Code::code(load_words(from), next_base),
+    store_bytes(at + i, Code::code(load_words(from), next_base),
                 Code::code(load_words(from + kPair), next_base));
   }
 };
@@ -166,10 +170,11 @@ FO_HD void update_groups(const Common<Wide>& common, const Rule& rule, const Ste
   const Index n = chunk.n;
   Index first = 0;
   for (; first < n; first += kGroup) {
-    prefetch(p + first + kAhead, kGroup * Index(sizeof *p));
-    prefetch(g + first + kAhead, kGroup * Index(sizeof *g));
     (state.begin(first), ...);
     for (Index i = first; i < first + kGroup; i += 2 * kPair) {
+      prefetch(p + i);
+      prefetch(g + i);
+      (prefetch(state.at + i), ...);
       update_pair(common, rule, p, g, i, state...);
       update_pair(common, rule, p, g, i + kPair, state...);
       if (first > 0) (state.finish(i - kGroup), ...);
