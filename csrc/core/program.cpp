@@ -311,10 +311,18 @@ void Program::cut_tasks(Index batch) {
             std::max(room / std::max<Index>(layer.in, 1) / kernel.rows * kernel.rows, kernel.rows);
         Index rows = threads > 1 ? std::min(fair, most) : most;
         Index columns = std::max(room / rows / kernel.columns * kernel.columns, kernel.columns);
-        layer.apart = !layer.weight.grad && batch * layer.in * item_ > kDeepBytes && layer.out > 2 * rows;
-        if (layer.apart) {
+        GemmArgs args = weight_args(layer, batch);
+        args.bf16 = bf16_;
+        layer.zeros = kernel.find_zeros(args);
+        const bool sparse = layer.zeros != Zeros::none, deep = batch * layer.in * item_ > kDeepBytes;
+        const bool by_columns = (sparse || deep) && layer.out > 2 * rows;
+        if (by_columns) {
           rows = std::min(round_up(layer.out, kernel.rows), kDeepRows);
-          columns = round_up(pieces(layer.in, kTasksPerThread * threads), kernel.columns);
+          const Index fewest = kTasksPerThread * threads * (sparse ? 2 : 1);  // unequal ones
+          columns = round_up(pieces(layer.in, fewest), kernel.columns);
+        }
+        layer.apart = !layer.weight.grad && by_columns;
+        if (layer.apart) {
           layer.gradient_at = apart;
           apart += round_up(layer.in * layer.out * item_, kLine) + kPage;
           const Index together = std::max<Index>(kChunk / layer.in, 1);
@@ -425,6 +433,7 @@ void Program::run_weight_task(const Task& task, Index rows, const double* coefs)
   const ProgramParameter& weight = layer.weight;
   GemmArgs args = weight_args(layer, rows);
   args.bf16 = bf16_;
+  args.zeros = layer.zeros;
   if (layer.stored_gradient) args.c = layer.stored_gradient;
   if (weight.grad || layer.stored_gradient) {
     run_gemm(dtype_, args, task.begin_row, task.end_row, task.begin_col, task.end_col);
