@@ -13,8 +13,8 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
-// Into the second-level cache, and well ahead: the arithmetic of so many elements takes a core longer than
-// the memory does, so that it would not look ahead itself, and the first level has too few lines under way.
+// A group's arithmetic is more than a core looks ahead. The first-level cache has too few lines under way, so
+// the second is what is fetched into.
 constexpr Index kAhead = 16 * kGroup;
 template <class Stored>
 FO_HD void prefetch(const Stored* at) {

@@ -1,9 +1,9 @@
-// A register of floats as the T of a formula, and the registers of 16-bit words and bytes that steps with
-// packed states exchange with it. Loops over elements are vectorised by the compiler, which takes as many
-// elements at a time as fill a register with the smallest type; where floats stand beside bytes those are
-// four registers of each of a rule's values, more than there are.
+// A register of floats as the T of a formula, and registers of the words and bytes that steps with packed
+// states store. A loop over elements that the compiler vectorises takes as many at a time as the smallest
+// type has in a register: beside bytes, four registers of each of a rule's values, more than there are.
 #pragma once
 
+#include <cstdint>
 #include <utility>
 
 #include "cpu/vector.hpp"
@@ -13,6 +13,7 @@ inline namespace FASTOPT_ISA {
 
 inline constexpr int kWide = kVectorBytes / 4, kPair = 2 * kWide;  // lanes, and those of two
 
+// Masks of lanes, their bits, and the upper 16 bits of the lanes of two.
 typedef std::int32_t WideMask __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t WideBits __attribute__((vector_size(kVectorBytes)));
 typedef std::uint16_t PairWords __attribute__((vector_size(kVectorBytes)));
@@ -81,7 +82,7 @@ FO_HD PairWords load_bytes(const std::uint8_t* at) {
   return PairWords(Signed ? _mm_cvtepi8_epi16(bytes) : _mm_cvtepu8_epi16(bytes));
 #else
   PairWords words;
-  for (int l = 0; l < kPair; ++l) words[l] = Signed ? std::uint16_t(std::int8_t(at[l])) : at[l];
+  for (int l = 0; l < kPair; ++l) words[l] = std::uint16_t(Signed ? std::int8_t(at[l]) : at[l]);
   return words;
 #endif
 }
