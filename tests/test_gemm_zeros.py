@@ -11,7 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastopt import _products
+import fastopt as fo
+from fastopt import _products, nn
+from program_tools import compiled, eager, error, seeded
 from test_gemm import FORM_IDS, FORMS, check_product, inside, integers, normal
 
 SHAPES = [
@@ -101,6 +103,39 @@ def test_threads_change_no_bit(
     threads(count)
     assert_bits(product(x, w.T), forward)
     assert_bits(product(g.T, x), backward)
+
+
+# The last row is too long for a task of whole rows, the one before has two blocks of k in its gradients.
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [((784, 100, 10), 200), ((784, 256, 10), 64), ((130, 70, 4), 600), ((3000, 90, 5), 40)],
+)
+def test_compiled_steps(
+    dtype: np.dtype,
+    sizes: tuple[int, int, int],
+    batch: int,
+    threads: Callable[[int], None],
+    rng: np.random.Generator,
+) -> None:
+    width, hidden, classes = sizes
+    pairs = [
+        (empty_parts(normal(rng, (batch, width), dtype), rng), rng.integers(0, classes, batch))
+        for _ in range(3)
+    ]
+
+    def trained(loop: Callable[..., list[float]], **options: bool) -> list[np.ndarray]:
+        layers = nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        model = seeded(nn.Sequential(*layers), dtype)
+        losses = loop(model, nn.CrossEntropyLoss(), fo.optim.Adam(model.parameters()), pairs, **options)
+        return [np.array(losses, dtype), *[p.data for p in model.parameters()]]
+
+    threads(1)
+    once = trained(compiled, fuse_update=True)
+    for count, fuse in ((1, False), (2, True), (2, False), (5, True)):
+        threads(count)
+        for a, b in zip(trained(compiled, fuse_update=fuse), once, strict=True):
+            assert_bits(a, b)
+    assert error(trained(eager), once) <= 8 * np.finfo(dtype).eps
 
 
 def test_underflow_leaves_no_negative_zero(isa: str) -> None:

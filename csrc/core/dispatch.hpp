@@ -226,6 +226,7 @@ struct GemmArgs {
   Zeros zeros = Zeros::none;       // by GemmKernels::find_zeros: steps of k may be left out
   const void* packed_a = nullptr;  // the whole of A, by GemmKernels::pack_a; null: each run packs for itself
   const void* packed_b = nullptr;  // the same of B
+  const void* lists = nullptr;     // of B's columns, by GemmKernels::make_lists; null: each run lists its own
 };
 using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
                             Index end_col, void* scratch);
@@ -246,6 +247,10 @@ struct GemmKernels {
   void (*pack_b)(const GemmArgs& args, Index begin_col, Index end_col, void* packed);
   // Which operand to leave steps out of, by a glance at a few of its places. No bit of C depends on it.
   Zeros (*find_zeros)(const GemmArgs& args);
+  // Lists of the steps that are left of B's columns, for runs of all columns: bytes, 0 where there are none.
+  // make_lists lists whole tiles of columns.
+  Index (*lists_bytes)(const GemmArgs& args);
+  void (*make_lists)(const GemmArgs& args, Index begin_col, Index end_col, void* lists);
 };
 
 // What the machine does at best, for benchmarks to compare with.

@@ -174,7 +174,9 @@ constexpr GemmKernels gemm_kernels() {
           pack_a<T>,
           packed_b_size<T>,
           pack_b<T>,
-          find_zeros_unless_dots<T>};
+          find_zeros_unless_dots<T>,
+          lists_bytes<T>,
+          make_lists<T>};
 }
 constexpr GemmKernels kGemm[] = {gemm_kernels<float>(), gemm_kernels<double>()};
 

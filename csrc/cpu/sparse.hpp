@@ -154,6 +154,43 @@ void store_turned(const T* sums, Index lanes, Index rows, T beta, T* c, Index c_
       c[i * c_row + l] = fma(beta, c[i * c_row + l], turned[i * kZeroLanes<T> + l]);
 }
 
+// Lists of the columns [begin, end) of B, of a block of k: each its length and then the steps.
+template <class T>
+void list_columns(const Product<Exact<T>>& product, Index begin, Index end, Index p, Index d, Step* lists) {
+  const Index room = product.depth + 1;
+  for (Index col = begin; col < end; col += kZeroLanes<T>, lists += kZeroLists<T> * room) {
+    Index counts[kZeroLists<T>];
+    steps_of_lanes(product.b(p, col), product.args.b.row, d, room, lists + 1, counts);
+    for (int l = 0; l < kZeroLists<T>; ++l) lists[l * room] = Step(counts[l]);
+  }
+}
+
+// Where lists for all runs have that of a column, of a block of k.
+FO_HD Index list_at(const GemmArgs& args, Index block, Index col, Index depth) {
+  return (block * (args.n / kListedColumns) + col / kListedColumns) * (depth + 1);
+}
+
+// See GemmKernels.
+template <class T>
+Index lists_bytes(const GemmArgs& args) {
+  const Index blocks = blocks_of(args.k, kDepth<T>);
+  return args.zeros == Zeros::columns ? list_at(args, blocks, 0, block_depth<T>(args.k)) * Index(sizeof(Step))
+                                      : 0;
+}
+
+// See GemmKernels.
+template <class T>
+void make_lists(const GemmArgs& args, Index begin_col, Index end_col, void* lists) {
+  const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
+  const Index end = begin_col + (end_col - begin_col) / kZeroLanes<T> * kZeroLanes<T>;
+  const Product<Exact<T>> product{args, nullptr, nullptr, depth, false, false};
+  for (Index block = 0; block < blocks; ++block) {
+    const Index p = block * depth;
+    list_columns(product, begin_col, end, p, at_most(depth, args.k - p),
+                 static_cast<Step*>(lists) + list_at(args, block, begin_col, depth));
+  }
+}
+
 // Columns of B that are often zero, by a finite A whose columns lie side by side: a step's elements of A are
 // the vectors, and the sums are those of C's transpose.
 template <class T>
@@ -163,27 +200,27 @@ void run_listed_columns(const GemmArgs& args, Index begin_row, Index end_row, In
   const Index blocks = blocks_of(args.k, kDepth<T>), depth = block_depth<T>(args.k);
   const Index end = begin_col + (end_col - begin_col) / G * G;
   T* const packed = scratch;
-  Step* const steps = reinterpret_cast<Step*>(packed + depth * kWidth);
-  Index counts[kMostLists];
+  Step* const own = reinterpret_cast<Step*>(packed + depth * kWidth);
   alignas(64) T sums[G * kWidth];
-  Product<Exact<T>> product{args, nullptr, nullptr, depth, false, false};
+  const Product<Exact<T>> product{args, nullptr, nullptr, depth, false, false};
   for (Index left = begin_col; left < end; left += kMostLists * P) {
     const Index right = at_most(end, left + kMostLists * P);
     for (Index block = 0; block < blocks; ++block) {
       const Index p = block * depth, d = at_most(depth, args.k - p);
-      for (Index col = left; col < right; col += G)
-        steps_of_lanes(product.b(p, col), args.b.row, d, depth, steps + (col - left) / P * depth,
-                       counts + (col - left) / P);
+      const Step* lists = own;
+      if (args.lists)
+        lists = static_cast<const Step*>(args.lists) + list_at(args, block, left, depth);
+      else
+        list_columns(product, left, right, p, d, own);
       for (Index row = begin_row; row < end_row; row += kWidth) {
         const Index rows = at_most(kWidth, end_row - row), width = (rows + W - 1) / W * W;
         pack_panel<T>(product.a(row, p), 1, args.a.col, rows, d, kWidth, packed);
+        const Step* list = lists;
         for (Index col = left; col < right; col += G) {
-          for (Index i = 0; i < G; i += P) {
-            const Index list = (col - left + i) / P;
-            run_listed<T, kListedColumns, kTurnedVectors>(
-                {steps + list * depth, counts[list], product.b(p, col + i), 1, args.b.row, packed, kWidth,
-                 2 * W, sums + i * kWidth, kWidth, int(P), width, T(0)});
-          }
+          for (Index i = 0; i < G; i += P, list += depth + 1)
+            run_listed<T, kListedColumns, kTurnedVectors>({list + 1, *list, product.b(p, col + i), 1,
+                                                           args.b.row, packed, kWidth, 2 * W,
+                                                           sums + i * kWidth, kWidth, int(P), width, T(0)});
           store_turned(sums, G, rows, p == 0 ? T(args.beta) : T(1), product.c(row, col), args.c_row);
         }
       }
