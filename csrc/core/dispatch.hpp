@@ -26,12 +26,12 @@ struct StepKernels {
   StorageKernels at[kComputeTypes];  // [storage]; two-byte parameters are unpacked first, see plan_packed.cpp
 };
 
-// The same of float32 parameters whose averages are packed, of elements within one block of noise that begin
-// at a group's first. No average of the parameters is kept, and nothing is clipped.
+// The same of float32 parameters whose averages are packed, of elements that begin at a block of noise's
+// first. No average of the parameters is kept, and nothing is clipped.
 struct PackedChunk {
   StepChunk chunk;
   std::uint8_t* exponents[4];
-  Noise noise[4];
+  const Noise (*noise)[4];  // [block][state]
 };
 using PackedStepKernel = void (*)(const PackedChunk& chunk, const double* coefs);
 struct PackedStepKernels {

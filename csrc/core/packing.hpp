@@ -28,7 +28,7 @@ struct Packing {
 // words.
 struct Noise {
   const std::uint32_t* words;
-  const std::uint16_t* halves;
+  const std::uint32_t* halves;
   std::uint32_t low;
 
   Noise from(Index element) const { return {words + element, halves + element, low}; }

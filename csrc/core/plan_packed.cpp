@@ -37,13 +37,13 @@ std::uint8_t* exponents_at(const Packing& packing, int s, Index element) {
 Noise noise(double step, Index array, Index element) {
   struct Tables {
     std::uint32_t words[kNoiseTable];
-    std::uint16_t halves[kNoiseTable];
+    std::uint32_t halves[kNoiseTable];
   };
   static constexpr Tables tables = [] {
     Tables made{};
     for (int j = 0; j < kNoiseTable; ++j) {
       made.words[j] = noise_word(std::uint32_t(j));
-      made.halves[j] = std::uint16_t(made.words[j] >> kHalfNoiseShift);
+      made.halves[j] = made.words[j] >> kHalfNoiseShift;
     }
     return made;
   }();
@@ -66,22 +66,18 @@ void StepPlan::update_packed(Index tensor_, Index begin, Index end, const void* 
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
   const PackedStepKernel run = packed_kernel(tensor, row);
   if (!run) return update_tiles(tensor_, begin, end, grad, row);
-  for (Index first = begin; first < end;) {
-    const Index n = std::min(end, (first / kNoiseBlock + 1) * kNoiseBlock) - first;
-    PackedChunk piece{};
-    piece.chunk = {
-        element_at(tensor.p, first, DType::f32), element_at(grad, first - begin, DType::f32), {}, nullptr, n};
-    for (int s = 0; s < 4; ++s) {
-      const Stored stored = tensor.packing.states[s];
-      if (!tensor.states[s]) continue;
-      piece.chunk.states[s] = stored_at(tensor.states[s], first, stored);
-      if (stored == Stored::as_computed) continue;
-      piece.exponents[s] = exponents_at(tensor.packing, s, first);
-      piece.noise[s] = noise(row[kStep], tensor_ * kNoiseSlots + s, first);
-    }
-    run(piece, row);
-    first += n;
+  Noise blocks[kChunk / kNoiseBlock][4];
+  PackedChunk piece{{element_at(tensor.p, begin, DType::f32), grad, {}, nullptr, end - begin}, {}, blocks};
+  for (int s = 0; s < 4; ++s) {
+    const Stored stored = tensor.packing.states[s];
+    if (!tensor.states[s]) continue;
+    piece.chunk.states[s] = stored_at(tensor.states[s], begin, stored);
+    if (stored == Stored::as_computed) continue;
+    piece.exponents[s] = exponents_at(tensor.packing, s, begin);
+    for (Index first = begin; first < end; first += kNoiseBlock)
+      blocks[(first - begin) / kNoiseBlock][s] = noise(row[kStep], tensor_ * kNoiseSlots + s, first);
   }
+  run(piece, row);
 }
 
 void StepPlan::update_tiles(Index tensor_, Index begin, Index end, const void* grad,

@@ -15,44 +15,30 @@ inline void decode_group(const std::uint8_t* codes, std::uint8_t exponent, float
   for (int i = 0; i < n; ++i) to[i] = ByteCode<Signed>::value(codes[i], base);
 }
 
-// Floats on their way to a group's bytes, which share the exponent of the largest: how the loop of a step
-// reads and writes such a state. What is read has been decoded before.
 template <bool Signed>
-struct Worded {
-  using Code = ByteCode<Signed>;
-  const float* decoded;
-  std::uint16_t* words;
-  const std::uint32_t* noise;
-  std::uint32_t low;
+inline std::uint16_t largest_magnitude(const std::uint16_t* words, int n) {
   std::uint16_t largest = 0;
-
-  float read(Index i) const { return decoded[i]; }
-  void write(Index i, float x) {
-    const std::uint16_t word = Code::word(x, noise[i] + low), m = Code::magnitude(word);
-    words[i] = word;
+  FO_INDEPENDENT
+  for (int i = 0; i < n; ++i) {
+    const std::uint16_t m = ByteCode<Signed>::magnitude(words[i]);
     largest = m > largest ? m : largest;
   }
-
-  // Writes the bytes of the n words and returns their exponent.
-  std::uint8_t finish(std::uint8_t* codes, int n) const {
-    const std::uint8_t exponent = Code::exponent(largest);
-    const std::uint16_t base = Code::base(exponent);
-    const std::uint16_t* const from = words;
-    FO_LANES
-    for (int i = 0; i < n; ++i) codes[i] = Code::code(from[i], base);
-    return exponent;
-  }
-};
+  return largest;
+}
 
 // Returns the exponent.
 template <bool Signed>
 inline std::uint8_t encode_group(const float* from, const std::uint32_t* noise, std::uint32_t low,
                                  std::uint8_t* codes, int n) {
+  using Code = ByteCode<Signed>;
   std::uint16_t words[kGroup];
-  Worded<Signed> to{nullptr, words, noise, low};
   FO_INDEPENDENT
-  for (int i = 0; i < n; ++i) to.write(i, from[i]);
-  return to.finish(codes, n);
+  for (int i = 0; i < n; ++i) words[i] = Code::word(from[i], noise[i] + low);
+  const std::uint8_t exponent = Code::exponent(largest_magnitude<Signed>(words, n));
+  const std::uint16_t base = Code::base(exponent);
+  FO_LANES
+  for (int i = 0; i < n; ++i) codes[i] = std::uint8_t(Code::code(words[i], base));
+  return exponent;
 }
 
 }  // namespace FASTOPT_ISA

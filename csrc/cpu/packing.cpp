@@ -3,8 +3,8 @@
 
 #include "cpu/bytes.hpp"
 #include "cpu/loops.hpp"
-#include "cpu/step_loop.hpp"
 #include "cpu/table.hpp"
+#include "formulas/storage.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
@@ -26,9 +26,11 @@ void narrow(const float* from, void* to, Index n) {
 }
 
 void narrow_by_chance(const float* from, const Noise& noise, void* to, std::uint8_t*, Index n) {
-  const Halved y = halved(to, noise);
+  Bf16* const y = static_cast<Bf16*>(to);
+  const std::uint32_t* const halves = noise.halves;
+  const std::uint32_t low = noise.low >> kHalfNoiseShift;
   FO_INDEPENDENT
-  for (Index i = 0; i < n; ++i) y.write(i, from[i]);
+  for (Index i = 0; i < n; ++i) y[i] = round_by_chance(from[i], halves[i] + low);
 }
 
 template <bool Signed>

@@ -101,7 +101,7 @@ __device__ __forceinline__ std::uint8_t encode(const float (&from)[kEach],
   const std::uint16_t base = Code::base(exponent);
   std::uint8_t code[kEach];
 #pragma unroll
-  for (int k = 0; k < kEach; ++k) code[k] = Code::code(words[k], base);
+  for (int k = 0; k < kEach; ++k) code[k] = std::uint8_t(Code::code(words[k], base));
   put(code, codes, first, n);
   return exponent;
 }

@@ -54,29 +54,43 @@ FO_HD Bf16 round_by_chance(float x, uint32_t half_noise) {
 // without a sign, the smallest positive value: averages of squares divide.
 inline constexpr int kGroup = 128;
 
+// Words, the upper halves of floats, are numbers or registers of them; codes have kGap to a step.
 template <bool Signed>
 struct ByteCode {
-  static constexpr uint16_t magnitude_bits = Signed ? 0x7f : 0xff;
+  static constexpr uint16_t kGap = 16, magnitude_bits = Signed ? 0x7f : 0xff;
+  static constexpr uint16_t kKept = kGap * magnitude_bits, kSign = 0x8000, kMagnitude = 0x7fff;
 
-  // Sign, exponent and three bits of mantissa.
-  FO_HD static uint16_t word(float x, uint32_t noise) { return uint16_t((to_bits(x) + noise) >> 20); }
-  FO_HD static uint16_t magnitude(uint16_t word) { return word & 0x7ff; }
-  FO_HD static uint8_t exponent(uint16_t largest_magnitude) { return uint8_t(largest_magnitude >> 3); }
-  // The magnitude below the smallest that a group with this exponent has.
+  FO_HD static uint16_t word(float x, uint32_t noise) { return uint16_t((to_bits(x) + noise) >> 16); }
+  template <class Word>
+  FO_HD static Word magnitude(Word word) {
+    return Word(word & kMagnitude);
+  }
+  FO_HD static uint8_t exponent(uint16_t largest_magnitude) { return uint8_t(largest_magnitude >> 7); }
+  // The word below the smallest that a group with this exponent has.
   FO_HD static uint16_t base(uint8_t exponent) {
     const int lowest = 8 * exponent + 7 - magnitude_bits;
-    return uint16_t(lowest < 0 ? 0 : lowest);
+    return uint16_t(lowest < 0 ? 0 : lowest * kGap);
   }
-  FO_HD static uint8_t code(uint16_t word, uint16_t base) {
-    const uint16_t m = magnitude(word);
-    const uint16_t above = uint16_t(m > base ? m - base : 0);
-    return uint8_t(Signed ? above | (word >> 4 & 0x80) : above);
+  template <class Word>
+  FO_HD static Word code(Word word, Word base) {
+    const Word m = magnitude(word), above = Word(Word(m > base ? m : base) - base) / kGap;
+    if constexpr (Signed) return Word(above | (word >> 8 & uint16_t(0x80)));
+    return above;
+  }
+  // Of a code that is widened with its sign.
+  template <class Word>
+  FO_HD static Word decoded(Word code, Word base) {
+    const Word low = Word(code * kGap);
+    if constexpr (Signed) {
+      const Word zero = Word(low & uint16_t(kKept | kSign));
+      return (low & kKept) != 0 ? Word(zero + base) : zero;
+    } else {
+      return Word(low + base);
+    }
   }
   FO_HD static float value(uint8_t code, uint16_t base) {
-    const uint16_t low = code & magnitude_bits;
-    uint16_t word = uint16_t(low + base);
-    if constexpr (Signed) word = uint16_t((low ? word : 0) | (code & 0x80) << 4);
-    return from_bits<float>(uint32_t(word) << 20);
+    const uint16_t widened = Signed ? uint16_t(int8_t(code)) : uint16_t(code);
+    return from_bits<float>(uint32_t(decoded(widened, base)) << 16);
   }
 };
 
