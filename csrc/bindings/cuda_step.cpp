@@ -226,24 +226,28 @@ class CudaAttempts {
   }
 
   // The coefficients of the next attempt for `counts` numbers of steps taken before it, from `first` on: of
-  // each plan so many blocks of rows, and which row is whose.
+  // each plan so many blocks of rows, and which row is whose. With may_travel that attempt is queued by
+  // `step`.
   void advance(const std::vector<Arrays::Coefs>& coefs, const py::list& sets, Index counts, Index first,
-               std::uintptr_t stream) {
+               bool may_travel, std::uintptr_t stream) {
     DeviceCall call(stream);
     begin(call);
     CudaPlan::require_running(call, "step");
     if (coefs.size() != plans_.size() || sets.size() != plans_.size() || counts < 1 ||
         counts > DevicePlan::kMostAhead)
       throw py::value_error("Attempts: coefficients do not fit the plans");
+    std::vector<Ahead> ahead;
+    std::vector<py::object> held;  // rows
     for (std::size_t i = 0; i < plans_.size(); ++i) {
-      py::object rows = sets[i];
-      const std::int32_t* row_of = plans_[i]->arrays().checked_rows(coefs[i], rows);
+      held.push_back(sets[i]);
+      const std::int32_t* row_of = plans_[i]->arrays().checked_rows(coefs[i], held.back());
       const Index n_rows = coefs[i].shape(0) / counts;
       if (n_rows > Index(plans_[i]->arrays().tensors().size()) || n_rows * counts != coefs[i].shape(0))
         throw py::value_error("Attempts: coefs[" + std::to_string(i) + "] has " +
                               std::to_string(coefs[i].shape(0)) + " rows");
-      plans_[i]->device_plan().advance_ahead(coefs[i].data(), n_rows, counts, first, row_of, call.stream());
+      ahead.push_back({coefs[i].data(), n_rows, row_of});
     }
+    attempts_->advance(ahead, counts, first, may_travel, call.stream());
   }
 
   // As CudaPlan::step of all plans where all gradients are finite; nothing otherwise. They are divided by the
@@ -306,7 +310,7 @@ void bind_cuda_step(py::module_& m) {
   py::class_<CudaAttempts>(m, "Attempts", "Steps that the device takes where all gradients are finite.")
       .def(py::init<py::list, std::uintptr_t>(), py::arg("plans"), py::arg("stream"))
       .def("advance", &CudaAttempts::advance, py::arg("coefs"), py::arg("sets"), py::arg("counts"),
-           py::arg("first"), py::arg("stream"))
+           py::arg("first"), py::arg("may_travel"), py::arg("stream"))
       .def("step", &CudaAttempts::step, py::arg("grads"), py::arg("max_norm"), py::arg("scale"),
            py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("stream"))
       .def("counts", &CudaAttempts::counts)

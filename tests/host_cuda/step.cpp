@@ -366,6 +366,7 @@ void test_attempts(Random& random) {
     // Rows for what the host holds possible: up to three steps less or more than there were.
     const Index least = std::max<Index>(steps - turn % 4, 0), counts = steps - least + 1 + turn % 3;
     std::vector<double> tables[2], now[2];
+    std::vector<Ahead> ahead;
     for (const int i : {0, 1}) {
       for (Index count = least; count < least + counts; ++count) {
         std::vector<double> row = i == 0 ? coefficients<Adam>(false) : coefficients<Sgd>(false);
@@ -373,9 +374,9 @@ void test_attempts(Random& random) {
         if (count == steps) now[i] = row;
         tables[i].insert(tables[i].end(), row.begin(), row.end());
       }
-      (i == 0 ? first : second)
-          .advance_ahead(tables[i].data(), 1, counts, Index(before.taken) + least, nullptr, stream.get());
+      ahead.push_back({tables[i].data(), 1, nullptr});
     }
+    attempts.advance(ahead, counts, Index(before.taken) + least, false, stream.get());
     graph.launch(stream.get());
     if (finite) {
       double norms[2];

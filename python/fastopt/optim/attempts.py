@@ -84,8 +84,10 @@ class Attempts:
         # The rows' numbers after one more step than the host knows of, after two, ...
         self._numbers: list[list[tuple[_Row, dict[str, float]]]] = []
 
-    def advance(self, optimizer: RuleOptimizer, given: list[bool]) -> None:
+    def advance(self, optimizer: RuleOptimizer, given: list[bool], captured: bool = False) -> None:
         """Queue the coefficients of the next attempt, in which these parameters have a gradient.
+
+        Few of them travel with the attempt, unless it is `captured`.
 
         Raises
         ------
@@ -103,7 +105,8 @@ class Attempts:
             active = None if all(given) else optimizer._split(np.array(given))
             tables, numbers = self._ahead(optimizer, active, ahead + 1)
             sets = [plan.sets for plan in self.plans]
-            self._native.advance(tables, sets, ahead + 1, self._taken, self._placement.stream())
+            stream = self._placement.stream()
+            self._native.advance(tables, sets, ahead + 1, self._taken, not captured, stream)
             self._numbers, self._given = numbers, given
             self._queued += 1
         finally:

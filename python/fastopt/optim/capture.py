@@ -118,7 +118,7 @@ class CapturedStep:
         optimizer._require_weights()
         plans = optimizer._refresh()
         if self._attempts is not None:
-            self._attempts.advance(optimizer, self._given)
+            self._attempts.advance(optimizer, self._given, captured=True)
             self._keep_norm(optimizer.grad_norm)
             optimizer.grad_norm = self._grad_norm
             return

@@ -53,7 +53,7 @@ class Host:
             if not all(np.isfinite(each).all() for each in norms):
                 return None
             norms = [each * inverse for each in norms]
-        total = _core.joint_norm(np.concatenate(norms).tolist())
+        total = _core.joint_norm(np.concatenate([[], *norms]).tolist())
         tails = []
         for plan, each, own in _zip(plans, norms, ranges):
             params = self._on_host(self.param_norms(plan, len(each))) if own[0].adaptive else None

@@ -325,7 +325,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
             found = self._tails(plans, chosen, inverse)
             if found is None:
                 return False
-            tails = found
+            tails = found or tails
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
