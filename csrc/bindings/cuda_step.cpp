@@ -207,11 +207,39 @@ class CudaPlan {
   Index steps_ = 0;  // queued; changed with the GIL alone
 };
 
+// Of each plan's.
+std::vector<std::vector<const void*>> gradient_pointers(DeviceCall& call, const std::vector<CudaPlan*>& plans,
+                                                        const py::list& grads) {
+  std::vector<std::vector<const void*>> pointers;
+  for (std::size_t i = 0; i < plans.size(); ++i)
+    pointers.push_back(plans[i]->gradient_pointers(call, grads[i].cast<py::list>()));
+  return pointers;
+}
+
+std::vector<CudaPlan*> all_plans(const py::list& plans) {
+  std::vector<CudaPlan*> all;
+  for (const py::handle plan : plans) all.push_back(&plan.cast<CudaPlan&>());
+  return all;
+}
+
+// Divides the gradients of some plans by a scale; a refused call has changed none. found: one float64.
+void unscale(const py::list& plans_, const py::list& grads, const py::object& scale, const py::object& found,
+             std::uintptr_t stream) {
+  DeviceCall call(stream);
+  const std::vector<CudaPlan*> plans = all_plans(plans_);
+  const auto pointers = gradient_pointers(call, plans, grads);
+  LossScale* const scale_at = loss_scale(call, scale, {"unscale", "scale"});
+  double* const found_at = number(call, found, {"unscale", "found"});
+  if (!found_at) throw py::type_error("unscale: found is None, expected one float64");
+  std::vector<DevicePlan*> native;
+  for (CudaPlan* plan : plans) native.push_back(&plan->device_plan());
+  DeviceAttempts::unscale(native, pointers, scale_at, found_at, call.stream());
+}
+
 // DeviceAttempts of plans; a list has an entry for each of them.
 class CudaAttempts {
  public:
-  CudaAttempts(const py::list& plans, std::uintptr_t stream) : held_(plans) {
-    for (const py::handle plan : plans) plans_.push_back(&plan.cast<CudaPlan&>());
+  CudaAttempts(const py::list& plans, std::uintptr_t stream) : held_(plans), plans_(all_plans(plans)) {
     DeviceCall call(stream);
     begin(call);
     if (is_capturing(call.stream()))
@@ -252,17 +280,16 @@ class CudaAttempts {
 
   // As CudaPlan::step of all plans where all gradients are finite; nothing otherwise. They are divided by the
   // scale, three float64 on the device; `norm` and `taken` receive the norm then, or that before, and
-  // whether.
+  // whether. found: what `unscale` has left of gradients that it has divided by the scale already.
   void step(const py::list& grads, const py::object& max_norm, const py::object& scale,
             const py::object& norm_before, const py::object& norm, const py::object& taken,
-            std::uintptr_t stream) {
+            const py::object& found, std::uintptr_t stream) {
     DeviceCall call(stream);
-    std::vector<std::vector<const void*>> pointers;
-    for (std::size_t i = 0; i < plans_.size(); ++i)
-      pointers.push_back(plans_[i]->gradient_pointers(call, grads[i].cast<py::list>()));
+    const auto pointers = gradient_pointers(call, plans_, grads);
     Attempt attempt{max_norm.cast<std::optional<double>>(), loss_scale(call, scale, {"step", "scale"})};
     attempt.norm_before = number(call, norm_before, {"step", "norm_before"});
     attempt.norm = number(call, norm, {"step", "norm"});
+    attempt.found = number(call, found, {"step", "found"});
     if (!taken.is_none()) {
       const DeviceView view = call.any_view(taken, {"step", "taken"});
       if (view.kind != 'b' || view.size != 1) throw py::type_error("step: taken is not one bool");
@@ -307,12 +334,14 @@ void bind_cuda_step(py::module_& m) {
         py::arg("stream"));
   m.def("update_scale", &update_scale, py::arg("scale"), py::arg("growth_factor"), py::arg("backoff_factor"),
         py::arg("growth_interval"), py::arg("found_inf"), py::arg("stream"));
+  m.def("unscale", &unscale, py::arg("plans"), py::arg("grads"), py::arg("scale"), py::arg("found"),
+        py::arg("stream"));
   py::class_<CudaAttempts>(m, "Attempts", "Steps that the device takes where all gradients are finite.")
       .def(py::init<py::list, std::uintptr_t>(), py::arg("plans"), py::arg("stream"))
       .def("advance", &CudaAttempts::advance, py::arg("coefs"), py::arg("sets"), py::arg("counts"),
            py::arg("first"), py::arg("may_travel"), py::arg("stream"))
       .def("step", &CudaAttempts::step, py::arg("grads"), py::arg("max_norm"), py::arg("scale"),
-           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("stream"))
+           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("found"), py::arg("stream"))
       .def("counts", &CudaAttempts::counts)
       .def("settle", &CudaAttempts::settle)
       .def_property_readonly_static("most_ahead", [](const py::object&) { return DevicePlan::kMostAhead; });

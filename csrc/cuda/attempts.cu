@@ -12,11 +12,12 @@ namespace {
 // Of all gradients together, and what scales them: as known_tail in optim/tail.py.
 __device__ void decide(const Judge& judge) {
   double norm = judge.limits ? joint_norm(judge.norms, judge.n) : 0.0;
-  bool finite = is_finite(norm);
+  bool finite = judge.found ? *judge.found == 0.0 : is_finite(norm);
+  if (!judge.found)
 #pragma unroll 1
-  for (Index i = 0; i < judge.n; ++i) finite = finite && is_finite(judge.norms[i]);
+    for (Index i = 0; i < judge.n; ++i) finite = finite && is_finite(judge.norms[i]);
   LossScale& scale = *judge.scale;
-  const double inverse = 1.0 / scale.scale;
+  const double inverse = judge.found ? 1.0 : 1.0 / scale.scale;
   norm *= inverse;
   Verdict& verdict = *judge.verdict;
   verdict.grad_scale = judge.limits ? inverse * clip_factor(norm, judge.max_norm) : inverse;
@@ -74,6 +75,61 @@ __global__ void __launch_bounds__(kThreads)
   judge_all(judge, own_tables.at);
 }
 
+// N neighbouring elements of a gradient divided by a scale; whether they were finite.
+template <int N, class S>
+__device__ __forceinline__ bool unscale(S* g, Compute<S> inverse) {
+  Pack<S, N> pack = load_pack<N>(g);
+  bool finite = true;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const Compute<S> value = load(pack.at[k]);
+    finite = finite && is_finite(value);
+    pack.at[k] = Store<S>::from(value * inverse);
+  }
+  store_pack(g, pack);
+  return finite;
+}
+
+// Packs keep the memory busy without unrolled loops, which would make the kernel twice as large.
+template <class S>
+__device__ bool unscale_chunk(const void* grad, const PlanChunk& chunk, double inverse) {
+  constexpr int kPack = kWidest / int(sizeof(S));
+  S* const g = static_cast<S*>(const_cast<void*>(grad)) + chunk.begin;
+  const int n = int(chunk.end - chunk.begin), whole = fits_pack<kPack>(g) ? n / kPack * kPack : 0;
+  bool finite = true;
+#pragma unroll 1
+  for (int i = int(threadIdx.x) * kPack; i < whole; i += kThreads * kPack)
+    finite &= unscale<kPack>(g + i, Compute<S>(inverse));
+#pragma unroll 1
+  for (int i = whole + int(threadIdx.x); i < n; i += kThreads)
+    finite &= unscale<1>(g + i, Compute<S>(inverse));
+  return finite;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    unscale_kernel(const PlanTensor* tensors, const PlanChunk* chunks, const void* const* grads,
+                   const __grid_constant__ Inline<const void*> own_grads, LossScale* scale, double* found) {
+  const PlanChunk chunk = chunks[blockIdx.x];
+  const void* const grad = (grads ? grads : own_grads.at)[chunk.tensor];
+  if (!grad) return;
+  const double inverse = 1.0 / scale->scale;
+  bool finite = true;
+  switch (tensors[chunk.tensor].dtype) {
+    case DType::f32:
+      finite = unscale_chunk<float>(grad, chunk, inverse);
+      break;
+    case DType::f64:
+      finite = unscale_chunk<double>(grad, chunk, inverse);
+      break;
+    case DType::bf16:
+      finite = unscale_chunk<Bf16>(grad, chunk, inverse);
+      break;
+    default:  // float16 would underflow
+      break;
+  }
+  if (!finite) *found = scale->found_inf = 1.0;  // all that write it write the same
+}
+
 __global__ void update_scale_kernel(ScaleUpdate update, bool found_inf, LossScale* scale) {
   LossScale s = *scale;
   if (found_inf) s.found_inf = 1.0;
@@ -89,6 +145,15 @@ void DevicePlan::judge_from_host(const void* const* grads, const Judge& judge,
   grads = place_grads(grads, own_grads, stream);
   const NormChunks at{tensors_.get(), norm_chunks_.get(), partials_.get(), blocks_done_.get()};
   launch(judge_kernel, norm_chunks_size_, kThreads, 0, stream, at, grads, judge, own_grads, own_tables);
+}
+
+void DevicePlan::unscale_from_host(const void* const* grads, LossScale* scale, double* found,
+                                   CudaStream stream) {
+  if (chunks_size_ == 0) return;
+  Inline<const void*> own;
+  grads = place_grads(grads, own, stream);
+  launch(unscale_kernel, chunks_size_, kThreads, 0, stream, tensors_.get(), chunks_.get(), grads, own, scale,
+         found);
 }
 
 DeviceAttempts::DeviceAttempts(std::vector<DevicePlan*> plans, const std::vector<Index>& widths,
@@ -110,6 +175,7 @@ DeviceAttempts::DeviceAttempts(std::vector<DevicePlan*> plans, const std::vector
   // An attempt without a gradient that chooses nothing: the kernels are loaded.
   const auto scale = reinterpret_cast<LossScale*>(norms() + n);
   judge(none, 0, {std::nullopt, scale}, stream);
+  unscale(plans_, none, scale, norms(), stream);
   update_scale_on_device({2.0, 0.5, 1.0}, false, scale, stream);
   synchronize(stream);
 }
@@ -148,17 +214,29 @@ void DeviceAttempts::judge(const std::vector<std::vector<const void*>>& grads, I
                     attempt.norm_before,
                     attempt.norm,
                     attempt.taken,
+                    attempt.found,
                     choices_.get(),
                     travels_ && !is_capturing(stream),
                     verdict(),
                     reinterpret_cast<unsigned long long*>(seen_.get())};
   // The largest magnitude shows whether all are finite where no norm is needed.
   const Monoid monoid = attempt.max_norm ? Monoid::sum_squares : Monoid::abs_max;
+  const bool norms_count = attempt.max_norm || !attempt.found;
   for (Index i = 0; i < n; ++i)
-    if (i != last_) plans_[i]->norm_from_host(monoid, {grads[i].data(), INFINITY, norms() + i}, stream);
-  if (last_ >= 0) return plans_[last_]->judge_from_host(grads[last_].data(), judge, own_tables_, stream);
+    if (i != last_ && norms_count)
+      plans_[i]->norm_from_host(monoid, {grads[i].data(), INFINITY, norms() + i}, stream);
+  if (last_ >= 0 && norms_count)
+    return plans_[last_]->judge_from_host(grads[last_].data(), judge, own_tables_, stream);
   launch(judge_kernel, 1, kThreads, 0, stream, NormChunks{}, static_cast<const void* const*>(nullptr), judge,
          Inline<const void*>(), own_tables_);
+}
+
+void DeviceAttempts::unscale(const std::vector<DevicePlan*>& plans,
+                             const std::vector<std::vector<const void*>>& grads, LossScale* scale,
+                             double* found, CudaStream stream) {
+  clear_in_device(found, sizeof(double), stream);
+  for (std::size_t i = 0; i < plans.size(); ++i)
+    plans[i]->unscale_from_host(grads[i].data(), scale, found, stream);
 }
 
 AttemptCounts DeviceAttempts::counts() const {

@@ -30,6 +30,7 @@ struct Attempt {
   const double* norm_before = nullptr;  // becomes the norm where the step is left out; null: NaN does
   double* norm = nullptr;               // with a max_norm
   bool* taken = nullptr;                // null: not wanted
+  const double* found = nullptr;  // of gradients that were unscaled before: not 0 where one was not finite
 };
 
 // What is decided once the norms of all plans are known: by what, and where it is left.
@@ -43,6 +44,7 @@ struct Judge {
   const double* norm_before;
   double* norm;
   bool* taken;
+  const double* found;
   const CoefChoice* choices;
   bool own_tables;  // those of the choices have travelled with the launch, one after the other
   Verdict* verdict;
@@ -70,6 +72,12 @@ class DeviceAttempts {
   // Queues the step of all plans, with gradients whose addresses are in host memory: captured, or to be run
   // at once. What it does with them was said by the last `advance`. Of one plan two launches.
   void step(const std::vector<std::vector<const void*>>& grads, const Attempt& attempt, CudaStream stream);
+
+  // Divides gradients by the scale, where they are. Makes `found` 1, and the scale's, where one is not
+  // finite, otherwise 0. One launch a plan.
+  static void unscale(const std::vector<DevicePlan*>& plans,
+                      const std::vector<std::vector<const void*>>& grads, LossScale* scale, double* found,
+                      CudaStream stream);
 
   // As far as the device has come; does not wait.
   AttemptCounts counts() const;

@@ -45,7 +45,8 @@ struct Inline {
   T at[kSize];
 };
 
-struct Judge;  // cuda/attempts.hpp
+struct Judge;      // cuda/attempts.hpp
+struct LossScale;  // core/loss_scale.hpp
 
 // Many tensors with their chunks in device memory, put there once: a step of all of them is one launch. What
 // follows uses the plan's own device memory, so a plan is for one stream at a time.
@@ -100,6 +101,8 @@ class DevicePlan {
   // The last norm of an attempt, whose last block also decides what follows. Of a plan with elements.
   void judge_from_host(const void* const* grads, const Judge& judge, const Inline<double>& own_tables,
                        CudaStream stream);
+  // Divides gradients by the scale; where one is not finite, `found` and the scale's become 1.
+  void unscale_from_host(const void* const* grads, LossScale* scale, double* found, CudaStream stream);
   bool has_elements() const { return norm_chunks_size_ > 0; }
   Index size() const { return size_; }  // tensors
 

@@ -403,10 +403,47 @@ void test_attempts(Random& random) {
   CHECK(steps == 8 && want.scale < 8.0);
 }
 
+// Gradients of two tensors, aligned for packs or not, divided by a scale; one of them may not be finite.
+template <class S>
+void test_unscale(Random& random, bool aligned, bool finite) {
+  std::vector<Guarded<S>> params, grads, wanted;
+  std::vector<PlanTensor> tensors;
+  std::vector<const void*> pointers;
+  const double inverse = 1.0 / 60.0;
+  for (const Index n : {Index(7), Index(40001)}) {
+    const Index room = (n + 7) / 8 * 8 + (aligned ? 0 : 1);  // what ends at a page begins at 16 bytes, or not
+    params.push_back(any_numbers<S>(random, n));
+    grads.push_back(any_numbers<S>(random, room));
+    for (Index i = 0; i < n; ++i)
+      if (!is_finite(load(grads.back()[i]))) grads.back()[i] = Store<S>::from(Compute<S>(1));
+    if (!finite && n > 7) grads.back()[n - 1] = Store<S>::from(Compute<S>(NAN));
+    wanted.push_back(copy(grads.back()));
+    for (Index i = 0; i < n; ++i)
+      wanted.back()[i] = Store<S>::from(load(wanted.back()[i]) * Compute<S>(inverse));
+    tensors.push_back({params.back().data(), {}, nullptr, n, kDType<S>});
+    pointers.push_back(grads.back().data());
+  }
+  tensors.push_back({params[0].data(), {}, nullptr, 7, kDType<S>});
+  pointers.push_back(nullptr);
+  DevicePlan plan(index_of<Sgd>(Rules{}), tensors), empty(index_of<Sgd>(Rules{}), {});
+  LossScale scale{60.0, 0.0, 0.0};
+  double found = -1.0;
+  DeviceAttempts::unscale({&plan, &empty}, {pointers, {}}, &scale, &found, nullptr);
+  CHECK(found == (finite ? 0.0 : 1.0) && scale.found_inf == found && scale.scale == 60.0);
+  for (std::size_t k = 0; k < grads.size(); ++k)
+    CHECK(std::memcmp(grads[k].data(), wanted[k].data(), std::size_t(tensors[k].n) * sizeof(S)) == 0);
+}
+
 }  // namespace
 
 void test_cuda_step() {
   Random random(11);
+  for (const bool aligned : {false, true})
+    for (const bool finite : {false, true}) {
+      test_unscale<float>(random, aligned, finite);
+      test_unscale<double>(random, aligned, finite);
+      test_unscale<Bf16>(random, aligned, finite);
+    }
   test_attempts(random);
   test_captured(random, 5);
   test_captured(random, 2 * Inline<void*>::kSize + 7);

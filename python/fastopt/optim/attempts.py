@@ -6,6 +6,7 @@ device the coefficients for each number that is possible, and the device chooses
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,16 @@ class LossScale:
     def __init__(self, placement: Device, scale: float, growth_tracker: int, found_inf: float = 0.0) -> None:
         self._placement = placement
         self.numbers = placement.numbers(np.array([scale, growth_tracker, found_inf]))
+
+    #: Of gradients that were divided by the scale before the step: one number on the device, not 0 where one of them
+    #: was not finite.
+    found: Any = None
+
+    def undone(self, found: Any) -> LossScale:
+        """Return the same numbers for a step with such gradients."""
+        undone = copy.copy(self)
+        undone.found = found
+        return undone
 
     def is_beside(self, x: Any) -> bool:
         """Whether an array is on the same device, and of the same library."""
@@ -144,7 +155,7 @@ class Attempts:
         taken; `before` is what the norm is where it was not, None for NaN.
         """
         stream = self._placement.stream()
-        self._native.step(grads, max_norm, scale.numbers, before, norm, taken, stream)
+        self._native.step(grads, max_norm, scale.numbers, before, norm, taken, scale.found, stream)
 
     def settle(self, optimizer: RuleOptimizer) -> None:
         """Wait for the device, and count the steps that it took."""
@@ -189,6 +200,25 @@ class Attempting:
             self._follow()
         plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
         return plain and self.eager_setting() is None
+
+    def unscale(self: Any, grads: list[Any], scale: LossScale) -> Any:
+        """Queue the division of gradients by a scale; return where it is found whether they were finite.
+
+        None, and nothing is queued, of gradients that a step would refuse or copy.
+        """
+        try:
+            views = [None if g is None else self._checked(i, g) for i, g in enumerate(grads)]
+            if any(v is not None and library(v).dense(v) is not v for v in views):
+                return None
+            own = [None if v is None else library(v).unwrap(v) for v in views]
+            plans = self._refresh()
+            captured = self._captured if self._placement.capturing() else None
+            found = self._placement.room(np.float64) if captured is None else captured.found
+            chosen, natives = [plan.select(own) for plan in plans], [plan.native for plan in plans]
+            native().unscale(natives, chosen, scale.numbers, found, self._placement.stream())
+        except (TypeError, ValueError):
+            return None
+        return found
 
     def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
         """Queue a step that the device takes where gradients are finite; return room for whether it did."""
