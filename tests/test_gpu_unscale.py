@@ -125,6 +125,33 @@ def test_every_dtype_and_alignment(there: There, dtype: str) -> None:
             assert_same_bits(there.take(params[0]), params[1])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_norm": 9, "norm_type": 1.0}, {"max_norm": 0.5, "clip_scope": "group"}, {"adaptive_clip": 0.5}],
+)
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.usefixtures("fused")
+def test_every_library(there: There, options: dict[str, Any], unscales: bool) -> None:
+    """Two steps of which the second is left out."""
+    params = [there.put(np.ones(33, np.float32)), np.ones(33, np.float32)]
+    norms = []
+    for p in params:
+        opt, scaler = fo.optim.SGD([p], lr=1.0, **options), fo.GradScaler(**ODD)
+        scaler.get_scale()
+        for last in (1.0, np.inf):
+            g = drawn(33, np.float32, 1) * np.float32(100)
+            g[-1] *= last
+            g = there.put(g) if p is params[0] else g
+            if unscales:
+                scaler.unscale_(opt, [g])
+            assert bool(scaler.step(opt, [g])) is (last == 1.0)
+            scaler.update()
+        assert scaler.get_scale() == 30.0
+        norms.append(float(opt.grad_norm) if options else 0.0)
+    assert_same_bits(there.take(params[0]), params[1])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-14)
+
+
 @pytest.mark.usefixtures("fused")
 def test_one_element_among_many(cp: Any) -> None:
     """Wherever it is, and of whatever kind."""
@@ -138,6 +165,35 @@ def test_one_element_among_many(cp: Any) -> None:
         scaler.update()
         assert scaler.get_scale() == 4.0 / 2**turn
     assert not w.get().any()
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+@pytest.mark.parametrize("rules", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_norm": 1, "norm_type": 1.0},
+        {"max_norm": 0.5, "norm_type": np.inf},
+        {"max_norm": 0.5, "clip_scope": "group"},
+        {"max_norm": 0.5, "clip_scope": "parameter"},
+        {"adaptive_clip": 0.01},
+    ],
+)
+@pytest.mark.usefixtures("fused")
+def test_other_kinds_of_clipping(
+    cp: Any, at_work: Any, options: dict[str, Any], rules: int, unscales: bool
+) -> None:
+    twins = Twins(cp, "SGD", {"lr": 0.1, **options}, two_rules if rules == 2 else None, **ODD)
+    nest = nested if rules == 2 else list
+    for turn in range(12):
+        with at_work(0 if turn else 100):  # the first one makes room
+            attempt(twins, nest) if unscales else twins.attempt(nest)
+        assert float(twins.ours.grad_norm) == pytest.approx(
+            np.nan if twins.theirs.grad_norm is None else twins.theirs.grad_norm, rel=1e-14, nan_ok=True
+        )
+    # Sums of one order of both rules' gradients are added exactly on the host alone.
+    if options.get("norm_type") != 1.0 or rules == 1:
+        twins.check()
 
 
 @pytest.mark.usefixtures("fused")

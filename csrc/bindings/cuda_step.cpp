@@ -280,16 +280,23 @@ class CudaAttempts {
 
   // As CudaPlan::step of all plans where all gradients are finite; nothing otherwise. They are divided by the
   // scale, three float64 on the device; `norm` and `taken` receive the norm then, or that before, and
-  // whether. found: what `unscale` has left of gradients that it has divided by the scale already.
+  // whether. found: what `unscale` has left of gradients that it has divided by the scale already. scales:
+  // for each plan what its gradients are multiplied by, a number or one for each tensor, if not that.
   void step(const py::list& grads, const py::object& max_norm, const py::object& scale,
             const py::object& norm_before, const py::object& norm, const py::object& taken,
-            const py::object& found, std::uintptr_t stream) {
+            const py::object& found, const py::list& scales, std::uintptr_t stream) {
     DeviceCall call(stream);
     const auto pointers = gradient_pointers(call, plans_, grads);
     Attempt attempt{max_norm.cast<std::optional<double>>(), loss_scale(call, scale, {"step", "scale"})};
     attempt.norm_before = number(call, norm_before, {"step", "norm_before"});
     attempt.norm = number(call, norm, {"step", "norm"});
     attempt.found = number(call, found, {"step", "found"});
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      const Index tensors = Index(plans_.at(i)->arrays().tensors().size());
+      const bool each = call.view(scales[i], {"step", "scales", Index(i)}).size == tensors;
+      attempt.scales.push_back(
+          {numbers(call, scales[i], {"step", "scales", Index(i)}, each ? tensors : 1), each});
+    }
     if (!taken.is_none()) {
       const DeviceView view = call.any_view(taken, {"step", "taken"});
       if (view.kind != 'b' || view.size != 1) throw py::type_error("step: taken is not one bool");
@@ -341,7 +348,8 @@ void bind_cuda_step(py::module_& m) {
       .def("advance", &CudaAttempts::advance, py::arg("coefs"), py::arg("sets"), py::arg("counts"),
            py::arg("first"), py::arg("may_travel"), py::arg("stream"))
       .def("step", &CudaAttempts::step, py::arg("grads"), py::arg("max_norm"), py::arg("scale"),
-           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("found"), py::arg("stream"))
+           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("found"), py::arg("scales"),
+           py::arg("stream"))
       .def("counts", &CudaAttempts::counts)
       .def("settle", &CudaAttempts::settle)
       .def_property_readonly_static("most_ahead", [](const py::object&) { return DevicePlan::kMostAhead; });

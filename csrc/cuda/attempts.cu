@@ -200,7 +200,13 @@ void DeviceAttempts::step(const std::vector<std::vector<const void*>>& grads, co
   DeviceStep step = {};
   step.grad_scale = &verdict()->grad_scale;
   step.found_inf = &verdict()->found_inf;
-  for (std::size_t i = 0; i < plans_.size(); ++i) plans_[i]->capture_step(grads[i].data(), step, stream);
+  for (std::size_t i = 0; i < plans_.size(); ++i) {
+    if (!attempt.scales.empty()) {
+      step.grad_scale = attempt.scales[i].at;
+      step.scale_each = attempt.scales[i].each;
+    }
+    plans_[i]->capture_step(grads[i].data(), step, stream);
+  }
 }
 
 void DeviceAttempts::judge(const std::vector<std::vector<const void*>>& grads, Index n,

@@ -23,6 +23,12 @@ struct Verdict {
   AttemptCounts counts;
 };
 
+// What scales the gradients of a plan: one number, or one for each tensor.
+struct GradScales {
+  const double* at;
+  bool each;
+};
+
 // What an attempt reads and leaves, in device memory.
 struct Attempt {
   std::optional<double> max_norm;
@@ -31,6 +37,7 @@ struct Attempt {
   double* norm = nullptr;               // with a max_norm
   bool* taken = nullptr;                // null: not wanted
   const double* found = nullptr;  // of gradients that were unscaled before: not 0 where one was not finite
+  std::vector<GradScales> scales = {};  // of each plan in place of what follows from scale and max_norm
 };
 
 // What is decided once the norms of all plans are known: by what, and where it is left.

@@ -7,6 +7,7 @@ device the coefficients for each number that is possible, and the device chooses
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +46,13 @@ class LossScale:
         undone = copy.copy(self)
         undone.found = found
         return undone
+
+    def inverse(self) -> Any:
+        """Return what undoes the scale where that is still to be done, else 1."""
+        if self.found is not None:
+            return 1.0
+        with self._placement.current():
+            return 1.0 / self.numbers[0]
 
     def is_beside(self, x: Any) -> bool:
         """Whether an array is on the same device, and of the same library."""
@@ -148,14 +156,18 @@ class Attempts:
         before: Any,
         norm: Any,
         taken: Any = None,
+        scales: list[Any] | None = None,
     ) -> None:
         """Queue an attempt with the gradients of each plan, as `advance` has announced it.
 
-        `norm` and `taken` are room for the norm of all gradients, with a `max_norm`, and for whether the step was
-        taken; `before` is what the norm is where it was not, None for NaN.
+        `scales` are what to multiply those by where it does not follow from scale and `max_norm`. `norm` and `taken`
+        are room for the norm of all gradients, with a `max_norm`, and for whether the step was taken; `before` is what
+        the norm is where it was not, None for NaN.
         """
         stream = self._placement.stream()
-        self._native.step(grads, max_norm, scale.numbers, before, norm, taken, scale.found, stream)
+        self._native.step(
+            grads, max_norm, scale.numbers, before, norm, taken, scale.found, scales or [], stream
+        )
 
     def settle(self, optimizer: RuleOptimizer) -> None:
         """Wait for the device, and count the steps that it took."""
@@ -199,7 +211,7 @@ class Attempting:
         if self._movable:
             self._follow()
         plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
-        return plain and self.eager_setting() is None
+        return plain and self.eager_setting() != "accumulate"
 
     def unscale(self: Any, grads: list[Any], scale: LossScale) -> Any:
         """Queue the division of gradients by a scale; return where it is found whether they were finite.
@@ -225,13 +237,20 @@ class Attempting:
         chosen = [plan.select(grads) for plan in plans]
         for plan, gs in zip(plans, chosen, strict=True):
             plan.native.check(gs)
-        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
-        before = self.grad_norm
-        if self._max_norm is not None:
+        attempts, taken = self._attempts_at(plans), self._placement.room(np.bool_)
+        before, norm, max_norm, scales = self.grad_norm, None, self._max_norm, None
+        if self._scoped or (max_norm is not None and self._norm_type != 2.0):
+            limit = [plan.ranges for plan in plans] if self._scoped else float(max_norm)
+            found, norm, scales = self._placement.limit_scaled(
+                [plan.native for plan in plans], chosen, limit, self._norm_type, scale.inverse()
+            )
+            max_norm, scale = None, scale if scale.found is not None else scale.undone(found)
+            norm = self._placement.where(scale.found == 0.0, norm, math.nan if before is None else before)
+        elif max_norm is not None:
             norm = self._placement.room(np.float64)
             before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
         attempts.advance(self, [g is not None for g in grads])
-        attempts.step(chosen, self._max_norm, scale, before, norm, taken)
+        attempts.step(chosen, max_norm, scale, before, None if scales else norm, taken, scales)
         self.grad_norm = norm
         return taken
 

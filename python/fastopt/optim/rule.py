@@ -437,7 +437,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
             plans = self._build(kinds)
         self._scoped = self._clip_scope != "global" or self._clips_by_units()
         if self._scoped:
-            groups = [self._rows[r].group for r in self._row_of]
+            groups = [self._known_rows[r].group for r in self._row_of]
             for plan in plans:
                 sizes = plan.parts or [1] * len(plan.index)
                 plan.ranges = self._ranges([groups[i] for i in plan.index], sizes)

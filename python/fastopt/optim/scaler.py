@@ -62,8 +62,8 @@ class GradScaler:
     On a GPU neither a step nor an update waits for the answer: scale and growth tracker move there with the first step,
     the step's kernels leave it out by themselves, and the host counts the steps when it is asked for them; `unscale_`
     does not wait either. Then `get_scale` and `state_dict` wait, and so does what such kernels cannot do: optimizers
-    that look at whole parameters or have numbers beside the step count while an earlier step is under way,
-    `accumulate`, and clipping other than by value and by the L2 norm of all gradients.
+    that look at whole parameters or have numbers beside the step count while an earlier step is under way, and
+    `accumulate`.
 
     Parameters
     ----------
