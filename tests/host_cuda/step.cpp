@@ -403,6 +403,38 @@ void test_attempts(Random& random) {
   CHECK(steps == 8 && want.scale < 8.0);
 }
 
+// An attempt that takes a flag for the answer, and a scale for each tensor, with coefficients that travel.
+void test_flagged_attempts(Random& random) {
+  Side cuda, cpu;
+  const Twins<float> arrays(random, {33, 257}, 0, &cuda, &cpu);
+  const Guarded<float> grads[] = {random.uniforms<float>(33, -1, 1), random.uniforms<float>(257, -1, 1)};
+  const std::vector<const void*> pointers = {grads[0].data(), grads[1].data()};
+  const int rule = index_of<Sgd>(Rules{});
+  DevicePlan plan(rule, cuda.tensors);
+  StepPlan host(rule, cpu.tensors);
+  DeviceAttempts attempts({&plan}, {kCommonCoefs}, nullptr);
+  const AttemptCounts before = attempts.counts();
+  const std::vector<double> row = coefficients<Sgd>(false);
+  std::vector<double> rows = row;
+  rows.insert(rows.end(), row.begin(), row.end());
+  rows[0] *= 0.5, rows[std::size_t(kCommonCoefs)] *= 0.25;
+  const std::int32_t row_of[] = {0, 1};
+  for (const double found : {1.0, 0.0}) {
+    LossScale scale{8.0, 0.0, 0.0};
+    const double scales[] = {0.5, 0.25};
+    Attempt attempt{std::nullopt, &scale};
+    attempt.found = &found;
+    attempt.scales = {{scales, true}};
+    attempts.advance({{row.data(), 1, nullptr}}, 1, before.taken, true, nullptr);
+    const unsigned long kernels = ::host_cuda::kernels();
+    attempts.step({pointers}, attempt, nullptr);
+    CHECK(::host_cuda::kernels() - kernels == 2 && scale.found_inf == found);
+    if (found == 0.0) host.step(pointers.data(), rows.data(), kCommonCoefs, row_of);
+    arrays.check("flagged SGD");
+  }
+  CHECK(attempts.counts().made - before.made == 2 && attempts.counts().taken - before.taken == 1);
+}
+
 // Gradients of two tensors, aligned for packs or not, divided by a scale; one of them may not be finite.
 template <class S>
 void test_unscale(Random& random, bool aligned, bool finite) {
@@ -445,6 +477,7 @@ void test_cuda_step() {
       test_unscale<Bf16>(random, aligned, finite);
     }
   test_attempts(random);
+  test_flagged_attempts(random);
   test_captured(random, 5);
   test_captured(random, 2 * Inline<void*>::kSize + 7);
   test_unprepared(random);
