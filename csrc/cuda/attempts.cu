@@ -90,7 +90,7 @@ __device__ __forceinline__ bool unscale(S* g, Compute<S> inverse) {
   return finite;
 }
 
-// Packs keep the memory busy without unrolled loops, which would make the kernel twice as large.
+// Accesses are packs already: unrolled as well the loops would make the kernel twice as large.
 template <class S>
 __device__ bool unscale_chunk(const void* grad, const PlanChunk& chunk, double inverse) {
   constexpr int kPack = kWidest / int(sizeof(S));
