@@ -1,18 +1,30 @@
 """Products that leave out what is zero for a whole tile: the same bits, infinities and NaNs as without.
 
-Every fourth row or column of `crowded` operands is full, so that no tile of theirs may leave anything out; each other
+Every other row or column of `crowded` operands is full, so that no tile of theirs may leave anything out; each other
 row or column of the product must have the bits that it has where tiles may.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from fastopt import _products
+import fastopt as fo
+from fastopt import _products, nn
+from program_tools import compiled, eager, error, seeded
 from test_gemm import FORM_IDS, FORMS, check_product, inside, integers, normal
 
-SHAPES = [(12, 32, 32), (64, 96, 784), (200, 100, 784), (25, 33, 513), (300, 65, 130), (7, 47, 40)]
+SHAPES = [
+    (20, 32, 32),
+    (64, 96, 784),
+    (200, 100, 784),
+    (25, 33, 513),
+    (300, 65, 130),
+    (7, 47, 40),
+    (601, 150, 99),
+]
 
 
 def empty_parts(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -25,16 +37,14 @@ def empty_parts(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def crowded(x: np.ndarray, axis: int) -> np.ndarray:
-    """Put a full row, or column, before every third."""
-    count = x.shape[axis]
-    full = np.ones_like(np.take(x, [0], axis))
-    parts = [p for i in range(0, count, 3) for p in (full, np.take(x, range(i, min(i + 3, count)), axis))]
-    return np.ascontiguousarray(np.concatenate(parts, axis))
+    """Put a full row, or column, before each one."""
+    pairs = np.stack([np.ones_like(x), x], axis + 1)
+    return pairs.reshape([2 * n if i == axis else n for i, n in enumerate(x.shape)])
 
 
-def of_crowded(c: np.ndarray, axis: int, count: int) -> np.ndarray:
+def of_crowded(c: np.ndarray, axis: int) -> np.ndarray:
     """Return the rows, or columns, of a crowded operand's product that are not of full ones."""
-    return np.take(c, [i + i // 3 + 1 for i in range(count)], axis)
+    return c[1::2] if axis == 0 else c[:, 1::2]
 
 
 def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -66,20 +76,66 @@ def test_empty_parts_of_either_operand(
         check_product(inside(x, left), inside(0 * y, right), beta=beta)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-23], ids=["normal", "underflow"])
+@pytest.mark.parametrize("underflows", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_leaving_out_changes_no_bit(
-    isa: str, shape: tuple[int, int, int], scale: float, rng: np.random.Generator
+    isa: str, dtype: np.dtype, shape: tuple[int, int, int], underflows: bool, rng: np.random.Generator
 ) -> None:
     m, n, k = shape
-    scale = np.float32(scale)
-    x = empty_parts(normal(rng, (m, k), np.dtype("f4")) * scale, rng)
-    w = normal(rng, (n, k), np.dtype("f4")) * scale
+    scale = dtype.type(float(np.finfo(dtype).tiny) ** 0.6 if underflows else 1.0)
+    x = empty_parts(normal(rng, (m, k), dtype) * scale, rng)
+    w = normal(rng, (n, k), dtype) * scale
     # As in a layer's product with images: rows of one operand, the other lies across.
-    assert_bits(product(x, w.T), of_crowded(product(crowded(x, 0), w.T), 0, m))
+    assert_bits(product(x, w.T), of_crowded(product(crowded(x, 0), w.T), 0))
     # As in the gradient of its weight: columns of one operand.
-    g = normal(rng, (m, n), np.dtype("f4")) * scale
-    assert_bits(product(g.T, x), of_crowded(product(g.T, crowded(x, 1)), 1, k))
+    g = normal(rng, (m, n), dtype) * scale
+    assert_bits(product(g.T, x), of_crowded(product(g.T, crowded(x, 1)), 1))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_threads_change_no_bit(
+    dtype: np.dtype, count: int, threads: Callable[[int], None], rng: np.random.Generator
+) -> None:
+    x = empty_parts(normal(rng, (200, 784), dtype), rng)
+    w, g = normal(rng, (300, 784), dtype), normal(rng, (200, 300), dtype)
+    threads(1)
+    forward, backward = product(x, w.T), product(g.T, x)
+    threads(count)
+    assert_bits(product(x, w.T), forward)
+    assert_bits(product(g.T, x), backward)
+
+
+# The last row is too long for a task of whole rows, the one before has two blocks of k in its gradients.
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [((784, 100, 10), 200), ((784, 256, 10), 64), ((130, 70, 4), 600), ((3000, 90, 5), 40)],
+)
+def test_compiled_steps(
+    dtype: np.dtype,
+    sizes: tuple[int, int, int],
+    batch: int,
+    threads: Callable[[int], None],
+    rng: np.random.Generator,
+) -> None:
+    width, hidden, classes = sizes
+    pairs = [
+        (empty_parts(normal(rng, (batch, width), dtype), rng), rng.integers(0, classes, batch))
+        for _ in range(3)
+    ]
+
+    def trained(loop: Callable[..., list[float]], **options: bool) -> list[np.ndarray]:
+        layers = nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        model = seeded(nn.Sequential(*layers), dtype)
+        losses = loop(model, nn.CrossEntropyLoss(), fo.optim.Adam(model.parameters()), pairs, **options)
+        return [np.array(losses, dtype), *[p.data for p in model.parameters()]]
+
+    threads(1)
+    once = trained(compiled, fuse_update=True)
+    for count, fuse in ((1, False), (2, True), (2, False), (5, True)):
+        threads(count)
+        for a, b in zip(trained(compiled, fuse_update=fuse), once, strict=True):
+            assert_bits(a, b)
+    assert error(trained(eager), once) <= 8 * np.finfo(dtype).eps
 
 
 def test_underflow_leaves_no_negative_zero(isa: str) -> None:

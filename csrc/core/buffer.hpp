@@ -1,6 +1,10 @@
 // Memory that is kept from one use to the next.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <new>
 
 #include "core/array.hpp"
@@ -20,16 +24,23 @@ class Buffer {
       release();
       data_ = nullptr;
       bytes_ = 0;
-      data_ = static_cast<char*>(::operator new(std::size_t(bytes), kAlign));
+      large_ = bytes >= kLargePage / 2;
+      if (large_) bytes = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+      data_ = static_cast<char*>(::operator new(std::size_t(bytes), alignment()));
+#if defined(__linux__)
+      if (large_) madvise(data_, std::size_t(bytes), MADV_HUGEPAGE);
+#endif
       bytes_ = bytes;
     }
     return data_;
   }
 
  private:
-  static constexpr std::align_val_t kAlign{64};
-  void release() { ::operator delete(data_, kAlign); }
+  static constexpr Index kLine = 64, kLargePage = Index(1) << 21;
+  std::align_val_t alignment() const { return std::align_val_t(large_ ? kLargePage : kLine); }
+  void release() { ::operator delete(data_, alignment()); }
 
+  bool large_ = false;  // on large pages, where there are such: the first touch of each costs microseconds
   char* data_ = nullptr;
   Index bytes_ = 0;
 };

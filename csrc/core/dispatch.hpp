@@ -211,6 +211,9 @@ struct Epilogue {
   double residual_scale = 1.0;
 };
 
+// Which operand is often zero: A in some neighbouring rows, or B in some neighbouring columns.
+enum class Zeros : std::uint8_t { none, rows, columns };
+
 // C = epilogue(A B + beta C), A: m x k, B: k x n, C: m x n with rows of contiguous elements c_row apart.
 struct GemmArgs {
   Index m, n, k;
@@ -220,8 +223,10 @@ struct GemmArgs {
   double beta = 0.0;  // 0: C is not read
   bool bf16 = false;  // A and B are rounded to bfloat16, sums stay float; float only
   Epilogue epilogue = {};
+  Zeros zeros = Zeros::none;       // by GemmKernels::find_zeros: steps of k may be left out
   const void* packed_a = nullptr;  // the whole of A, by GemmKernels::pack_a; null: each run packs for itself
   const void* packed_b = nullptr;  // the same of B
+  const void* lists = nullptr;     // of B's columns, by GemmKernels::make_lists; null: each run lists its own
 };
 using GemmKernel = void (*)(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
                             Index end_col, void* scratch);
@@ -240,6 +245,12 @@ struct GemmKernels {
   // The same of B, for runs of so many rows and of whole tiles of columns.
   Index (*packed_b_size)(const GemmArgs& args, Index rows);
   void (*pack_b)(const GemmArgs& args, Index begin_col, Index end_col, void* packed);
+  // Which operand to leave steps out of, by a glance at a few of its places. No bit of C depends on it.
+  Zeros (*find_zeros)(const GemmArgs& args);
+  // Lists of the steps that are left of B's columns, for runs of all columns: bytes, 0 where there are none.
+  // make_lists lists whole tiles of columns.
+  Index (*lists_bytes)(const GemmArgs& args);
+  void (*make_lists)(const GemmArgs& args, Index begin_col, Index end_col, void* lists);
 };
 
 // What the machine does at best, for benchmarks to compare with.

@@ -11,8 +11,10 @@ namespace {
 
 thread_local Buffer scratch, shared_a, shared_b;
 
-constexpr Index kShortRows = 64;   // below them packing the columns once more is too much
-constexpr double kTaskWork = 8e5;  // multiplications, some 8 us
+constexpr Index kListedRows = 2;    // rows that share a list of steps
+constexpr Index kListedPanels = 4;  // of columns that a tile of them spans
+constexpr Index kShortRows = 64;    // below them packing the columns once more is too much
+constexpr double kTaskWork = 8e5;   // multiplications, some 8 us
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
 
@@ -33,6 +35,17 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const double work = double(args.m) * double(args.n) * double(args.k);
   const Index wanted =
       threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, kTasksPerThread * threads) : 1;
+  const auto cut = [&](Index rows, Index columns) -> GemmTasks {
+    const Index row_blocks = rows && columns ? cuts_of(args.m, rows) : 0;
+    return {rows, columns, row_blocks, row_blocks ? row_blocks * cuts_of(args.n, columns) : 0};
+  };
+  // Lists of steps serve all columns of their rows, or all rows of their columns.
+  if (args.zeros == Zeros::columns) return cut(tiles * kernel.rows, cuts_of(panels, wanted) * unit);
+  if (args.zeros == Zeros::rows && wanted > 1) {
+    const Index columns = kListedPanels * kernel.columns, column_cuts = cuts_of(args.n, columns);
+    const Index row_cuts = cuts_of(std::min<Index>(wanted, threads), column_cuts);
+    return cut(cuts_of(cuts_of(args.m, row_cuts), kListedRows) * kListedRows, columns);
+  }
   // Each cut between rows packs all columns once more, and each cut between columns packs all rows where
   // there are many.
   const Index balanced =
@@ -42,12 +55,7 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const Index most =
       std::max({tall, args.m / kShortRows, cuts_of(std::min<Index>(threads, wanted), column_cuts)});
   const Index row_cuts = std::max<Index>(std::min({tiles, cuts_of(wanted, column_cuts), most}), 1);
-  GemmTasks tasks;
-  tasks.rows = cuts_of(tiles, row_cuts) * kernel.rows;
-  tasks.columns = cuts_of(panels, column_cuts) * unit;
-  tasks.row_blocks = tiles ? cuts_of(args.m, tasks.rows) : 0;
-  tasks.count = panels ? tasks.row_blocks * cuts_of(args.n, tasks.columns) : 0;
-  return tasks;
+  return cut(cuts_of(tiles, row_cuts) * kernel.rows, cuts_of(panels, column_cuts) * unit);
 }
 
 void run_gemm(DType dtype, const GemmArgs& args, Index begin_row, Index end_row, Index begin_col,
@@ -84,8 +92,11 @@ Index shared_b_size(const GemmKernels& kernel, const GemmArgs& args, const GemmT
 
 void gemm(DType dtype, GemmArgs args) {
   const GemmKernels& kernel = kernels().gemm[int(dtype)];
+  args.zeros = kernel.find_zeros(args);
   GemmTasks tasks = cut_gemm(dtype, args, num_threads());
-  if (const Index columns = tasks.count > 1 ? shared_columns(kernel, args, num_threads()) : 0) {
+  const bool several = tasks.count > 1;
+  if (const Index columns =
+          several && args.zeros == Zeros::none ? shared_columns(kernel, args, num_threads()) : 0) {
     char* const packed = shared_a.reserve(kernel.packed_a_size(args, columns) * item_bytes(dtype));
     const Index tiles = cuts_of(args.m, kernel.rows), some = cuts_of(tiles, kTasksPerThread * num_threads());
     parallel_for(cuts_of(tiles, some), true, [&](Index i) {
@@ -93,7 +104,7 @@ void gemm(DType dtype, GemmArgs args) {
     });
     args.packed_a = packed;
     tasks = {args.m, columns, 1, cuts_of(args.n, columns)};
-  } else if (const Index size = tasks.count > 1 ? shared_b_size(kernel, args, tasks) : 0) {
+  } else if (const Index size = several ? shared_b_size(kernel, args, tasks) : 0) {
     char* const packed = shared_b.reserve(size * item_bytes(dtype));
     parallel_for(cuts_of(args.n, kernel.columns), true, [&](Index i) {
       kernel.pack_b(args, i * kernel.columns, std::min((i + 1) * kernel.columns, args.n), packed);

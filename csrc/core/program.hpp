@@ -48,6 +48,10 @@ class Program {
     bool bias;
     Index begin_row, end_row, begin_col, end_col;
   };
+  struct Share {
+    Index rows, columns;
+    bool by_columns;  // tasks of few columns and many rows
+  };
 
   void forward(const void* x, Index rows, bool training, void* out);
   void forward_linear(PlacedLayer& layer, Index rows, bool training);
@@ -64,7 +68,9 @@ class Program {
   void sum_batch_norm(const PlacedLayer& layer, Index rows, bool dx);
   void track_batches();
   void place_norm_gradients(std::vector<ProgramLayer>& layers);
+  Share share_of(const PlacedLayer& layer, Index batch, int threads) const;
   void cut_tasks(Index batch);
+  void make_lists(const PlacedLayer& layer, Index rows, bool parallel) const;
   void add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row);
   void begin_squares();
   double weight_squares();
@@ -100,7 +106,7 @@ class Program {
   std::vector<double> row_squares_;  // of the rows of all weights
   const KernelTable* tasks_table_ = nullptr;
   Buffer norm_gradients_;  // of batch normalisations' parameters
-  Buffer memory_, gradient_room_, x_room_, target_room_, weight_room_;
+  Buffer memory_, gradient_room_, list_room_, x_room_, target_room_, weight_room_;
   std::vector<double> parts_, scaled_;
   std::vector<std::unique_lock<std::mutex>> locks_;  // of the plans, while pieces are updated
 };

@@ -105,6 +105,9 @@ struct PlacedLayer : ProgramLayer {
   bool squares_known = false;  // of those rows
   // Its weight's gradient: computed apart from updates and where, or in tasks that have parts of rows.
   bool apart = false, cut_columns = false;
+  Zeros zeros = Zeros::none;  // of the product that gives it, in the first batch that its tasks were cut for
+  Index lists_at = 0;
+  char* lists = nullptr;  // of that product, for all its tasks
   Index gradient_at = 0;
   char* stored_gradient = nullptr;
 };

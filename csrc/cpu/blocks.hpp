@@ -50,7 +50,6 @@ struct Product {
   T *packed_a, *packed_b;
   Index depth;  // of a block of k
   bool pack_a, pack_b;
-  ZeroSteps zeros = {};
 
   const T* a(Index row, Index p) const {
     return static_cast<const T*>(args.a.data) + row * args.a.row + p * args.a.col;
@@ -87,14 +86,6 @@ struct Product {
     return pack_a ? kTileRows : (rows + tiles - 1) / tiles;
   }
 
-  // Lists the steps of a block of rows and of k that are not zero for a whole tile.
-  void list_rows(Index row, Index rows, Index p, Index d) const {
-    const Index most = tile_height(rows);
-    for (Index i = 0; i < rows; i += most)
-      zeros.counts[i / most] =
-          Step(steps_of_rows(a(row + i, p), args.a.row, at_most(most, rows - i), d, zeros.of_tile(i / most)));
-  }
-
   // One panel of columns, or several of a B that lies as it is, `at` from the block's first, by a block of
   // rows.
   void multiply(Index row, Index rows, Index col, Index at, Index cols, Index p, Index d) const {
@@ -116,25 +107,8 @@ struct Product {
       tile.a_row = args.a.row;
       tile.a_col = args.a.col;
     }
-    if constexpr (kFindsZeros && !Arithmetic::packs) {
-      if (zeros.of == Zeros::columns && tile.a_row == 1 && cols == N) {
-        const TileArgs<T> panel = tile;
-        for (Index j = 0; j < N; j += kZeroLanes<T>) {
-          tile = panel;
-          tile.b += j;
-          tile.columns = kZeroLanes<T>;
-          tile.depth = steps_of_lanes(tile.b, tile.b_row, d, zeros.steps);
-          tile.steps = zeros.steps;
-          run_rows<kZeroVectors<T>, true, true>(tile, row, rows, col + j, p);
-        }
-        return;
-      }
-      if (zeros.of == Zeros::rows && tile.a_row != 1 && cols > N / 2 &&
-          all_finite(tile.b, tile.b_row, d, cols))
-        return run_rows<2, false, true>(tile, row, rows, col, p);
-    }
     if (cols == kWideTile * N) {
-      run_rows<2 * kWideTile, false, false, kWideRows>(tile, row, rows, col, p);
+      run_rows<2 * kWideTile, false, kWideRows>(tile, row, rows, col, p);
     } else if (cols <= N / 2) {
       tile.a_row == 1 ? run_rows<1, true>(tile, row, rows, col, p)
                       : run_rows<1, false>(tile, row, rows, col, p);
@@ -145,17 +119,13 @@ struct Product {
   }
 
   // The tiles of a block of rows, one below the other.
-  template <int Vectors, bool UnitRow, bool Listed = false, int Rows = kTileRows>
+  template <int Vectors, bool UnitRow, int Rows = kTileRows>
   void run_rows(TileArgs<T>& tile, Index row, Index rows, Index col, Index p) const {
     const Index most = tile_height(rows);
     for (Index i = 0; i < rows; i += most) {
       tile.a = pack_a ? packed_a + i * depth : a(row + i, p);
       tile.c = c(row + i, col);
-      if (Listed && zeros.of == Zeros::rows) {
-        tile.steps = zeros.of_tile(i / most);
-        tile.depth = zeros.counts[i / most];
-      }
-      run_tile<T, Vectors, UnitRow, Listed, Rows, Arithmetic>(at_most(most, rows - i), tile);
+      run_tile<T, Vectors, UnitRow, Rows, Arithmetic>(at_most(most, rows - i), tile);
     }
   }
 };
@@ -188,32 +158,6 @@ bool packs_a(const GemmArgs& args, Index width) {
   return width >= 16 * N || (width >= 4 * N && crowds_cache<T>(args.a.row == 1 ? args.a.col : args.a.row));
 }
 
-// What of these rows and columns is zero for whole tiles, by a glance at a few of them.
-template <class T>
-Zeros find_zeros(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
-                 bool pack_a, bool pack_b, Step* steps) {
-  constexpr Index kLeast = 32, kGlances = 8;
-  const T *const a = static_cast<const T*>(args.a.data), *const b = static_cast<const T*>(args.b.data);
-  const Index height = end_row - begin_row, width = end_col - begin_col, k = args.k;
-  if (k < kLeast || height < kTileRows / 2 || width < kPanel<T>) return Zeros::none;
-  if (!pack_a && pack_b && args.a.col == 1) {
-    const Index rows = at_most(kTileRows, height), d = at_most(k, kDepth<T>);
-    const Index left = steps_of_rows(a + (begin_row + (height - rows) / 2) * args.a.row + (k - d) / 2,
-                                     args.a.row, rows, d, steps);
-    return worth_leaving_out(left, d) ? Zeros::rows : Zeros::none;
-  }
-  if (args.b.col != 1 || (args.a.row != 1 && !pack_a)) return Zeros::none;
-  const Index stride = width / kZeroLanes<T> / kGlances + 1;
-  Index left = 0, seen = 0;
-  for (Index j = 0; j + kZeroLanes<T> <= width; j += stride * kZeroLanes<T>, seen += kGlances)
-    left += steps_of_lanes(b + begin_col + j, k / kGlances * args.b.row, kGlances, steps);
-  if (!worth_leaving_out(left, seen)) return Zeros::none;
-  const bool finite = args.a.row == 1
-                          ? all_finite(a + begin_row, args.a.col, k, height)
-                          : args.a.col == 1 && all_finite(a + begin_row * args.a.row, args.a.row, height, k);
-  return finite ? Zeros::columns : Zeros::none;
-}
-
 template <class Arithmetic>
 void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, Index end_col,
                 void* scratch) {
@@ -226,13 +170,9 @@ void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begi
   const bool pack_b = Arithmetic::packs || args.b.col != 1 || height > 160 ||
                       (height > 2 * kTileRows && crowds_cache<T>(args.b.row));
   T* const packed_rows = packed_b + depth * kWidth;
-  Step* const steps = reinterpret_cast<Step*>(packed_rows + depth * kBlockRows);
   T* const whole_a = const_cast<T*>(static_cast<const T*>(args.packed_a));
   T* const whole_b = const_cast<T*>(static_cast<const T*>(args.packed_b));
-  ZeroSteps zeros{Zeros::none, depth, steps, steps + kMostTiles * depth};
-  if constexpr (kFindsZeros && !Arithmetic::packs)
-    zeros.of = find_zeros<T>(args, begin_row, end_row, begin_col, end_col, pack_a, pack_b, steps);
-  Product<Arithmetic> product{args, packed_rows, packed_b, depth, pack_a, pack_b, zeros};
+  Product<Arithmetic> product{args, packed_rows, packed_b, depth, pack_a, pack_b};
   const bool wide = !pack_b && height <= kWideRows;
   // Rows are cut evenly, in whole tiles.
   const Index tiles = (height + kTileRows - 1) / kTileRows, cuts = blocks_of(tiles, kBlockRows / kTileRows);
@@ -248,8 +188,6 @@ void run_blocks(const GemmArgs& args, Index begin_row, Index end_row, Index begi
           product.packed_a = whole_a + packed_at(args.m, block, row, depth);
         } else if (pack_a) {
           product.fill_a(row, rows, p, d);
-        } else if (zeros.of == Zeros::rows) {
-          product.list_rows(row, rows, p, d);
         }
         Index cols = 0;
         for (Index col = left; col < right; col += cols) {

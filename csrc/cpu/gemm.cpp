@@ -6,7 +6,7 @@
 // k is cut into blocks of equal length; each is summed from zero, one step after the other, and added to C.
 // Both follow from k alone, and so do the bits of C.
 #include "core/dispatch.hpp"
-#include "cpu/blocks.hpp"
+#include "cpu/sparse.hpp"
 #include "cpu/table.hpp"
 
 namespace fastopt {
@@ -147,6 +147,10 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
          void* scratch) {
   if (takes_dots<T>(args)) {
     run_dots<T>(args, begin_row, end_row, begin_col, end_col);
+  } else if (kFindsZeros && args.zeros == Zeros::rows) {
+    run_listed_rows<T>(args, begin_row, end_row, begin_col, end_col, static_cast<T*>(scratch));
+  } else if (kFindsZeros && args.zeros == Zeros::columns && finite_rows<T>(args, begin_row, end_row)) {
+    run_listed_columns<T>(args, begin_row, end_row, begin_col, end_col, static_cast<T*>(scratch));
   } else if (!args.packed_b && pays_turned<T>(args, end_row - begin_row, end_col - begin_col)) {
     run_turned(args, begin_row, end_row, begin_col, end_col, static_cast<T*>(scratch));
   } else {
@@ -155,18 +159,24 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
 }
 
 template <class T>
+Zeros find_zeros_unless_dots(const GemmArgs& args) {
+  return takes_dots<T>(args) ? Zeros::none : find_zeros<T>(args);
+}
+
+template <class T>
 constexpr GemmKernels gemm_kernels() {
   return {run<T>,
           __is_same(T, float) ? run_bf16 : nullptr,
           kTileRows,
           kPanel<T>,
-          Index(sizeof(T)) *
-              (kDepth<T> * (kBlockColumns<T> + kBlockRows) + kTurnedSize<T>)+Index(sizeof(Step)) *
-              (kDepth<T> + 1) * kMostTiles,
+          Index(sizeof(T)) * (kDepth<T> * (kBlockColumns<T> + kBlockRows) + kTurnedSize<T>),
           packed_a_size<T>,
           pack_a<T>,
           packed_b_size<T>,
-          pack_b<T>};
+          pack_b<T>,
+          find_zeros_unless_dots<T>,
+          lists_bytes<T>,
+          make_lists<T>};
 }
 constexpr GemmKernels kGemm[] = {gemm_kernels<float>(), gemm_kernels<double>()};
 

@@ -54,12 +54,15 @@ static void pack_panel(const T* x, Index lane_stride, Index step_stride, Index l
     transpose(x, lane_stride, lanes, n, width, packed);
   } else if (lane_stride == 1) {
     using Short = typename Simd<T>::ShortUnaligned;
+    constexpr Index W = Simd<T>::size;
     const Index whole_lanes = lanes / S * S;
     for (Index i = 0; i < n; ++i) {
       const T* from = x + i * step_stride;
-      for (Index l = 0; l < whole_lanes; l += S)
+      Index l = 0;
+      for (; l + W <= lanes; l += W) store_vector(packed + i * width + l, load_vector(from + l));
+      for (; l < whole_lanes; l += S)
         *reinterpret_cast<Short*>(packed + i * width + l) = *reinterpret_cast<const Short*>(from + l);
-      for (Index l = whole_lanes; l < lanes; ++l) packed[i * width + l] = from[l];
+      for (; l < lanes; ++l) packed[i * width + l] = from[l];
     }
   } else {
     for (Index i = 0; i < n; ++i)

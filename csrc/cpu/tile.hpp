@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/array.hpp"
-#include "cpu/zeros.hpp"
+#include "cpu/vector.hpp"
 
 // The sums must stay in registers, so every loop over them is unrolled whole.
 #define FO_UNROLL _Pragma("GCC unroll 16")
@@ -12,6 +12,43 @@ inline namespace FASTOPT_ISA {
 
 // A tile of kTileRows x 2 vectors leaves room for two vectors of B and an element of A.
 inline constexpr int kTileRows = kVectorRegisters == 32 ? 12 : 6;
+
+// The sums of the first `rows` rows and `columns` columns of a tile, to C.
+template <class T, int Rows, int Vectors>
+FO_HD void store_sums(Vector<T> (&sum)[Rows][Vectors], T* c, Index c_row, int rows, Index columns, T beta) {
+  constexpr int W = Simd<T>::size;
+  // A sum that underflowed may be -0, which a product with zero would have made +0.
+  FO_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    FO_UNROLL
+    for (int j = 0; j < Vectors; ++j) sum[i][j] += Vector<T>{};
+  }
+  if (columns < Vectors * W) {
+    T room[Rows][Vectors * W];
+    FO_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      FO_UNROLL
+      for (int j = 0; j < Vectors; ++j) store_vector(room[i] + j * W, sum[i][j]);
+    }
+    for (int i = 0; i < rows; ++i, c += c_row)
+      for (Index j = 0; j < columns; ++j) c[j] = beta == T(0) ? room[i][j] : fma(beta, c[j], room[i][j]);
+    return;
+  }
+  const Vector<T> scale = broadcast(beta);
+  FO_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    if (i == rows) return;
+    if (beta == T(0)) {
+      FO_UNROLL
+      for (int j = 0; j < Vectors; ++j) store_vector(c + j * W, sum[i][j]);
+    } else {
+      FO_UNROLL
+      for (int j = 0; j < Vectors; ++j)
+        store_vector(c + j * W, fma(scale, load_vector(c + j * W), sum[i][j]));
+    }
+    c += c_row;
+  }
+}
 
 // `depth` steps of k of one tile. A lies as it is; B's rows are b_row apart, each `Vectors` vectors long.
 template <class T>
@@ -24,17 +61,15 @@ struct TileArgs {
   T* c;
   Index c_row, columns;  // of C to write, at most the tile's
   T beta;                // 0: C is not read
-  const Step* steps;     // null: all of them; or which `depth` of them
 };
 
-template <class T, int Rows, int Vectors, bool UnitRow, bool Listed, class Arithmetic>
+template <class T, int Rows, int Vectors, bool UnitRow, class Arithmetic>
 static void tile(const TileArgs<T>& args) {
   constexpr int W = Simd<T>::size;
   const T *a = args.a, *b = args.b;
-  T* c = args.c;
+  T* const c = args.c;
   const Index a_row = UnitRow ? 1 : args.a_row, a_col = args.a_col, b_row = args.b_row, c_row = args.c_row;
-  const T beta = args.beta;
-  if (beta != T(0))
+  if (args.beta != T(0))
     for (int i = 0; i < Rows; ++i)
       for (int j = 0; j < Vectors * W; j += 64 / int(sizeof(T))) __builtin_prefetch(c + i * c_row + j, 1);
   Vector<T> sum[Rows][Vectors];
@@ -43,11 +78,7 @@ static void tile(const TileArgs<T>& args) {
     FO_UNROLL
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<T>{};
   }
-  for (Index p = 0; p < args.depth; ++p) {
-    if constexpr (Listed) {
-      a = args.a + args.steps[p] * a_col;
-      b = args.b + args.steps[p] * b_row;
-    }
+  for (Index p = 0; p < args.depth; ++p, a += a_col, b += b_row) {
     Vector<T> v[Vectors];
     FO_UNROLL
     for (int j = 0; j < Vectors; ++j) v[j] = load_vector(b + j * W);
@@ -57,53 +88,18 @@ static void tile(const TileArgs<T>& args) {
       FO_UNROLL
       for (int j = 0; j < Vectors; ++j) sum[i][j] = Arithmetic::add_product(x, v[j], sum[i][j]);
     }
-    if constexpr (!Listed) {
-      a += a_col;
-      b += b_row;
-    }
   }
-  // A sum that underflowed may be -0, which a product with zero would have made +0.
-  FO_UNROLL
-  for (int i = 0; i < Rows; ++i) {
-    FO_UNROLL
-    for (int j = 0; j < Vectors; ++j) sum[i][j] += Vector<T>{};
-  }
-  if (args.columns < Vectors * W) {
-    T rows[Rows][Vectors * W];
-    FO_UNROLL
-    for (int i = 0; i < Rows; ++i) {
-      FO_UNROLL
-      for (int j = 0; j < Vectors; ++j) store_vector(rows[i] + j * W, sum[i][j]);
-    }
-    for (int i = 0; i < Rows; ++i, c += c_row)
-      for (Index j = 0; j < args.columns; ++j) c[j] = beta == T(0) ? rows[i][j] : fma(beta, c[j], rows[i][j]);
-  } else if (beta == T(0)) {
-    FO_UNROLL
-    for (int i = 0; i < Rows; ++i) {
-      FO_UNROLL
-      for (int j = 0; j < Vectors; ++j) store_vector(c + j * W, sum[i][j]);
-      c += c_row;
-    }
-  } else {
-    const Vector<T> scale = broadcast(beta);
-    FO_UNROLL
-    for (int i = 0; i < Rows; ++i) {
-      FO_UNROLL
-      for (int j = 0; j < Vectors; ++j)
-        store_vector(c + j * W, fma(scale, load_vector(c + j * W), sum[i][j]));
-      c += c_row;
-    }
-  }
+  store_sums(sum, c, c_row, Rows, args.columns, args.beta);
 }
 
 // A tile of 1 ... Rows rows, by recursion over the number.
-template <class T, int Vectors, bool UnitRow, bool Listed, int Rows, class Arithmetic>
+template <class T, int Vectors, bool UnitRow, int Rows, class Arithmetic>
 FO_HD void run_tile(Index rows, const TileArgs<T>& args) {
   if constexpr (Rows == 1) {
-    tile<T, 1, Vectors, UnitRow, Listed, Arithmetic>(args);
+    tile<T, 1, Vectors, UnitRow, Arithmetic>(args);
   } else {
-    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow, Listed, Arithmetic>(args);
-    run_tile<T, Vectors, UnitRow, Listed, Rows - 1, Arithmetic>(rows, args);
+    if (rows == Rows) return tile<T, Rows, Vectors, UnitRow, Arithmetic>(args);
+    run_tile<T, Vectors, UnitRow, Rows - 1, Arithmetic>(rows, args);
   }
 }
 

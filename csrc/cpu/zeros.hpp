@@ -1,51 +1,55 @@
-// Steps of k that a product of finite elements may leave out, because an operand is zero there for a whole
-// tile: images have empty edges, and encoded words and categories are hardly anything else.
+// Steps of k that a product of finite elements may leave out, because a few rows or columns of an operand are
+// zero there: four of five pixels of a digit are, and encoded words and categories are hardly anything else.
 #pragma once
 
 #include <cstdint>
 
 #include "core/array.hpp"
-#include "cpu/vector.hpp"
+#include "cpu/tile.hpp"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 
 // Counting them must cost less than what it may save.
 inline constexpr bool kFindsZeros = kVectorBytes >= 32;
-// Lanes that are looked at together: as many on each instruction set that does it.
+// Rows of A, and columns of B, that share a list. Lanes of B are looked at 64 bytes at a time.
+inline constexpr int kListedRows = 2, kListedColumns = 4;
 template <class T>
 inline constexpr int kZeroLanes = 64 / int(sizeof(T));
 template <class T>
-inline constexpr int kZeroVectors = kZeroLanes<T> / Simd<T>::size;
+inline constexpr int kZeroLists = kZeroLanes<T> / kListedColumns;
 // Leaving out fewer steps is not worth the look.
-FO_HD bool worth_leaving_out(Index left, Index steps) { return 4 * left <= 3 * steps; }
+FO_HD bool worth_leaving_out(Index left, Index steps) { return 5 * left <= 3 * steps; }
 
 using Step = std::uint16_t;
 
+// A bit for each of the lanes at x that is not zero.
 template <class T>
-FO_HD bool any_of_lanes(const T* x) {
+FO_HD unsigned nonzero_lanes(const T* x) {
 #if defined(__AVX512F__)
   const __m512i bits = __m512i(load_vector(x));
-  return _mm512_test_epi32_mask(bits, bits) != 0;
-#elif defined(__AVX__)
-  const __m256i bits = __m256i(load_vector(x)) | __m256i(load_vector(x + Simd<T>::size));
-  return !_mm256_testz_si256(bits, bits);
+  if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask(bits, bits);
+  return _mm512_test_epi64_mask(bits, bits);
 #else
-  Bits<T> bits = 0;
-  for (int l = 0; l < kZeroLanes<T>; ++l) bits |= to_bits(x[l]);
-  return bits != 0;
+  unsigned mask = 0;
+  for (int l = 0; l < kZeroLanes<T>; ++l) mask |= unsigned(to_bits(x[l]) != 0) << l;
+  return mask;
 #endif
 }
 
-// The steps of n where any of the lanes that lie side by side is not zero.
+// The steps of n where any lane of a list is not zero, for each of kZeroLists lists that are `room` apart.
 template <class T>
-static Index steps_of_lanes(const T* x, Index step_stride, Index n, Step* steps) {
-  Index count = 0;
+static void steps_of_lanes(const T* x, Index step_stride, Index n, Index room, Step* steps, Index* counts) {
+  constexpr unsigned kList = (1u << kListedColumns) - 1;
+  for (int l = 0; l < kZeroLists<T>; ++l) counts[l] = 0;
   for (Index i = 0; i < n; ++i) {
-    steps[count] = Step(i);
-    count += any_of_lanes(x + i * step_stride);
+    const unsigned mask = nonzero_lanes(x + i * step_stride);
+    FO_UNROLL
+    for (int l = 0; l < kZeroLists<T>; ++l) {
+      steps[l * room + counts[l]] = Step(i);
+      counts[l] += (mask >> (l * kListedColumns) & kList) != 0;
+    }
   }
-  return count;
 }
 
 // Appends the steps from `first` on whose word is not zero.
@@ -97,31 +101,21 @@ static Index steps_of_rows(const T* x, Index lane_stride, Index lanes, Index n, 
 // Whether rows of elements side by side are finite: what is not has a product with zero that is not zero.
 template <class T>
 static bool all_finite(const T* x, Index row_stride, Index rows, Index n) {
-  constexpr int W = Simd<T>::size;
-  Vector<T> sum{};
+  constexpr int W = Simd<T>::size, kTogether = 4;  // sums that do not wait for one another
+  Vector<T> sum[kTogether] = {};
   T rest = 0;
   for (Index r = 0; r < rows; ++r) {
     const T* const row = x + r * row_stride;
     Index i = 0;
-    for (; i + W <= n; i += W) sum = fma(load_vector(row + i), Vector<T>{}, sum);
+    for (; i + kTogether * W <= n; i += kTogether * W)
+      for (int j = 0; j < kTogether; ++j) sum[j] = fma(load_vector(row + i + j * W), Vector<T>{}, sum[j]);
+    for (; i + W <= n; i += W) sum[0] = fma(load_vector(row + i), Vector<T>{}, sum[0]);
     for (; i < n; ++i) rest += row[i] * T(0);
   }
-  for (int l = 0; l < W; ++l) rest += sum[l];
+  const Vector<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  for (int l = 0; l < W; ++l) rest += all[l];
   return rest == T(0);
 }
-
-// Which operand is zero for whole tiles: A for rows of one, or B for columns of one.
-enum class Zeros : std::uint8_t { none, rows, columns };
-inline constexpr Index kMostTiles = 64;  // of a block of rows
-
-// The steps of a block of k that are left: of each tile of rows, or of the columns at hand.
-struct ZeroSteps {
-  Zeros of = Zeros::none;
-  Index depth = 0;
-  Step *steps = nullptr, *counts = nullptr;
-
-  Step* of_tile(Index tile) const { return steps + tile * depth; }
-};
 
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

@@ -117,8 +117,10 @@ def _aligned_zeros(size: int, place: int = 0) -> Array:
     NumPy's own large arrays begin 16 bytes after one, so that every vector of a line's length straddles two.
     `place` is an address whose place in a page theirs shall be, rounded to a line.
     """
-    start = _LARGE_PAGE if size >= 2 * _LARGE_PAGE else _LINE
-    memory = np.zeros(size + start + _PAGE, np.uint8)
+    start, room = _LINE, size
+    if size >= _LARGE_PAGE // 2:  # NumPy asks for large pages from two of them on
+        start, room = _LARGE_PAGE, max(size, _LARGE_PAGE)
+    memory = np.zeros(room + start + _PAGE, np.uint8)
     address = memory.ctypes.data
     first = -address % start
     first += (place - address - first) % _PAGE // _LINE * _LINE

@@ -289,7 +289,7 @@ class BaseMLP(BaseEstimator, ABC):  # type: ignore[misc]
         chosen = self.optimizer
         if chosen is None:
             solver = self.solver if self.solver in STOCHASTIC else "adam"  # of L-BFGS: never stepped
-            return solver_optimizer(groups, solver, self.get_params(deep=False), **common)
+            return solver_optimizer(groups, solver, vars(self), **common)
         if isinstance(chosen, str):
             table = optimizers()
             if chosen.lower() not in table:

@@ -227,7 +227,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
             self.classes_ = self._label_binarizer.classes_
         else:
             self._check_classes(unique_labels(y))
-        return X, self._label_binarizer.transform(y).astype(bool)
+        return X, self._marked(y)
+
+    def _marked(self, y: Array) -> Array:
+        """Tell of each sample which classes it has, one column where there are two."""
+        if self._multiclass and y.ndim == 1:  # without looking at y a third time
+            return y[:, None] == self.classes_  # type: ignore[no-any-return]
+        return self._label_binarizer.transform(y).astype(bool)  # type: ignore[no-any-return]
 
     def _check_classes(self, classes: Array) -> None:
         """Refuse classes that an earlier fit has not seen, and with `warm_start` lacking ones."""
@@ -257,7 +263,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         unknown = np.setdiff1d(unique_labels(y), self.classes_)
         if len(unknown):
             raise ValueError(f"validation_data: y has classes {unknown}, training has {self.classes_}")
-        return self._label_binarizer.transform(y).astype(bool)  # type: ignore[no-any-return]
+        return self._marked(y)
 
     def _sample_weight(self, y: Array, sample_weight: Array | None, incremental: bool) -> Array | None:
         if self.class_weight is None:

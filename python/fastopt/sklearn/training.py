@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -451,7 +451,7 @@ def _sums(a: Floats, order: npt.NDArray[np.int64] | None, starts: Array, n: int)
 
 
 def solver_optimizer(
-    groups: list[dict[str, Any]], solver: str, numbers: dict[str, Any], **common: Any
+    groups: list[dict[str, Any]], solver: str, numbers: Mapping[str, Any], **common: Any
 ) -> Optimizer:
     """Return the optimizer behind scikit-learn's `solver`, with its estimators' parameters of their names."""
     rate = numbers["learning_rate_init"]
