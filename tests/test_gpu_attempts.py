@@ -28,9 +28,9 @@ SKIPPED = {0: np.inf, 3: np.nan, 4: -np.inf, 9: np.inf}
 SETTINGS: dict[str, Any] = {"init_scale": 64.0, "growth_interval": 2, "backoff_factor": 0.25}
 
 
-def waits() -> int:
-    """How often the kernels' host code has waited for the device, or copied at once."""
-    count = ctypes.CDLL(sys.modules["fastopt._cuda"].__file__).host_cuda_waits
+def counted(what: str) -> int:
+    """How many "kernels" have run over host memory, or "waits": the host's for the device, and copies at once."""
+    count = getattr(ctypes.CDLL(sys.modules["fastopt._cuda"].__file__), f"host_cuda_{what}")
     count.restype = ctypes.c_ulong
     return int(count())
 
@@ -51,9 +51,9 @@ def at_work(cp: Any, kind: str) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("get", "item", "tolist", "__bool__", "__int__", "__float__"):
                 patch.setattr(cp.ndarray, name, refuse)
-            before = waits()
+            before = counted("waits")
             yield
-            assert waits() - before <= allowed
+            assert counted("waits") - before <= allowed
 
     return context
 

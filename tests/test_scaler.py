@@ -55,6 +55,14 @@ def test_a_scaled_step_has_the_bits_of_a_plain_one(name, row):
         assert norm == opt.grad_norm
 
 
+@pytest.mark.parametrize("clip", [{}, {"max_norm": 1.0}, {"max_norm": 1.0, "clip_scope": "group"}])
+def test_groups_without_parameters(clip):
+    opt, scaler = fo.optim.SGD([{"params": []}], lr=1.0, **clip), begun()
+    assert scaler.step(opt, []) is True
+    opt.step([])
+    assert not opt.grad_norm
+
+
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @pytest.mark.parametrize("name", RULES)

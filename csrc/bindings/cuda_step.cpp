@@ -207,11 +207,39 @@ class CudaPlan {
   Index steps_ = 0;  // queued; changed with the GIL alone
 };
 
+// Of each plan's.
+std::vector<std::vector<const void*>> gradient_pointers(DeviceCall& call, const std::vector<CudaPlan*>& plans,
+                                                        const py::list& grads) {
+  std::vector<std::vector<const void*>> pointers;
+  for (std::size_t i = 0; i < plans.size(); ++i)
+    pointers.push_back(plans[i]->gradient_pointers(call, grads[i].cast<py::list>()));
+  return pointers;
+}
+
+std::vector<CudaPlan*> all_plans(const py::list& plans) {
+  std::vector<CudaPlan*> all;
+  for (const py::handle plan : plans) all.push_back(&plan.cast<CudaPlan&>());
+  return all;
+}
+
+// Divides the gradients of some plans by a scale; a refused call has changed none. found: one float64.
+void unscale(const py::list& plans_, const py::list& grads, const py::object& scale, const py::object& found,
+             std::uintptr_t stream) {
+  DeviceCall call(stream);
+  const std::vector<CudaPlan*> plans = all_plans(plans_);
+  const auto pointers = gradient_pointers(call, plans, grads);
+  LossScale* const scale_at = loss_scale(call, scale, {"unscale", "scale"});
+  double* const found_at = number(call, found, {"unscale", "found"});
+  if (!found_at) throw py::type_error("unscale: found is None, expected one float64");
+  std::vector<DevicePlan*> native;
+  for (CudaPlan* plan : plans) native.push_back(&plan->device_plan());
+  DeviceAttempts::unscale(native, pointers, scale_at, found_at, call.stream());
+}
+
 // DeviceAttempts of plans; a list has an entry for each of them.
 class CudaAttempts {
  public:
-  CudaAttempts(const py::list& plans, std::uintptr_t stream) : held_(plans) {
-    for (const py::handle plan : plans) plans_.push_back(&plan.cast<CudaPlan&>());
+  CudaAttempts(const py::list& plans, std::uintptr_t stream) : held_(plans), plans_(all_plans(plans)) {
     DeviceCall call(stream);
     begin(call);
     if (is_capturing(call.stream()))
@@ -226,39 +254,49 @@ class CudaAttempts {
   }
 
   // The coefficients of the next attempt for `counts` numbers of steps taken before it, from `first` on: of
-  // each plan so many blocks of rows, and which row is whose.
+  // each plan so many blocks of rows, and which row is whose. With may_travel that attempt is queued by
+  // `step`.
   void advance(const std::vector<Arrays::Coefs>& coefs, const py::list& sets, Index counts, Index first,
-               std::uintptr_t stream) {
+               bool may_travel, std::uintptr_t stream) {
     DeviceCall call(stream);
     begin(call);
     CudaPlan::require_running(call, "step");
     if (coefs.size() != plans_.size() || sets.size() != plans_.size() || counts < 1 ||
         counts > DevicePlan::kMostAhead)
       throw py::value_error("Attempts: coefficients do not fit the plans");
+    std::vector<Ahead> ahead;
+    std::vector<py::object> held;  // rows
     for (std::size_t i = 0; i < plans_.size(); ++i) {
-      py::object rows = sets[i];
-      const std::int32_t* row_of = plans_[i]->arrays().checked_rows(coefs[i], rows);
+      held.push_back(sets[i]);
+      const std::int32_t* row_of = plans_[i]->arrays().checked_rows(coefs[i], held.back());
       const Index n_rows = coefs[i].shape(0) / counts;
       if (n_rows > Index(plans_[i]->arrays().tensors().size()) || n_rows * counts != coefs[i].shape(0))
         throw py::value_error("Attempts: coefs[" + std::to_string(i) + "] has " +
                               std::to_string(coefs[i].shape(0)) + " rows");
-      plans_[i]->device_plan().advance_ahead(coefs[i].data(), n_rows, counts, first, row_of, call.stream());
+      ahead.push_back({coefs[i].data(), n_rows, row_of});
     }
+    attempts_->advance(ahead, counts, first, may_travel, call.stream());
   }
 
   // As CudaPlan::step of all plans where all gradients are finite; nothing otherwise. They are divided by the
   // scale, three float64 on the device; `norm` and `taken` receive the norm then, or that before, and
-  // whether.
+  // whether. found: what `unscale` has left of gradients that it has divided by the scale already. scales:
+  // for each plan what its gradients are multiplied by, a number or one for each tensor, if not that.
   void step(const py::list& grads, const py::object& max_norm, const py::object& scale,
             const py::object& norm_before, const py::object& norm, const py::object& taken,
-            std::uintptr_t stream) {
+            const py::object& found, const py::list& scales, std::uintptr_t stream) {
     DeviceCall call(stream);
-    std::vector<std::vector<const void*>> pointers;
-    for (std::size_t i = 0; i < plans_.size(); ++i)
-      pointers.push_back(plans_[i]->gradient_pointers(call, grads[i].cast<py::list>()));
+    const auto pointers = gradient_pointers(call, plans_, grads);
     Attempt attempt{max_norm.cast<std::optional<double>>(), loss_scale(call, scale, {"step", "scale"})};
     attempt.norm_before = number(call, norm_before, {"step", "norm_before"});
     attempt.norm = number(call, norm, {"step", "norm"});
+    attempt.found = number(call, found, {"step", "found"});
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      const Index tensors = Index(plans_.at(i)->arrays().tensors().size());
+      const bool each = call.view(scales[i], {"step", "scales", Index(i)}).size == tensors;
+      attempt.scales.push_back(
+          {numbers(call, scales[i], {"step", "scales", Index(i)}, each ? tensors : 1), each});
+    }
     if (!taken.is_none()) {
       const DeviceView view = call.any_view(taken, {"step", "taken"});
       if (view.kind != 'b' || view.size != 1) throw py::type_error("step: taken is not one bool");
@@ -303,12 +341,15 @@ void bind_cuda_step(py::module_& m) {
         py::arg("stream"));
   m.def("update_scale", &update_scale, py::arg("scale"), py::arg("growth_factor"), py::arg("backoff_factor"),
         py::arg("growth_interval"), py::arg("found_inf"), py::arg("stream"));
+  m.def("unscale", &unscale, py::arg("plans"), py::arg("grads"), py::arg("scale"), py::arg("found"),
+        py::arg("stream"));
   py::class_<CudaAttempts>(m, "Attempts", "Steps that the device takes where all gradients are finite.")
       .def(py::init<py::list, std::uintptr_t>(), py::arg("plans"), py::arg("stream"))
       .def("advance", &CudaAttempts::advance, py::arg("coefs"), py::arg("sets"), py::arg("counts"),
-           py::arg("first"), py::arg("stream"))
+           py::arg("first"), py::arg("may_travel"), py::arg("stream"))
       .def("step", &CudaAttempts::step, py::arg("grads"), py::arg("max_norm"), py::arg("scale"),
-           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("stream"))
+           py::arg("norm_before"), py::arg("norm"), py::arg("taken"), py::arg("found"), py::arg("scales"),
+           py::arg("stream"))
       .def("counts", &CudaAttempts::counts)
       .def("settle", &CudaAttempts::settle)
       .def_property_readonly_static("most_ahead", [](const py::object&) { return DevicePlan::kMostAhead; });

@@ -33,11 +33,14 @@ CoefChoice DevicePlan::prepare_ahead(Index width, CudaStream stream) {
 }
 
 void DevicePlan::advance_ahead(const double* coefs, Index n_rows, Index counts, Index first,
-                               const std::int32_t* rows, CudaStream stream) {
-  const Index each = n_rows * captured_.width;
-  std::vector<double> table{double(each), double(counts), double(first)};
-  table.insert(table.end(), coefs, coefs + counts * each);
-  store(captured_.ahead.get(), table.data(), Index(table.size()), stream);
+                               const std::int32_t* rows, double* own, CudaStream stream) {
+  const Index size = ahead_size(n_rows, counts), each = n_rows * captured_.width;
+  std::vector<double> table;
+  if (!own) table.resize(std::size_t(size));
+  double* const at = own ? own : table.data();
+  at[0] = double(each), at[1] = double(counts), at[2] = double(first);
+  std::copy_n(coefs, counts * each, at + kAheadHead);
+  if (!own) store(captured_.ahead.get(), at, size, stream);
   place_captured_rows(rows, stream);
 }
 

@@ -38,12 +38,15 @@ struct CoefChoice {
 };
 
 // A few values that a launch takes along, so that they need no copy to device memory. Two of these and a
-// DeviceStep fit into the 4 KiB of arguments that every driver takes.
+// DeviceStep, or a Judge, fit into the 4 KiB of arguments that every driver takes.
 template <class T>
 struct Inline {
   static constexpr Index kSize = 160;
   T at[kSize];
 };
+
+struct Judge;      // cuda/attempts.hpp
+struct LossScale;  // core/loss_scale.hpp
 
 // Many tensors with their chunks in device memory, put there once: a step of all of them is one launch. What
 // follows uses the plan's own device memory, so a plan is for one stream at a time.
@@ -87,9 +90,21 @@ class DevicePlan {
   // of an entry, how many there are, and the number of steps before the first).
   static constexpr Index kMostAhead = 16, kAheadHead = 3;
   CoefChoice prepare_ahead(Index width, CudaStream stream);
-  // Coefficients for `counts` numbers of steps from `first` on, n_rows each.
+  // Coefficients for `counts` numbers of steps from `first` on, n_rows each. The table goes to device memory
+  // or, where `own` is given, there, for an attempt to take along.
   void advance_ahead(const double* coefs, Index n_rows, Index counts, Index first, const std::int32_t* rows,
-                     CudaStream stream);
+                     double* own, CudaStream stream);
+  Index ahead_size(Index n_rows, Index counts) const {
+    return kAheadHead + counts * n_rows * captured_.width;
+  }
+
+  // The last norm of an attempt, whose last block also decides what follows. Of a plan with elements.
+  void judge_from_host(const void* const* grads, const Judge& judge, const Inline<double>& own_tables,
+                       CudaStream stream);
+  // Divides gradients by the scale; where one is not finite, `found` and the scale's become 1.
+  void unscale_from_host(const void* const* grads, LossScale* scale, double* found, CudaStream stream);
+  bool has_elements() const { return norm_chunks_size_ > 0; }
+  Index size() const { return size_; }  // tensors
 
  private:
   void launch_step(const DeviceStep& step, const Inline<double>& coefs, const Inline<const void*>& grads,

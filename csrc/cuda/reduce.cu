@@ -2,32 +2,11 @@
 // arrays, and sums of columns.
 #include "cuda/args.cuh"
 #include "cuda/columns.cuh"
+#include "cuda/norms.cuh"
 
 namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
-
-template <class M, class S>
-__device__ double lane_value(const void* grad, const PlanChunk& chunk) {
-  const S* x = static_cast<const S*>(grad);
-  double part = M::identity;
-  for_lane(chunk.begin, chunk.end, [&](Index i) { part = M::push(part, double(load(x[i]))); });
-  return part;
-}
-
-template <class M>
-__device__ double lane_value(DType dtype, const void* grad, const PlanChunk& chunk) {
-  switch (dtype) {
-    case DType::f32:
-      return lane_value<M, float>(grad, chunk);
-    case DType::f64:
-      return lane_value<M, double>(grad, chunk);
-    case DType::bf16:
-      return lane_value<M, Bf16>(grad, chunk);
-    default:
-      return lane_value<M, F16>(grad, chunk);
-  }
-}
 
 __device__ void leave(double norm, const DeviceNorm& out) {
   if (out.norm) *out.norm = norm;
@@ -35,17 +14,12 @@ __device__ void leave(double norm, const DeviceNorm& out) {
   if (out.found_inf) *out.found_inf = !is_finite(norm);
 }
 
-template <class M, bool Root>
+template <class M>
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(const PlanTensor* tensors, const PlanChunk* chunks, double* partials, unsigned* blocks_done,
-                DeviceNorm norm, const __grid_constant__ Inline<const void*> own_grads) {
-  const PlanChunk chunk = chunks[blockIdx.x];
-  const void* grad = (norm.grads ? norm.grads : own_grads.at)[chunk.tensor];
-  double part = M::identity;
-  if (grad) part = merge_lanes<M>(lane_value<M>(tensors[chunk.tensor].dtype, grad, chunk));
-  if (!is_last_block(part, partials, blocks_done)) return;
-  const double total = merge_partials<M>(partials, gridDim.x);
-  if (threadIdx.x == 0) leave(Root ? sqrt(total) : total, norm);
+    norm_kernel(NormChunks at, DeviceNorm out, const __grid_constant__ Inline<const void*> own_grads) {
+  double norm;
+  const bool last = norm_of_all<M>(at, out.grads ? out.grads : own_grads.at, AsItIs(), norm);
+  if (last && threadIdx.x == 0) leave(norm, out);
 }
 
 // Chunks of a tensor are neighbours, and its last block to finish joins them. OfParams: of the parameters,
@@ -63,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   const PlanTensor& tensor = tensors[chunk.tensor];
   const void* x = OfParams ? tensor.p : (grads ? grads : own_grads.at)[chunk.tensor];
   double part = M::identity;
-  if (x) part = merge_lanes<M>(lane_value<M>(tensor.dtype, x, chunk));
+  if (x) part = merge_lanes<M>(lane_value<M>(tensor.dtype, x, chunk, AsItIs()));
   if (threadIdx.x == 0) partials[blockIdx.x] = part;
   const Index size = chunk_blocks(tensor.n);
   if (!is_last(blocks_done + chunk.tensor, unsigned(size))) return;
@@ -128,11 +102,11 @@ void DevicePlan::norm_from_host(Monoid monoid, DeviceNorm norm, CudaStream strea
 void DevicePlan::launch_norm(Monoid monoid, const DeviceNorm& norm, const Inline<const void*>& grads,
                              CudaStream stream) const {
   if (norm_chunks_size_ == 0) return launch(empty_norm_kernel, 1, 1, 0, stream, norm);
-  const auto kernel = monoid == Monoid::sum_squares ? norm_kernel<SumSquares<double>, true>
-                      : monoid == Monoid::abs_sum   ? norm_kernel<AbsSum<double>, false>
-                                                    : norm_kernel<AbsMax<double>, false>;
-  launch(kernel, norm_chunks_size_, kThreads, 0, stream, tensors_.get(), norm_chunks_.get(), partials_.get(),
-         blocks_done_.get(), norm, grads);
+  const auto kernel = monoid == Monoid::sum_squares ? norm_kernel<SumSquares<double>>
+                      : monoid == Monoid::abs_sum   ? norm_kernel<AbsSum<double>>
+                                                    : norm_kernel<AbsMax<double>>;
+  const NormChunks at{tensors_.get(), norm_chunks_.get(), partials_.get(), blocks_done_.get()};
+  launch(kernel, norm_chunks_size_, kThreads, 0, stream, at, norm, grads);
 }
 
 void DevicePlan::norms_from_host(const void* const* grads, double* out, CudaStream stream) {

@@ -271,6 +271,8 @@ struct Owned {
 std::vector<Owned> owned;  // the last entry counts
 std::mutex owned_mutex;
 
+thread_local unsigned long kernels_run = 0;
+
 }  // namespace
 
 void give_to_device(const void* begin, std::size_t bytes, int device) {
@@ -294,8 +296,11 @@ extern "C" __attribute__((visibility("default"))) void host_cuda_give_to_device(
 
 void launch(unsigned grid, unsigned block, std::size_t shared_bytes, const std::function<void()>& kernel,
             unsigned cluster) {
+  ++kernels_run;
   Runner::own().launch(grid, block, shared_bytes, kernel, cluster);
 }
+unsigned long kernels() { return kernels_run; }
+extern "C" __attribute__((visibility("default"))) unsigned long host_cuda_kernels() { return kernels(); }
 
 void* shared_memory() { return Runner::own().shared(); }
 void* shared_of(unsigned block, void* own) { return Runner::own().shared_of(block, own); }

@@ -69,6 +69,9 @@ unsigned long replayed();
 // How often the host has waited for the device, or copied at once.
 unsigned long waits();
 
+// How many kernels the calling thread has run, by themselves or with a graph.
+unsigned long kernels();
+
 }  // namespace host_cuda
 
 const char* cudaGetErrorString(cudaError_t error);

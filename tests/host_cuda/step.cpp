@@ -366,6 +366,7 @@ void test_attempts(Random& random) {
     // Rows for what the host holds possible: up to three steps less or more than there were.
     const Index least = std::max<Index>(steps - turn % 4, 0), counts = steps - least + 1 + turn % 3;
     std::vector<double> tables[2], now[2];
+    std::vector<Ahead> ahead;
     for (const int i : {0, 1}) {
       for (Index count = least; count < least + counts; ++count) {
         std::vector<double> row = i == 0 ? coefficients<Adam>(false) : coefficients<Sgd>(false);
@@ -373,9 +374,9 @@ void test_attempts(Random& random) {
         if (count == steps) now[i] = row;
         tables[i].insert(tables[i].end(), row.begin(), row.end());
       }
-      (i == 0 ? first : second)
-          .advance_ahead(tables[i].data(), 1, counts, Index(before.taken) + least, nullptr, stream.get());
+      ahead.push_back({tables[i].data(), 1, nullptr});
     }
+    attempts.advance(ahead, counts, Index(before.taken) + least, false, stream.get());
     graph.launch(stream.get());
     if (finite) {
       double norms[2];
@@ -402,11 +403,81 @@ void test_attempts(Random& random) {
   CHECK(steps == 8 && want.scale < 8.0);
 }
 
+// An attempt that takes a flag for the answer, and a scale for each tensor, with coefficients that travel.
+void test_flagged_attempts(Random& random) {
+  Side cuda, cpu;
+  const Twins<float> arrays(random, {33, 257}, 0, &cuda, &cpu);
+  const Guarded<float> grads[] = {random.uniforms<float>(33, -1, 1), random.uniforms<float>(257, -1, 1)};
+  const std::vector<const void*> pointers = {grads[0].data(), grads[1].data()};
+  const int rule = index_of<Sgd>(Rules{});
+  DevicePlan plan(rule, cuda.tensors);
+  StepPlan host(rule, cpu.tensors);
+  DeviceAttempts attempts({&plan}, {kCommonCoefs}, nullptr);
+  const AttemptCounts before = attempts.counts();
+  const std::vector<double> row = coefficients<Sgd>(false);
+  std::vector<double> rows = row;
+  rows.insert(rows.end(), row.begin(), row.end());
+  rows[0] *= 0.5, rows[std::size_t(kCommonCoefs)] *= 0.25;
+  const std::int32_t row_of[] = {0, 1};
+  for (const double found : {1.0, 0.0}) {
+    LossScale scale{8.0, 0.0, 0.0};
+    const double scales[] = {0.5, 0.25};
+    Attempt attempt{std::nullopt, &scale};
+    attempt.found = &found;
+    attempt.scales = {{scales, true}};
+    attempts.advance({{row.data(), 1, nullptr}}, 1, before.taken, true, nullptr);
+    const unsigned long kernels = ::host_cuda::kernels();
+    attempts.step({pointers}, attempt, nullptr);
+    CHECK(::host_cuda::kernels() - kernels == 2 && scale.found_inf == found);
+    if (found == 0.0) host.step(pointers.data(), rows.data(), kCommonCoefs, row_of);
+    arrays.check("flagged SGD");
+  }
+  CHECK(attempts.counts().made - before.made == 2 && attempts.counts().taken - before.taken == 1);
+}
+
+// Gradients of two tensors, aligned for packs or not, divided by a scale; one of them may not be finite.
+template <class S>
+void test_unscale(Random& random, bool aligned, bool finite) {
+  std::vector<Guarded<S>> params, grads, wanted;
+  std::vector<PlanTensor> tensors;
+  std::vector<const void*> pointers;
+  const double inverse = 1.0 / 60.0;
+  for (const Index n : {Index(7), Index(40001)}) {
+    const Index room = (n + 7) / 8 * 8 + (aligned ? 0 : 1);  // what ends at a page begins at 16 bytes, or not
+    params.push_back(any_numbers<S>(random, n));
+    grads.push_back(any_numbers<S>(random, room));
+    for (Index i = 0; i < n; ++i)
+      if (!is_finite(load(grads.back()[i]))) grads.back()[i] = Store<S>::from(Compute<S>(1));
+    if (!finite && n > 7) grads.back()[n - 1] = Store<S>::from(Compute<S>(NAN));
+    wanted.push_back(copy(grads.back()));
+    for (Index i = 0; i < n; ++i)
+      wanted.back()[i] = Store<S>::from(load(wanted.back()[i]) * Compute<S>(inverse));
+    tensors.push_back({params.back().data(), {}, nullptr, n, kDType<S>});
+    pointers.push_back(grads.back().data());
+  }
+  tensors.push_back({params[0].data(), {}, nullptr, 7, kDType<S>});
+  pointers.push_back(nullptr);
+  DevicePlan plan(index_of<Sgd>(Rules{}), tensors), empty(index_of<Sgd>(Rules{}), {});
+  LossScale scale{60.0, 0.0, 0.0};
+  double found = -1.0;
+  DeviceAttempts::unscale({&plan, &empty}, {pointers, {}}, &scale, &found, nullptr);
+  CHECK(found == (finite ? 0.0 : 1.0) && scale.found_inf == found && scale.scale == 60.0);
+  for (std::size_t k = 0; k < grads.size(); ++k)
+    CHECK(std::memcmp(grads[k].data(), wanted[k].data(), std::size_t(tensors[k].n) * sizeof(S)) == 0);
+}
+
 }  // namespace
 
 void test_cuda_step() {
   Random random(11);
+  for (const bool aligned : {false, true})
+    for (const bool finite : {false, true}) {
+      test_unscale<float>(random, aligned, finite);
+      test_unscale<double>(random, aligned, finite);
+      test_unscale<Bf16>(random, aligned, finite);
+    }
   test_attempts(random);
+  test_flagged_attempts(random);
   test_captured(random, 5);
   test_captured(random, 2 * Inline<void*>::kSize + 7);
   test_unprepared(random);

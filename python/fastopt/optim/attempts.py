@@ -6,6 +6,8 @@ device the coefficients for each number that is possible, and the device chooses
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,23 @@ class LossScale:
     def __init__(self, placement: Device, scale: float, growth_tracker: int, found_inf: float = 0.0) -> None:
         self._placement = placement
         self.numbers = placement.numbers(np.array([scale, growth_tracker, found_inf]))
+
+    #: Of gradients that were divided by the scale before the step: one number on the device, not 0 where one of them
+    #: was not finite.
+    found: Any = None
+
+    def undone(self, found: Any) -> LossScale:
+        """Return the same numbers for a step with such gradients."""
+        undone = copy.copy(self)
+        undone.found = found
+        return undone
+
+    def inverse(self) -> Any:
+        """Return what undoes the scale where that is still to be done, else 1."""
+        if self.found is not None:
+            return 1.0
+        with self._placement.current():
+            return 1.0 / self.numbers[0]
 
     def is_beside(self, x: Any) -> bool:
         """Whether an array is on the same device, and of the same library."""
@@ -84,8 +103,10 @@ class Attempts:
         # The rows' numbers after one more step than the host knows of, after two, ...
         self._numbers: list[list[tuple[_Row, dict[str, float]]]] = []
 
-    def advance(self, optimizer: RuleOptimizer, given: list[bool]) -> None:
+    def advance(self, optimizer: RuleOptimizer, given: list[bool], captured: bool = False) -> None:
         """Queue the coefficients of the next attempt, in which these parameters have a gradient.
+
+        Few of them travel with the attempt, unless it is `captured`.
 
         Raises
         ------
@@ -103,7 +124,8 @@ class Attempts:
             active = None if all(given) else optimizer._split(np.array(given))
             tables, numbers = self._ahead(optimizer, active, ahead + 1)
             sets = [plan.sets for plan in self.plans]
-            self._native.advance(tables, sets, ahead + 1, self._taken, self._placement.stream())
+            stream = self._placement.stream()
+            self._native.advance(tables, sets, ahead + 1, self._taken, not captured, stream)
             self._numbers, self._given = numbers, given
             self._queued += 1
         finally:
@@ -134,14 +156,18 @@ class Attempts:
         before: Any,
         norm: Any,
         taken: Any = None,
+        scales: list[Any] | None = None,
     ) -> None:
         """Queue an attempt with the gradients of each plan, as `advance` has announced it.
 
-        `norm` and `taken` are room for the norm of all gradients, with a `max_norm`, and for whether the step was
-        taken; `before` is what the norm is where it was not, None for NaN.
+        `scales` are what to multiply those by where it does not follow from scale and `max_norm`. `norm` and `taken`
+        are room for the norm of all gradients, with a `max_norm`, and for whether the step was taken; `before` is what
+        the norm is where it was not, None for NaN.
         """
         stream = self._placement.stream()
-        self._native.step(grads, max_norm, scale.numbers, before, norm, taken, stream)
+        self._native.step(
+            grads, max_norm, scale.numbers, before, norm, taken, scale.found, scales or [], stream
+        )
 
     def settle(self, optimizer: RuleOptimizer) -> None:
         """Wait for the device, and count the steps that it took."""
@@ -185,20 +211,46 @@ class Attempting:
         if self._movable:
             self._follow()
         plain: bool = isinstance(self._placement, Device) and self.is_plain() and self.by_element
-        return plain and self.eager_setting() is None
+        return plain and self.eager_setting() != "accumulate"
+
+    def unscale(self: Any, grads: list[Any], scale: LossScale) -> Any:
+        """Queue the division of gradients by a scale; return where it is found whether they were finite.
+
+        None, and nothing is queued, of gradients that a step would refuse or copy.
+        """
+        try:
+            views = [None if g is None else self._checked(i, g) for i, g in enumerate(grads)]
+            if any(v is not None and library(v).dense(v) is not v for v in views):
+                return None
+            own = [None if v is None else library(v).unwrap(v) for v in views]
+            plans = self._refresh()
+            captured = self._captured if self._placement.capturing() else None
+            found = self._placement.room(np.float64) if captured is None else captured.found
+            chosen, natives = [plan.select(own) for plan in plans], [plan.native for plan in plans]
+            native().unscale(natives, chosen, scale.numbers, found, self._placement.stream())
+        except (TypeError, ValueError):
+            return None
+        return found
 
     def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
         """Queue a step that the device takes where gradients are finite; return room for whether it did."""
         chosen = [plan.select(grads) for plan in plans]
         for plan, gs in zip(plans, chosen, strict=True):
             plan.native.check(gs)
-        attempts, taken, norm = self._attempts_at(plans), self._placement.room(np.bool_), None
-        before = self.grad_norm
-        if self._max_norm is not None:
+        attempts, taken = self._attempts_at(plans), self._placement.room(np.bool_)
+        before, norm, max_norm, scales = self.grad_norm, None, self._max_norm, None
+        if self._scoped or (max_norm is not None and self._norm_type != 2.0):
+            limit = [plan.ranges for plan in plans] if self._scoped else float(max_norm)
+            found, norm, scales = self._placement.limit_scaled(
+                [plan.native for plan in plans], chosen, limit, self._norm_type, scale.inverse()
+            )
+            max_norm, scale = None, scale if scale.found is not None else scale.undone(found)
+            norm = self._placement.where(scale.found == 0.0, norm, math.nan if before is None else before)
+        elif max_norm is not None:
             norm = self._placement.room(np.float64)
             before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
         attempts.advance(self, [g is not None for g in grads])
-        attempts.step(chosen, self._max_norm, scale, before, norm, taken)
+        attempts.step(chosen, max_norm, scale, before, None if scales else norm, taken, scales)
         self.grad_norm = norm
         return taken
 

@@ -38,11 +38,13 @@ class CapturedStep:
         self._grad_norm: Any = None  # of the last replay
         self._attempts: Attempts | None = None
         self._norm: Any = None
+        self.found: Any = None  # of gradients that a graph unscales before the step
 
     def leave_out(self, optimizer: RuleOptimizer) -> None:
         """Make what steps need besides that the device may leave out."""
         self._attempts = optimizer._attempts_at(self._plans)
         self._norm = self._placement.numbers(np.array(math.nan))
+        self.found = self._placement.room(np.float64)
 
     def record(
         self, optimizer: RuleOptimizer, grads: list[Any], inverse: float | LossScale | None = None
@@ -118,7 +120,7 @@ class CapturedStep:
         optimizer._require_weights()
         plans = optimizer._refresh()
         if self._attempts is not None:
-            self._attempts.advance(optimizer, self._given)
+            self._attempts.advance(optimizer, self._given, captured=True)
             self._keep_norm(optimizer.grad_norm)
             optimizer.grad_norm = self._grad_norm
             return

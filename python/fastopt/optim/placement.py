@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,7 +54,7 @@ class Host:
             if not all(np.isfinite(each).all() for each in norms):
                 return None
             norms = [each * inverse for each in norms]
-        total = _core.joint_norm(np.concatenate(norms).tolist())
+        total = _core.joint_norm(np.concatenate([[], *norms]).tolist())
         tails = []
         for plan, each, own in _zip(plans, norms, ranges):
             params = self._on_host(self.param_norms(plan, len(each))) if own[0].adaptive else None
@@ -198,6 +199,38 @@ class Device(Host):
             scales.append(self._scales(plan, norms, own))
         self._join(each_total, math.inf, total, self._numbers(()))
         return [Tail(1.0, total, scale) for scale in scales]
+
+    def limit_scaled(
+        self,
+        plans: list[Any],
+        grads: list[list[Any]],
+        limit: float | list[list[Range]],
+        order: float,
+        inverse: Any,
+    ) -> tuple[Any, Any, list[Any]]:
+        """Return what is not 0 where a gradient is not finite, the norm times `inverse`, and what scales each plan's.
+
+        `limit` is that of the norm of all gradients, or how ranges of tensors are clipped. Nothing waits, also where
+        `inverse` is on the device.
+        """
+        with self.current():
+            if isinstance(limit, float):
+                norms = [self._queue_norms(plans, grads, order, self._numbers((len(plans),)))]
+            else:
+                norms = [self.norms(plan, gs, own[-1].end) for plan, gs, own in _zip(plans, grads, limit)]
+            found = functools.reduce(operator.add, [(each * 0.0).sum() for each in norms])
+            total, scale = self._numbers(()), self._numbers(())
+            if isinstance(limit, float):
+                joined = norms[0].sum() if order == 1.0 else norms[0].max()
+                self._join((joined * inverse).reshape(1), limit, total, scale)
+                return found, total, [scale * inverse] * len(plans)
+            norms = [each * inverse for each in norms]
+            each_total = self._numbers((len(plans),))
+            for i, each in enumerate(norms):
+                self._join(each, math.inf, each_total[i : i + 1], scale)
+            self._join(each_total, math.inf, total, scale)
+            scales = [self._scales(plan, each, own) for plan, each, own in _zip(plans, norms, limit)]
+            return found, total, [each * inverse for each in scales]
 
     def _scales(self, plan: Any, norms: Any, ranges: list[Range]) -> Any:
         """Return what scales each tensor of a plan, whose norms these are."""

@@ -325,7 +325,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
             found = self._tails(plans, chosen, inverse)
             if found is None:
                 return False
-            tails = found
+            tails = found or tails
         elif len(plans) > 1:  # a plan must not refuse after another has stepped
             for plan, gs in zip(plans, chosen, strict=True):
                 plan.native.check(gs)
@@ -437,7 +437,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
             plans = self._build(kinds)
         self._scoped = self._clip_scope != "global" or self._clips_by_units()
         if self._scoped:
-            groups = [self._rows[r].group for r in self._row_of]
+            groups = [self._known_rows[r].group for r in self._row_of]
             for plan in plans:
                 sizes = plan.parts or [1] * len(plan.index)
                 plan.ranges = self._ranges([groups[i] for i in plan.index], sizes)

@@ -30,13 +30,17 @@ _HALF = ("float16", "bfloat16")
 
 
 class _Use:
-    """What was done with one optimizer since the last update: found_inf is None before its gradients were checked."""
+    """What was done with one optimizer since the last update: found_inf is None before its gradients were checked.
 
-    __slots__ = ("found_inf", "stepped")
+    Of gradients that were unscaled on a device, `found` is where it is found whether they were finite.
+    """
+
+    __slots__ = ("found", "found_inf", "stepped")
 
     def __init__(self) -> None:
         self.found_inf: bool | None = None
         self.stepped = False
+        self.found: Any = None
 
 
 class GradScaler:
@@ -56,10 +60,10 @@ class GradScaler:
     averages or step counts.
 
     On a GPU neither a step nor an update waits for the answer: scale and growth tracker move there with the first step,
-    the step's kernels leave it out by themselves, and the host counts the steps when it is asked for them. Then
-    `get_scale` and `state_dict` wait, and so does what such kernels cannot do: `unscale_`, optimizers that look at
-    whole parameters or have numbers beside the step count while an earlier step is under way, `accumulate`, and
-    clipping other than by value and by the L2 norm of all gradients.
+    the step's kernels leave it out by themselves, and the host counts the steps when it is asked for them; `unscale_`
+    does not wait either. Then `get_scale` and `state_dict` wait, and so does what such kernels cannot do: optimizers
+    that look at whole parameters or have numbers beside the step count while an earlier step is under way, and
+    `accumulate`.
 
     Parameters
     ----------
@@ -150,7 +154,8 @@ class GradScaler:
     def unscale_(self, optimizer: Optimizer, grads: Any = None) -> None:
         """Divide gradients by the scale in place, for code that looks at them before `step`.
 
-        `step` does without: it undoes the scale and clips in the update itself.
+        `step` does without: it undoes the scale and clips in the update itself. On a GPU this waits only for gradients
+        that are not C-contiguous, and of optimizers whose steps wait.
 
         Parameters
         ----------
@@ -182,6 +187,11 @@ class GradScaler:
                 )
             if not is_device_array(a) and not a.flags.writeable:
                 raise ValueError(f"unscale_: {label} is read-only")
+        if _is_rule(optimizer) and optimizer.skips_on_device():
+            use.found = optimizer.unscale(optimizer._gather(grads), self._beside(optimizer))
+        if use.found is not None:
+            use.found_inf = False  # what there is to find is found on the device
+            return
         use.found_inf = not _all_finite(arrays)
         scale_in_place([a for _, a in arrays], 1.0 / self._read()[0])
 
@@ -222,8 +232,10 @@ class GradScaler:
         use = self._use(optimizer)
         if use.stepped:
             raise RuntimeError("step: already called for this optimizer since the last update()")
-        if use.found_inf is not None:
-            ran = not use.found_inf
+        if use.found is not None and _is_rule(optimizer) and optimizer.skips_on_device():
+            ran = optimizer.step_scaled(grads, self._beside(optimizer).undone(use.found))
+        elif use.found_inf is not None:
+            ran = not (use.found_inf if use.found is None else use.found.tolist())
             if ran:
                 optimizer.step(grads)  # type: ignore[attr-defined]
         elif _is_rule(optimizer) and optimizer.skips_on_device():
