@@ -1,4 +1,4 @@
-"""Products that leave out what is zero for a whole tile: the same bits, infinities and NaNs as without.
+"""Products that leave out what is zero in two rows or four columns: the same bits, infinities and NaNs as without.
 
 Every other row or column of `crowded` operands is full, so that no tile of theirs may leave anything out; each other
 row or column of the product must have the bits that it has where tiles may.

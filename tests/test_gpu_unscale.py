@@ -196,6 +196,38 @@ def test_other_kinds_of_clipping(
         twins.check()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"max_norm": 1.0, "clip_scope": "group"}, {"max_norm": 1.0, "norm_type": 1.0}, {"max_norm": 1.0}],
+)
+def test_a_norm_of_a_step_that_the_host_knew(cp: Any, options: dict[str, Any]) -> None:
+    results = []
+    for module in (cp, np):
+        w = module.ones(5, np.float32)
+        opt = fo.optim.SGD([w], lr=0.125, **options)
+        scaler = fo.optim.GradScaler(init_scale=4.0)
+        scaler.get_scale()
+        opt.step_scaled([module.full(5, 2.0, np.float32)], 0.5)
+        for max_norm in (1.0, None):
+            if "clip_scope" in options:
+                opt.param_groups[0]["max_norm"] = max_norm
+            else:
+                opt.max_norm = max_norm
+            scaler.step(opt, [module.full(5, 8.0, np.float32)])
+            scaler.update()
+        results.append(w if module is np else w.get())
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_one_gradient_of_two_parameters_is_divided_twice(cp: Any) -> None:
+    g = cp.full(70, 64.0, np.float32)
+    opt = fo.optim.SGD([cp.ones(70, np.float32), cp.ones(70, np.float32)], lr=1.0)
+    scaler = fo.optim.GradScaler(init_scale=8.0)
+    scaler.get_scale()
+    scaler.unscale_(opt, [g, g])
+    np.testing.assert_array_equal(g.get(), np.full(70, 1.0, np.float32))
+
+
 @pytest.mark.usefixtures("fused")
 def test_an_update_without_a_step(cp: Any) -> None:
     """What was found backs the scale off; the step after the next unscaling knows nothing of it."""

@@ -60,6 +60,7 @@ void matmul(const py::object& x_, const py::object& y_, const py::object& out_, 
     one.a.data = moved(args.a.data, batch_offset(x.view, index));
     one.b.data = moved(args.b.data, batch_offset(y.view, index));
     one.c = moved(args.c, batch_offset(out.view, index));
+    one.zeros = kernels().gemm[int(dtype)].find_zeros(one);
     run_gemm_task(dtype, one, tasks, task % tasks.count);
   });
 }

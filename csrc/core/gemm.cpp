@@ -11,8 +11,8 @@ namespace {
 
 thread_local Buffer scratch, shared_a, shared_b;
 
-constexpr Index kListedRows = 2;    // rows that share a list of steps
-constexpr Index kListedPanels = 4;  // of columns that a tile of them spans
+constexpr Index kListedPanels = 4;  // of columns of a task where rows of A are often zero
+constexpr Index kListedRows = 4;    // of which a task has a multiple where steps are left out
 constexpr Index kShortRows = 64;    // below them packing the columns once more is too much
 constexpr double kTaskWork = 8e5;   // multiplications, some 8 us
 
@@ -40,11 +40,13 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
     return {rows, columns, row_blocks, row_blocks ? row_blocks * cuts_of(args.n, columns) : 0};
   };
   // Lists of steps serve all columns of their rows, or all rows of their columns.
-  if (args.zeros == Zeros::columns) return cut(tiles * kernel.rows, cuts_of(panels, wanted) * unit);
-  if (args.zeros == Zeros::rows && wanted > 1) {
-    const Index columns = kListedPanels * kernel.columns, column_cuts = cuts_of(args.n, columns);
-    const Index row_cuts = cuts_of(std::min<Index>(wanted, threads), column_cuts);
-    return cut(cuts_of(cuts_of(args.m, row_cuts), kListedRows) * kListedRows, columns);
+  if (args.zeros != Zeros::none && wanted > 1) {
+    const bool few_rows = args.zeros == Zeros::rows;
+    const Index width = few_rows ? kListedPanels * kernel.columns : kernel.columns;
+    const Index column_cuts = std::min(cuts_of(args.n, width), wanted);
+    const Index row_cuts = cuts_of(few_rows ? std::min<Index>(wanted, threads) : wanted, column_cuts);
+    return cut(cuts_of(cuts_of(args.m, row_cuts), kListedRows) * kListedRows,
+               cuts_of(cuts_of(args.n, kernel.columns), column_cuts) * kernel.columns);
   }
   // Each cut between rows packs all columns once more, and each cut between columns packs all rows where
   // there are many.

@@ -21,9 +21,9 @@ constexpr Index kBiasColumns = 512;           // of a task that sums a bias's gr
 constexpr Index kDeepBytes = Index(1) << 18;  // of X from which on reading it again and again counts
 constexpr Index kDeepRows = 264;              // of a task then: a block of the gemm driver
 constexpr Index kFewRows = 8;                 // of a register tile that is still a good one
-// Rows of a task, a multiple of these, and tasks of a thread, where steps are left out; columns listed
+// Rows of a task, a multiple of these, and tasks of a thread, where steps are left out; panels listed
 // together.
-constexpr Index kSparseRows = 32, kSparseTasks = 2, kListedPanels = 4;
+constexpr Index kSparseRows = 16, kSparseTasks = 2, kPanelsTogether = 4;
 // Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
 constexpr Index kSerialProducts = Index(1) << 21, kUpdateProducts = 16;
 
@@ -39,8 +39,8 @@ char* beside(const void* p, char* memory) {
 }  // namespace
 
 // Rows and columns of a task of a layer's weight. Its rows are updated as soon as it has their gradient; but
-// where a batch outgrows the second-level cache, tasks read their own columns of it only, and the gradient is
-// kept for updates of whole rows.
+// where a batch outgrows the second-level cache, or lists of steps have no room for rows enough, tasks read
+// their own columns of it only, and the gradient is kept for updates of whole rows.
 Program::Share Program::share_of(const PlacedLayer& layer, Index batch, int threads) const {
   const GemmKernels& kernel = kernels().gemm[int(dtype_)];
   const Index room = kPieceBytes / item_;
@@ -162,7 +162,7 @@ bool Program::begin_weights(Index rows) {
 void Program::make_lists(const PlacedLayer& layer, Index rows, bool parallel) const {
   const GemmKernels& kernel = kernels().gemm[int(dtype_)];
   const GemmArgs args = weight_args(layer, rows);
-  const Index columns = kListedPanels * kernel.columns;
+  const Index columns = kPanelsTogether * kernel.columns;
   parallel_for(pieces(layer.in, columns), parallel, [&](Index i) {
     kernel.make_lists(args, i * columns, std::min((i + 1) * columns, layer.in), layer.lists);
   });

@@ -1,7 +1,6 @@
 // A group of floats as bytes under one exponent, and back.
 #pragma once
 
-#include "core/packing.hpp"
 #include "cpu/loops.hpp"
 #include "formulas/packed.hpp"
 

@@ -23,18 +23,32 @@ FO_HD bool worth_leaving_out(Index left, Index steps) { return 5 * left <= 3 * s
 
 using Step = std::uint16_t;
 
-// A bit for each of the lanes at x that is not zero.
+// Of either sign: a term of zero changes no sum but one of -0, which a tile makes +0 at its end.
 template <class T>
-FO_HD unsigned nonzero_lanes(const T* x) {
+inline constexpr Bits<T> kUnsigned = ~Bits<T>(0) >> 1;
+
+// A bit for each lane of words that is not zero.
+template <class T>
+FO_HD unsigned nonzero_words(typename Simd<T>::Words words) {
 #if defined(__AVX512F__)
-  const __m512i bits = __m512i(load_vector(x));
-  if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask(bits, bits);
-  return _mm512_test_epi64_mask(bits, bits);
+  const __m512i rest = __m512i(kUnsigned<T> - typename Simd<T>::Words{});
+  if constexpr (sizeof(T) == 4) return _mm512_test_epi32_mask(__m512i(words), rest);
+  return _mm512_test_epi64_mask(__m512i(words), rest);
 #else
   unsigned mask = 0;
-  for (int l = 0; l < kZeroLanes<T>; ++l) mask |= unsigned(to_bits(x[l]) != 0) << l;
+  for (int l = 0; l < Simd<T>::size; ++l) mask |= unsigned((words[l] & kUnsigned<T>) != 0) << l;
   return mask;
 #endif
+}
+
+// A bit for each of the kZeroLanes at x that is not zero.
+template <class T>
+FO_HD unsigned nonzero_lanes(const T* x) {
+  constexpr int W = Simd<T>::size;
+  unsigned mask = 0;
+  for (int l = 0; l < kZeroLanes<T>; l += W)
+    mask |= nonzero_words<T>(typename Simd<T>::Words(load_vector(x + l))) << l;
+  return mask;
 }
 
 // The steps of n where any lane of a list is not zero, for each of kZeroLists lists that are `room` apart.
@@ -55,14 +69,8 @@ static void steps_of_lanes(const T* x, Index step_stride, Index n, Index room, S
 // Appends the steps from `first` on whose word is not zero.
 template <class T>
 FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps) {
-  constexpr int W = Simd<T>::size;
 #if defined(__AVX512F__)
-  unsigned mask;
-  if constexpr (W == 16) {
-    mask = _mm512_test_epi32_mask(__m512i(words), __m512i(words));
-  } else {
-    mask = _mm512_test_epi64_mask(__m512i(words), __m512i(words));
-  }
+  const unsigned mask = nonzero_words<T>(words);
   const __m512i all = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                        _mm512_set1_epi32(int(first)));
   const __m256i left =
@@ -71,9 +79,9 @@ FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps
   return __builtin_popcount(mask);
 #else
   Index count = 0;
-  for (int j = 0; j < W; ++j) {
+  for (int j = 0; j < Simd<T>::size; ++j) {
     steps[count] = Step(first + j);
-    count += words[j] != 0;
+    count += (words[j] & kUnsigned<T>) != 0;
   }
   return count;
 #endif
@@ -93,7 +101,7 @@ static Index steps_of_rows(const T* x, Index lane_stride, Index lanes, Index n, 
     Bits<T> bits = 0;
     for (Index l = 0; l < lanes; ++l) bits |= to_bits(x[l * lane_stride + i]);
     steps[count] = Step(i);
-    count += bits != 0;
+    count += (bits & kUnsigned<T>) != 0;
   }
   return count;
 }

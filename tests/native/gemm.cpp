@@ -25,7 +25,8 @@ struct Matrix {
   Operand operand;
   Index rows, columns;
 
-  Matrix(Random& random, Index rows_, Index columns_, Layout layout) : rows(rows_), columns(columns_) {
+  Matrix(Random& random, Index rows_, Index columns_, Layout layout, bool sparse)
+      : rows(rows_), columns(columns_) {
     Index row = columns, col = 1, first = 0;
     switch (layout) {
       case Layout::rows:
@@ -50,7 +51,10 @@ struct Matrix {
     memory = Guarded<T>(empty ? 0 : last + 1, std::numeric_limits<T>::quiet_NaN());
     operand = {empty ? memory.data() : memory.data() + first, row, col};
     for (Index i = 0; i < rows; ++i)
-      for (Index j = 0; j < columns; ++j) memory[first + i * row + j * col] = T(random.integer(4));
+      for (Index j = 0; j < columns; ++j) {
+        const T zero = random.below(2) ? T(0) : -T(0);
+        memory[first + i * row + j * col] = sparse && random.below(5) ? zero : T(random.integer(4));
+      }
   }
 
   double at(Index i, Index j) const {
@@ -62,9 +66,9 @@ struct Matrix {
 template <class T>
 class Product {
  public:
-  Product(Random& random, Index m, Index n, Index k, Layout a, Layout b)
-      : a_(random, m, k, a),
-        b_(random, k, n, b),
+  Product(Random& random, Index m, Index n, Index k, Layout a, Layout b, Zeros zeros = Zeros::none)
+      : a_(random, m, k, a, zeros == Zeros::rows),
+        b_(random, k, n, b, zeros == Zeros::columns),
         padding_(random.below(4)),
         before_(random.integers<T>(m * n, 4)),
         c_(m * n == 0 ? 0 : (m - 1) * (n + padding_) + n, kGap),
@@ -279,8 +283,39 @@ void check_ways_to_multiply(Random& random) {
   }
 }
 
+// Operands of which a fifth is not zero; lists of B's columns that all tasks share.
+template <class T>
+void check_zeros(Random& random) {
+  const GemmKernels& kernel = kernels().gemm[int(kDType<T>)];
+  constexpr Index kSparse[][3] = {{64, 150, 300}, {37, 71, 1100}, {301, 65, 99}, {18, 600, 40}};
+  for (const auto& [m, n, k] : kSparse) {
+    Product<T> rows(random, m, n, k, Layout::padded_rows, Layout::columns, Zeros::rows);
+    rows.add_beta(random.integer(1)), rows.add_bias();
+    CHECK(kernel.find_zeros(rows.args) != Zeros::columns);
+    run_and_check(rows, 0);
+    Product<T> columns(random, m, n, k, Layout::columns, Layout::padded_rows, Zeros::columns);
+    columns.add_beta(random.integer(1)), columns.add_activation(0);
+    run_and_check(columns, 0);
+    GemmArgs args = columns.args;
+    args.zeros = kernel.find_zeros(args);
+    const Guarded<char> lists(kernel.lists_bytes(args));
+    if (lists.size() == 0) continue;
+    const Index width = 2 * kernel.columns, height = 16;
+    parallel_for((n + width - 1) / width, true, [&](Index i) {
+      kernel.make_lists(args, i * width, std::min((i + 1) * width, n), lists.data());
+    });
+    args.lists = lists.data();
+    columns.reset();
+    parallel_for((m + height - 1) / height, true, [&](Index i) {
+      kernel.run(args, i * height, std::min((i + 1) * height, m), 0, n, gemm_scratch());
+    });
+    columns.check(0);
+  }
+}
+
 template <class T>
 void check_type(Random& random) {
+  check_zeros<T>(random);
   check_every_layout<T>(random);
   check_every_activation<T>(random);
   check_ways_to_multiply<T>(random);
@@ -307,6 +342,7 @@ void test_gemm() {
       Random random(std::uint64_t(t) + 6);
       for (int i = 0; i < 40; ++i) check_random_product<float>(random), check_random_product<double>(random);
       check_blocks<float>(random);
+      check_zeros<float>(random);
     });
   });
 }

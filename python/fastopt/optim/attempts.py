@@ -216,21 +216,24 @@ class Attempting:
     def unscale(self: Any, grads: list[Any], scale: LossScale) -> Any:
         """Queue the division of gradients by a scale; return where it is found whether they were finite.
 
-        None, and nothing is queued, of gradients that a step would refuse or copy.
+        None, and nothing is queued, of gradients that a step would refuse or copy, and where one array is several.
         """
-        try:
-            views = [None if g is None else self._checked(i, g) for i, g in enumerate(grads)]
-            if any(v is not None and library(v).dense(v) is not v for v in views):
+        with self._lock:
+            try:
+                views = [None if g is None else self._checked(i, g) for i, g in enumerate(grads)]
+                given = [v for v in views if v is not None]
+                begins = [library(v).address(v) for v in given if v.size]
+                if any(library(v).dense(v) is not v for v in given) or len(set(begins)) < len(begins):
+                    return None
+                own = [None if v is None else library(v).unwrap(v) for v in views]
+                plans = self._refresh()
+                captured = self._captured if self._placement.capturing() else None
+                found = self._placement.room(np.float64) if captured is None else captured.found
+                chosen, natives = [plan.select(own) for plan in plans], [plan.native for plan in plans]
+                native().unscale(natives, chosen, scale.numbers, found, self._placement.stream())
+            except (TypeError, ValueError):
                 return None
-            own = [None if v is None else library(v).unwrap(v) for v in views]
-            plans = self._refresh()
-            captured = self._captured if self._placement.capturing() else None
-            found = self._placement.room(np.float64) if captured is None else captured.found
-            chosen, natives = [plan.select(own) for plan in plans], [plan.native for plan in plans]
-            native().unscale(natives, chosen, scale.numbers, found, self._placement.stream())
-        except (TypeError, ValueError):
-            return None
-        return found
+            return found
 
     def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
         """Queue a step that the device takes where gradients are finite; return room for whether it did."""
@@ -246,9 +249,12 @@ class Attempting:
             )
             max_norm, scale = None, scale if scale.found is not None else scale.undone(found)
             norm = self._placement.where(scale.found == 0.0, norm, math.nan if before is None else before)
+            before = None
         elif max_norm is not None:
             norm = self._placement.room(np.float64)
             before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
+        else:
+            before = None
         attempts.advance(self, [g is not None for g in grads])
         attempts.step(chosen, max_norm, scale, before, None if scales else norm, taken, scales)
         self.grad_norm = norm
