@@ -6,8 +6,9 @@
 #   benchmarks/gpu_check.sh build kernels       # which kernels the calls that KERNELS names launch: "784-256-10", "linear"
 #
 # Each stage has a budget in seconds, and all of them together end within nine minutes: BUDGET_BENCH=300 and the like give
-# a stage more, GPU_CHECK_SECONDS the whole. BENCH="optim train" chooses benchmarks, PYTHON the interpreter. Results go to
-# $OUT (benchmarks/results by default) as cuda_*.csv, with the log beside them; a short table comes last.
+# a stage more, GPU_CHECK_SECONDS the whole. BENCH="optim train" chooses benchmarks, CHECKED="" lets compute-sanitizer watch
+# all tests of the device in place of a choice, PYTHON the interpreter. Results go to $OUT (benchmarks/results by default)
+# as cuda_*.csv, with the log beside them; a short table comes last.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -96,10 +97,12 @@ stage_tests() {
 
 # The tests' kernels at small sizes; the checks make each launch tens of times slower.
 stage_sanitize() {
-  local tool status=0 checked="AdamW or RMSprop or dropout or softmax or cross_entropy or linear"
+  local tool status=0 files=(tests/test_gpu.py)
+  local checked=${CHECKED-"AdamW or RMSprop or dropout or softmax or cross_entropy or linear"}
+  [ -n "$checked" ] || files=(tests/test_gpu*.py)
   for tool in memcheck racecheck; do
     FASTOPT_GPU_SHORT=1 at_most=$(($1 / 2)) limited compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m pytest -q -x -W default -p no:cacheprovider -m gpu tests/test_gpu.py -k "$checked" || status=1
+      "$python" -m pytest -q -x -W default -p no:cacheprovider -m gpu "${files[@]}" -k "$checked" || status=1
     grep -h "ERROR SUMMARY" "$work/part.log" | sed "s/^=* */$tool: /"
   done
   return $status
