@@ -39,8 +39,8 @@ char* beside(const void* p, char* memory) {
 }  // namespace
 
 // Rows and columns of a task of a layer's weight. Its rows are updated as soon as it has their gradient; but
-// where a batch outgrows the second-level cache, or lists of steps have no room for rows enough, tasks read
-// their own columns of it only, and the gradient is kept for updates of whole rows.
+// where a batch outgrows the second-level cache, or rows are too long for a task that leaves out steps, tasks
+// read their own columns of it only, and the gradient is kept for updates of whole rows.
 Program::Share Program::share_of(const PlacedLayer& layer, Index batch, int threads) const {
   const GemmKernels& kernel = kernels().gemm[int(dtype_)];
   const Index room = kPieceBytes / item_;
