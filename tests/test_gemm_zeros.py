@@ -28,9 +28,9 @@ SHAPES = [
 
 
 def empty_parts(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Zeros in most columns of x, others for some of its rows, as images have; some of them negative."""
+    """Zeros in most runs of columns of x, others for some of its rows, as images have; some of them negative."""
     rows, columns = x.shape
-    x = x * (rng.random(columns) < 0.4)
+    x = x * np.repeat(rng.random(columns // 8 + 1) < 0.3, 8)[:columns]
     for begin in range(0, rows, 16):
         x[begin : begin + 16] *= rng.random(columns) < 0.5
     return x

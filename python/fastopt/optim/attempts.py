@@ -241,20 +241,18 @@ class Attempting:
         for plan, gs in zip(plans, chosen, strict=True):
             plan.native.check(gs)
         attempts, taken = self._attempts_at(plans), self._placement.room(np.bool_)
-        before, norm, max_norm, scales = self.grad_norm, None, self._max_norm, None
+        max_norm, known = self._max_norm, self.grad_norm
+        before = norm = scales = None
         if self._scoped or (max_norm is not None and self._norm_type != 2.0):
             limit = [plan.ranges for plan in plans] if self._scoped else float(max_norm)
             found, norm, scales = self._placement.limit_scaled(
                 [plan.native for plan in plans], chosen, limit, self._norm_type, scale.inverse()
             )
             max_norm, scale = None, scale if scale.found is not None else scale.undone(found)
-            norm = self._placement.where(scale.found == 0.0, norm, math.nan if before is None else before)
-            before = None
+            norm = self._placement.where(scale.found == 0.0, norm, math.nan if known is None else known)
         elif max_norm is not None:
             norm = self._placement.room(np.float64)
-            before = self._placement.numbers(np.array(before)) if isinstance(before, float) else before
-        else:
-            before = None
+            before = self._placement.numbers(np.array(known)) if isinstance(known, float) else known
         attempts.advance(self, [g is not None for g in grads])
         attempts.step(chosen, max_norm, scale, before, None if scales else norm, taken, scales)
         self.grad_norm = norm
