@@ -191,6 +191,29 @@ def test_batches_of_thousands_change_no_bit(threads):
     check_threads(threads, lambda: trained(sizes=sizes, batch=2100, fuse_update=True))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_through_all_layers_of_a_small_network_change_no_bit(threads, dtype):
+    """Several threads take their rows through all layers, which follow one another on one thread."""
+    sizes = (60, 96, 40, 12)
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1200, sizes[0])).astype(dtype)
+    y = rng.integers(0, sizes[-1], len(x))
+
+    def run():
+        modules = []
+        for (a, b), act in zip(itertools.pairwise(sizes), (nn.ReLU(), nn.GELU(), nn.Identity()), strict=True):
+            modules += [nn.Linear(a, b), act, nn.Dropout(0.2), nn.Tanh()]
+        model = seeded(nn.Sequential(*modules, nn.LogSoftmax(-1)), dtype)
+        opt = optim.AdamW(model.parameters(), lr=0.01)
+        step = fastopt.compile(model, nn.NLLLoss(), opt)
+        fastopt.manual_seed(3)
+        losses = step.run(x, y, 500, epochs=2, shuffle=True, seed=1)
+        arrays = {str(i): a for i, a in enumerate(snapshot(model, opt))}
+        return {"losses": losses, "outputs": step.predict(x), **arrays}
+
+    check_threads(threads, run)
+
+
 def test_a_row_too_long_for_the_room_is_cut():
     """260 KiB of float64 a row: tasks of a few rows take some columns at a time."""
     sizes = (33003, 14, 3)

@@ -14,7 +14,7 @@ thread_local Buffer scratch, shared_a, shared_b;
 constexpr Index kListedPanels = 4;  // of columns of a task where rows of A are often zero
 constexpr Index kListedRows = 4;    // of which a task has a multiple where steps are left out
 constexpr Index kShortRows = 64;    // below them packing the columns once more is too much
-constexpr double kTaskWork = 8e5;   // multiplications, some 8 us
+constexpr double kTaskWork = 1e6;   // bytes of factors that are multiplied, some 4 us
 
 Index cuts_of(Index n, Index size) { return (n + size - 1) / size; }
 
@@ -32,7 +32,7 @@ GemmTasks cut_gemm(DType dtype, const GemmArgs& args, int threads) {
   const Index unit = args.n < threads * kernel.columns ? kernel.columns / 2 : kernel.columns;
   const Index panels = cuts_of(args.n, unit), tiles = cuts_of(args.m, kernel.rows);
   // Several tasks a thread, so that a late thread delays nobody, but none that is not worth handing over.
-  const double work = double(args.m) * double(args.n) * double(args.k);
+  const double work = double(args.m) * double(args.n) * double(args.k) * double(item_bytes(dtype));
   const Index wanted =
       threads > 1 ? std::clamp<Index>(Index(work / kTaskWork), 1, kTasksPerThread * threads) : 1;
   const auto cut = [&](Index rows, Index columns) -> GemmTasks {

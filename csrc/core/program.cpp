@@ -15,6 +15,9 @@ namespace {
 
 constexpr Index kLine = 64;
 constexpr Index kRowsAhead = 2, kMostAhead = 4096;  // of samples that are gathered
+// Where tasks take their rows through all layers: bytes of the weights at most, bytes of factors at least,
+// and a task's rows.
+constexpr Index kThroughBytes = Index(1) << 17, kThroughWork = Index(1) << 21, kFewRows = 32, kManyRows = 128;
 
 }  // namespace
 
@@ -29,6 +32,8 @@ Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const
       fused_ = fused_ || !p->grad;
     }
     dropouts_ += layer.dropout;
+    has_norms_ = has_norms_ || layer.kind == LayerKind::batch_norm;
+    if (layer.kind == LayerKind::linear) weight_items_ += layer.in * layer.out;
     layers_.push_back({layer});
   }
   lowest_ = lowest_trained(layers_);
@@ -67,53 +72,78 @@ void Program::reserve(Index rows) {
 
 // Forward ------------------------------------------------------------------------------------------------
 
-void Program::forward(const void* x, Index rows, bool training, void* out) {
+// Rows of a task that takes its part of the batch through all layers, so that a thread reads what it has
+// written itself and waits for others but once. 0: one layer after the other, all threads together. So it is
+// where rows depend on one another, and where packing all weights in each task takes too long.
+Index Program::rows_through(Index rows) const {
+  const Index threads = num_threads(), bytes = weight_items_ * item_;
+  if (threads == 1 || has_norms_ || bytes > kThroughBytes || rows * bytes < kThroughWork) return 0;
+  const Index tasks = threads * pieces(rows, threads * kManyRows);
+  const Index share = std::max((pieces(rows, tasks) + 3) / 4 * 4, kFewRows);
+  return share < rows ? share : 0;
+}
+
+// What each layer reads and writes in a batch of so many rows.
+void Program::begin_forward(const void* x, Index rows, bool training, void* out) {
   for (PlacedLayer& layer : layers_) {
     layer.input = x;
-    void* const y = out && &layer == &layers_.back() ? out : layer.output;
-    layer.result = y;
-    switch (layer.kind) {
-      case LayerKind::linear:
-        forward_linear(layer, rows, training);
-        break;
-      case LayerKind::pointwise:
-        forward_pointwise(layer, rows * layer.out, y);
-        break;
-      case LayerKind::batch_norm:
-        forward_batch_norm(layer, rows);
-        break;
-      default: {
-        const SoftmaxArgs args{x, y, layer.out};
-        const RowKernels& row = kernels().rows[int(dtype_)];
-        const auto kernel = layer.kind == LayerKind::softmax ? row.softmax : row.log_softmax;
-        run_chunks(rows, row_chunk(layer.out), rows * layer.out,
-                   [&](Index begin, Index end) { kernel(args, begin, end); });
-      }
+    layer.result = out && &layer == &layers_.back() ? out : layer.output;
+    if (layer.kind == LayerKind::linear) {
+      layer.product = forward_args(layer, rows, training);
+      layer.product.bf16 = bf16_;
+    } else if (layer.kind == LayerKind::pointwise) {
+      layer.x = layer.input;
+      layer.y = layer.result;
+      if (layer.activation < 0 && !layer.mask.on) layer.result = layer.input;
     }
     x = layer.result;
   }
-  if (out && x != out) std::memcpy(out, x, std::size_t(rows * this->out() * item_));
 }
 
-void Program::forward_linear(PlacedLayer& layer, Index rows, bool training) {
-  GemmArgs args = forward_args(layer, rows, training);
-  args.bf16 = bf16_;
-  gemm(dtype_, args);
-}
-
-// An activation, a dropout, or neither: then the result is the input.
-void Program::forward_pointwise(PlacedLayer& layer, Index size, void* y) {
-  const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
-  layer.x = layer.input;
-  layer.y = y;
-  if (layer.activation >= 0) {
-    const ActivationArgs args{layer.activation, layer.params, layer.input, nullptr, 1, y};
-    run_chunks(size, kChunk, size, [&](Index begin, Index end) { kernel.activation(args, begin, end); });
-  } else if (layer.mask.on) {
-    const DropoutArgs args = mask_args(layer.mask, layer.input, y);
-    run_chunks(size, kChunk, size, [&](Index begin, Index end) { kernel.dropout(args, begin, end); });
+// `fetch` brings rows of x where begin_forward was told they are.
+void Program::forward(Index rows, void* out, const Fetch& fetch) {
+  if (const Index some = rows_through(rows)) {
+    parallel_for(pieces(rows, some), true, [&](Index i) {
+      const Index begin = i * some, end = std::min(rows, begin + some);
+      if (fetch) fetch(begin, end);
+      for (const PlacedLayer& layer : layers_) forward_rows(layer, begin, end);
+    });
   } else {
-    layer.result = layer.input;
+    if (fetch) fetch(0, rows);
+    for (PlacedLayer& layer : layers_) {
+      if (layer.kind == LayerKind::linear)
+        gemm(dtype_, layer.product);
+      else if (layer.kind == LayerKind::batch_norm)
+        forward_batch_norm(layer, rows);
+      else
+        run_chunks(rows, row_chunk(layer.out), rows * layer.out,
+                   [&](Index begin, Index end) { forward_rows(layer, begin, end); });
+    }
+  }
+  const void* const result = layers_.back().result;
+  if (out && result != out) std::memcpy(out, result, std::size_t(rows * this->out() * item_));
+}
+
+// Rows of a layer that is no batch normalisation.
+void Program::forward_rows(const PlacedLayer& layer, Index begin, Index end) const {
+  if (layer.kind == LayerKind::linear) {
+    GemmArgs args = layer.product, part = args;
+    part.m = end - begin;
+    part.a.data = static_cast<const char*>(args.a.data) + begin * args.a.row * item_;
+    args.zeros = kernels().gemm[int(dtype_)].find_zeros(part);
+    run_gemm(dtype_, args, begin, end, 0, args.n);
+  } else if (layer.kind == LayerKind::pointwise) {
+    const ElementwiseKernels& kernel = kernels().elementwise[int(dtype_)];
+    void* const y = const_cast<void*>(layer.y);
+    if (layer.activation >= 0)
+      kernel.activation({layer.activation, layer.params, layer.input, nullptr, 1, y}, begin * layer.out,
+                        end * layer.out);
+    else if (layer.mask.on)
+      kernel.dropout(mask_args(layer.mask, layer.input, y), begin * layer.out, end * layer.out);
+  } else {
+    const RowKernels& row = kernels().rows[int(dtype_)];
+    const auto kernel = layer.kind == LayerKind::softmax ? row.softmax : row.log_softmax;
+    kernel({layer.input, const_cast<void*>(layer.result), layer.out}, begin, end);
   }
 }
 
@@ -181,7 +211,14 @@ void Program::begin_backward(Index l, Index begin, Index end) {
 
 // The gradients by the results of all operations, from the last layer down to the lowest that is trained.
 void Program::backward(Index rows) {
-  for (Index l = Index(layers_.size()) - 1; l > lowest_; --l) backward_layer(l, rows);
+  const Index top = Index(layers_.size()) - 1;
+  if (const Index some = rows_through(rows); some && lowest_ < top)
+    parallel_for(pieces(rows, some), true, [&](Index i) {
+      const Index begin = i * some, end = std::min(rows, begin + some);
+      for (Index l = top; l > lowest_; --l) backward_rows(l, rows, begin, end);
+    });
+  else
+    for (Index l = top; l > lowest_; --l) backward_layer(l, rows);
   if (lowest_ < Index(layers_.size()) && layers_[std::size_t(lowest_)].kind == LayerKind::batch_norm)
     sum_batch_norm(layers_[std::size_t(lowest_)], rows, false);
 }
@@ -202,24 +239,36 @@ void Program::backward_telling(Index rows, const Ready& ready) {
 }
 
 void Program::backward_layer(Index l, Index rows) {
-  PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
-  const Index size = rows * below.out;
-  if (layer.kind == LayerKind::linear) {
-    backward_linear(layer, below, rows);
-  } else if (layer.kind == LayerKind::batch_norm) {
+  const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  if (layer.kind == LayerKind::linear)
+    gemm(dtype_, backward_product(l, rows));
+  else if (layer.kind == LayerKind::batch_norm)
     backward_batch_norm(l, rows);
-  } else if (layer.kind == LayerKind::pointwise) {
-    if (below.mask.on || below.activation >= 0)
-      run_chunks(size, kChunk, size, [&](Index begin, Index end) { begin_backward(l - 1, begin, end); });
-  } else {
-    const SoftmaxGradArgs args{layer.gradient, layer.result, below.gradient, layer.out};
+  else if (layer.kind != LayerKind::pointwise || below.mask.on || below.activation >= 0)
+    run_chunks(rows, row_chunk(below.out), rows * below.out,
+               [&](Index begin, Index end) { backward_rows(l, rows, begin, end); });
+}
+
+GemmArgs Program::backward_product(Index l, Index rows) const {
+  GemmArgs args = backward_args(layers_[std::size_t(l)], layers_[std::size_t(l - 1)], rows);
+  args.bf16 = bf16_;
+  return args;
+}
+
+// Some of a batch's rows, of a layer that is no batch normalisation.
+void Program::backward_rows(Index l, Index rows, Index begin, Index end) {
+  const PlacedLayer &layer = layers_[std::size_t(l)], &below = layers_[std::size_t(l - 1)];
+  if (layer.kind == LayerKind::linear) {
+    const GemmArgs args = backward_product(l, rows);
+    run_gemm(dtype_, args, begin, end, 0, args.n);
+    return;
+  }
+  if (layer.kind != LayerKind::pointwise) {
     const RowKernels& row = kernels().rows[int(dtype_)];
     const auto kernel = layer.kind == LayerKind::softmax ? row.softmax_grad : row.log_softmax_grad;
-    run_chunks(rows, row_chunk(layer.out), size, [&](Index begin, Index end) {
-      kernel(args, begin, end);
-      begin_backward(l - 1, begin * layer.out, end * layer.out);
-    });
+    kernel({layer.gradient, layer.result, below.gradient, layer.out}, begin, end);
   }
+  begin_backward(l - 1, begin * below.out, end * below.out);
 }
 
 // The gradients of weight and bias, and the sums that the input's needs.
@@ -254,29 +303,28 @@ void Program::track_batches() {
   }
 }
 
-void Program::backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows) {
-  GemmArgs args = backward_args(layer, below, rows);
-  args.bf16 = bf16_;
-  gemm(dtype_, args);
-}
-
 // Runs ---------------------------------------------------------------------------------------------------
+
+// Samples [begin, end) of a batch that are `bytes` each, side by side.
+void Program::copy_samples(const Batch& batch, Index bytes, Index begin, Index end, char* to) {
+  for (Index i = begin; i < end; ++i) {
+    // Rows lie anywhere. Into the second-level cache a core fetches more lines at once than into the first.
+    const char* const ahead = batch.from + batch.order[std::min(i + kRowsAhead, batch.samples - 1)] * bytes;
+    for (Index at = 0; at < std::min(bytes, kMostAhead); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
+    std::memcpy(to + i * bytes, batch.from + batch.order[i] * bytes, std::size_t(bytes));
+  }
+}
 
 // The samples of a batch side by side: where they lie, or copied to `room`.
 const void* Program::gather(const void* from, Index bytes, const Index* order, Index first, Index samples,
                             Buffer& room) {
-  const char* const rows = static_cast<const char*>(from);
-  if (!order) return rows + first * bytes;
+  const char* const all = static_cast<const char*>(from);
+  if (!order) return all + first * bytes;
+  const Batch batch{all, order + first, samples};
   char* const to = room.reserve(samples * bytes);
   const Index together = std::max<Index>(kChunk * 4 / std::max<Index>(bytes, 1), 1);
-  run_chunks(samples, together, samples * bytes / 8, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) {
-      // Rows lie anywhere. Into the second-level cache a core fetches more lines at once than into the first.
-      const char* const ahead = rows + order[first + std::min(i + kRowsAhead, samples - 1)] * bytes;
-      for (Index at = 0; at < std::min(bytes, kMostAhead); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
-      std::memcpy(to + i * bytes, rows + order[first + i] * bytes, std::size_t(bytes));
-    }
-  });
+  run_chunks(samples, together, samples * bytes / 8,
+             [&](Index begin, Index end) { copy_samples(batch, bytes, begin, end, to); });
   return to;
 }
 
@@ -290,14 +338,22 @@ ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
     const Index first = run.begin + step * run.batch, samples = std::min(run.batch, run.end - first);
     const Index rows = samples * run.repeat;
     reserve(rows);
-    const void* const x = gather(run.x, run.repeat * in() * item_, run.order, first, samples, x_room_);
+    const Index x_bytes = run.repeat * in() * item_;
     const void* const target = gather(run.target, target_bytes, run.order, first, samples, target_room_);
     if (run.classes) {
       const Index* const classes = static_cast<const Index*>(target);
       const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
       if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
     }
-    forward(x, rows, true, nullptr);
+    if (run.order && run.repeat == 1 && rows_through(rows)) {
+      const Batch batch{static_cast<const char*>(run.x), run.order + first, samples};
+      char* const x = x_room_.reserve(samples * x_bytes);
+      begin_forward(x, rows, true, nullptr);
+      forward(rows, nullptr, [&](Index begin, Index end) { copy_samples(batch, x_bytes, begin, end, x); });
+    } else {
+      begin_forward(gather(run.x, x_bytes, run.order, first, samples, x_room_), rows, true, nullptr);
+      forward(rows, nullptr);
+    }
     if (loss_.probabilities) {
       const ProgramStop stop = require_probabilities(rows * out());
       if (stop.reason != ProgramStop::none) return stop;
@@ -333,9 +389,12 @@ void Program::predict(const void* x, Index rows, Index batch, void* out) {
   for (PlacedLayer& layer : layers_) layer.mask.on = false;
   set_norms(layers_, nullptr);
   reserve(std::min(rows, batch));
-  for (Index first = 0; first < rows; first += batch)
-    forward(static_cast<const char*>(x) + first * in() * item_, std::min(batch, rows - first), false,
-            static_cast<char*>(out) + first * this->out() * item_);
+  for (Index first = 0; first < rows; first += batch) {
+    const Index some = std::min(batch, rows - first);
+    void* const to = static_cast<char*>(out) + first * this->out() * item_;
+    begin_forward(static_cast<const char*>(x) + first * in() * item_, some, false, to);
+    forward(some, to);
+  }
 }
 
 }  // namespace fastopt

@@ -53,9 +53,16 @@ class Program {
     bool by_columns;  // tasks of few columns and many rows
   };
 
-  void forward(const void* x, Index rows, bool training, void* out);
-  void forward_linear(PlacedLayer& layer, Index rows, bool training);
-  void forward_pointwise(PlacedLayer& layer, Index size, void* y);
+  struct Batch {
+    const char* from;    // all samples
+    const Index* order;  // those of the batch
+    Index samples;
+  };
+  using Fetch = std::function<void(Index begin, Index end)>;
+  Index rows_through(Index rows) const;
+  void begin_forward(const void* x, Index rows, bool training, void* out);
+  void forward(Index rows, void* out, const Fetch& fetch = {});
+  void forward_rows(const PlacedLayer& layer, Index begin, Index end) const;
   void forward_batch_norm(PlacedLayer& layer, Index rows);
   ProgramStop require_probabilities(Index size) const;
   double evaluate(const ProgramRun& run, const void* target, const void* weight, Index rows, Index samples);
@@ -63,13 +70,15 @@ class Program {
   void backward(Index rows);
   void backward_telling(Index rows, const Ready& ready);
   void backward_layer(Index l, Index rows);
-  void backward_linear(const PlacedLayer& layer, const PlacedLayer& below, Index rows);
+  void backward_rows(Index l, Index rows, Index begin, Index end);
+  GemmArgs backward_product(Index l, Index rows) const;
   void backward_batch_norm(Index l, Index rows);
   void sum_batch_norm(const PlacedLayer& layer, Index rows, bool dx);
   void track_batches();
   void place_norm_gradients(std::vector<ProgramLayer>& layers);
   Share share_of(const PlacedLayer& layer, Index batch, int threads) const;
   void cut_tasks(Index batch);
+  void deal_tasks(Index begin, int threads);
   void make_lists(const PlacedLayer& layer, Index rows, bool parallel) const;
   void add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row);
   void begin_squares();
@@ -84,6 +93,7 @@ class Program {
   void run_bias_task(const Task& task, Index rows, const double* coefs);
   void step_plans(ProgramRun& run, const double* coefs);
   const double* row_of(const ProgramParameter& p, const double* coefs) const;
+  static void copy_samples(const Batch& batch, Index bytes, Index begin, Index end, char* to);
   static const void* gather(const void* from, Index bytes, const Index* order, Index first, Index samples,
                             Buffer& room);
 
@@ -94,6 +104,8 @@ class Program {
   ProgramLoss loss_;
   std::vector<ProgramPlan> plans_;
   Index dropouts_ = 0, coefs_width_ = 0, capacity_ = 0, steps_ = 0;
+  Index weight_items_ = 0;  // of all linear layers
+  bool has_norms_ = false;
   Index lowest_ = 0;    // layer with a trained parameter
   Index uses_ = 0;      // of the parameter that most layers share
   bool fused_ = false;  // some parameter is updated where its gradient is

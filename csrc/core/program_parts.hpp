@@ -96,6 +96,7 @@ struct PlacedLayer : ProgramLayer {
   char *kept_input = nullptr, *kept_output = nullptr;  // of a linear layer's activation
   // In the step at work: what comes in and out, and input and output of the activation.
   const void *input = nullptr, *result = nullptr, *x = nullptr, *y = nullptr;
+  GemmArgs product{};  // of a linear layer, forward
   ProgramMask mask{};
   // Of a batch normalisation: rows of numbers, whether those of the batch are used, and tracked.
   BatchSaved saved{};

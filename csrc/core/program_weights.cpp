@@ -24,8 +24,9 @@ constexpr Index kFewRows = 8;                 // of a register tile that is stil
 // Rows of a task, a multiple of these, and tasks of a thread, where steps are left out; panels listed
 // together.
 constexpr Index kSparseRows = 16, kSparseTasks = 2, kPanelsTogether = 4;
-// Multiplications below this are not worth waking a thread for; an element of an update counts as so many.
-constexpr Index kSerialProducts = Index(1) << 21, kUpdateProducts = 16;
+// Bytes of factors below this are not worth waking a thread for; an element of an update counts as so many
+// multiplications.
+constexpr Index kSerialProducts = Index(1) << 22, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
@@ -56,6 +57,24 @@ Program::Share Program::share_of(const PlacedLayer& layer, Index batch, int thre
     return {rows, std::max(room / rows / kernel.columns * kernel.columns, kernel.columns), false};
   return {std::min(round_up(layer.out, kernel.rows), kDeepRows),
           round_up(pieces(layer.in, kTasksPerThread * threads), kernel.columns), true};
+}
+
+// Orders the tasks from `begin` on so that each thread begins with its share of every layer's rows: those
+// that it has in the forward product, whose weights are in its own cache.
+void Program::deal_tasks(Index begin, int threads) {
+  std::vector<std::pair<Index, Task>> dealt;
+  Index single = 0;
+  for (auto first = tasks_.begin() + begin; first != tasks_.end();) {
+    const auto last = std::find_if(
+        first, tasks_.end(), [&](const Task& t) { return t.layer != first->layer || t.bias != first->bias; });
+    const Index n = last - first;
+    for (Index i = 0; i < n; ++i)
+      dealt.emplace_back(n < threads ? single++ % threads : i * threads / n, first[i]);
+    first = last;
+  }
+  std::stable_sort(dealt.begin(), dealt.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::transform(dealt.begin(), dealt.end(), tasks_.begin() + begin, [](const auto& d) { return d.second; });
 }
 
 // One list of tasks for all layers, the first uses of parameters before the second.
@@ -99,6 +118,7 @@ void Program::cut_tasks(Index batch) {
         for (Index c = 0; c < layer.out; c += kBiasColumns)
           tasks_.push_back({l, true, 0, 1, c, std::min(c + kBiasColumns, layer.out)});
     }
+    if (fused_) deal_tasks(task_ends_.empty() ? 0 : task_ends_.back(), threads);
     task_ends_.push_back(Index(tasks_.size()));
   }
   char* const memory = apart ? gradient_room_.reserve(apart) : nullptr;
@@ -151,7 +171,7 @@ bool Program::begin_weights(Index rows) {
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
     const PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.kind == LayerKind::linear && layer.weight.trained())
-      products += (rows + kUpdateProducts) * layer.in * layer.out;
+      products += (rows + kUpdateProducts) * layer.in * layer.out * item_;
   }
   const bool parallel = products >= kSerialProducts;
   for (const PlacedLayer& layer : layers_)

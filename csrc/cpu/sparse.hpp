@@ -76,10 +76,10 @@ Zeros find_zeros(const GemmArgs& args) {
   const Index k = args.k;
   if (!kFindsZeros || args.bf16 || k < kLeast || args.m < kListedColumns || args.n < kPanel<T>)
     return Zeros::none;
-  Step steps[kLook + 16];
   Index left = 0, seen = 0;
   if (args.a.col == 1 && args.b.col != 1) {
     const Index d = at_most(k, kLook);
+    Step steps[kLook + 16];
     for (Index i = 0; i < kGlances; ++i, seen += d) {
       const Index row = (args.m - kListedRows) * i / kGlances, p = (k - d) * i / (kGlances - 1);
       left += steps_of_rows(a + row * args.a.row + p, args.a.row, kListedRows, d, steps);
@@ -89,9 +89,9 @@ Zeros find_zeros(const GemmArgs& args) {
   if (args.b.col != 1 || args.a.row != 1) return Zeros::none;
   for (Index i = 0; i < kGlances; ++i, seen += kSteps * kZeroLists<T>) {
     const Index col = (args.n - kZeroLanes<T>)*i / kGlances, p = (k - kSteps) * i / (kGlances - 1);
-    Index counts[kZeroLists<T>];
-    steps_of_lanes(b + p * args.b.row + col, args.b.row, kSteps, kSteps, steps, counts);
-    for (const Index count : counts) left += count;
+    for (Index s = p; s < p + kSteps; ++s)
+      for (unsigned mask = nonzero_lanes(b + s * args.b.row + col); mask; mask >>= kListedColumns)
+        left += (mask & kList) != 0;
   }
   return worth_leaving_out(left, seen) ? Zeros::columns : Zeros::none;
 }
@@ -154,10 +154,13 @@ void store_turned(const T* sums, Index lanes, Index rows, T beta, T* c, Index c_
       c[i * c_row + l] = fma(beta, c[i * c_row + l], turned[i * kZeroLanes<T> + l]);
 }
 
+// Room for the length of a list of so many steps and the steps.
+FO_HD Index list_room(Index depth) { return depth + 16; }
+
 // Lists of the columns [begin, end) of B, of a block of k: each its length and then the steps.
 template <class T>
 void list_columns(const Product<Exact<T>>& product, Index begin, Index end, Index p, Index d, Step* lists) {
-  const Index room = product.depth + 1;
+  const Index room = list_room(product.depth);
   for (Index col = begin; col < end; col += kZeroLanes<T>, lists += kZeroLists<T> * room) {
     Index counts[kZeroLists<T>];
     steps_of_lanes(product.b(p, col), product.args.b.row, d, room, lists + 1, counts);
@@ -167,7 +170,7 @@ void list_columns(const Product<Exact<T>>& product, Index begin, Index end, Inde
 
 // Where lists for all runs have that of a column, of a block of k.
 FO_HD Index list_at(const GemmArgs& args, Index block, Index col, Index depth) {
-  return (block * (args.n / kListedColumns) + col / kListedColumns) * (depth + 1);
+  return (block * (args.n / kListedColumns) + col / kListedColumns) * list_room(depth);
 }
 
 // See GemmKernels.
@@ -217,7 +220,7 @@ void run_listed_columns(const GemmArgs& args, Index begin_row, Index end_row, In
         pack_panel<T>(product.a(row, p), 1, args.a.col, rows, d, kWidth, packed);
         const Step* list = lists;
         for (Index col = left; col < right; col += G) {
-          for (Index i = 0; i < G; i += P, list += depth + 1)
+          for (Index i = 0; i < G; i += P, list += list_room(depth))
             run_listed<T, kListedColumns, kTurnedVectors>({list + 1, *list, product.b(p, col + i), 1,
                                                            args.b.row, packed, kWidth, 2 * W,
                                                            sums + i * kWidth, kWidth, int(P), width, T(0)});

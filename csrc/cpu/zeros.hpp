@@ -18,6 +18,8 @@ template <class T>
 inline constexpr int kZeroLanes = 64 / int(sizeof(T));
 template <class T>
 inline constexpr int kZeroLists = kZeroLanes<T> / kListedColumns;
+inline constexpr unsigned kList = (1u << kListedColumns) - 1;  // the lanes of the first
+inline constexpr int kMaskSteps = 32;                          // whose lanes are looked at together
 // Leaving out fewer steps is not worth the look.
 FO_HD bool worth_leaving_out(Index left, Index steps) { return 5 * left <= 3 * steps; }
 
@@ -51,26 +53,10 @@ FO_HD unsigned nonzero_lanes(const T* x) {
   return mask;
 }
 
-// The steps of n where any lane of a list is not zero, for each of kZeroLists lists that are `room` apart.
-template <class T>
-static void steps_of_lanes(const T* x, Index step_stride, Index n, Index room, Step* steps, Index* counts) {
-  constexpr unsigned kList = (1u << kListedColumns) - 1;
-  for (int l = 0; l < kZeroLists<T>; ++l) counts[l] = 0;
-  for (Index i = 0; i < n; ++i) {
-    const unsigned mask = nonzero_lanes(x + i * step_stride);
-    FO_UNROLL
-    for (int l = 0; l < kZeroLists<T>; ++l) {
-      steps[l * room + counts[l]] = Step(i);
-      counts[l] += (mask >> (l * kListedColumns) & kList) != 0;
-    }
-  }
-}
-
-// Appends the steps from `first` on whose word is not zero.
-template <class T>
-FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps) {
+// Appends the steps from `first` on whose bit is set, of `Most`; writes up to 16 whatever is left of them.
+template <int Most>
+FO_HD Index append_set(unsigned mask, Index first, Step* steps) {
 #if defined(__AVX512F__)
-  const unsigned mask = nonzero_words<T>(words);
   const __m512i all = _mm512_add_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                        _mm512_set1_epi32(int(first)));
   const __m256i left =
@@ -79,12 +65,49 @@ FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps
   return __builtin_popcount(mask);
 #else
   Index count = 0;
-  for (int j = 0; j < Simd<T>::size; ++j) {
+  for (int j = 0; j < Most; ++j) {
     steps[count] = Step(first + j);
-    count += (words[j] & kUnsigned<T>) != 0;
+    count += mask >> j & 1;
   }
   return count;
 #endif
+}
+
+// The masks of nonzero_lanes of up to 32 steps, of which a list has some of the lanes: a bit for each step
+// where one of these is not zero.
+FO_HD unsigned steps_with(const std::uint16_t* masks, unsigned lanes) {
+#if defined(__AVX512BW__)
+  return _mm512_test_epi16_mask(_mm512_loadu_si512(masks), _mm512_set1_epi16(short(lanes)));
+#else
+  unsigned steps = 0;
+  for (int i = 0; i < kMaskSteps; ++i) steps |= unsigned((masks[i] & lanes) != 0) << i;
+  return steps;
+#endif
+}
+
+// The steps of n where any lane of a list is not zero, for each of kZeroLists lists that are `room` apart:
+// n and 15 more.
+template <class T>
+static void steps_of_lanes(const T* x, Index step_stride, Index n, Index room, Step* steps, Index* counts) {
+  for (int l = 0; l < kZeroLists<T>; ++l) counts[l] = 0;
+  for (Index i = 0; i < n; i += kMaskSteps) {
+    std::uint16_t masks[kMaskSteps] = {};
+    const Index some = n - i < kMaskSteps ? n - i : kMaskSteps;
+    for (Index s = 0; s < some; ++s) masks[s] = std::uint16_t(nonzero_lanes(x + (i + s) * step_stride));
+    FO_UNROLL
+    for (int l = 0; l < kZeroLists<T>; ++l) {
+      const unsigned left = steps_with(masks, kList << l * kListedColumns);
+      Step* const to = steps + l * room;
+      counts[l] += append_set<16>(left & 0xffff, i, to + counts[l]);
+      if (some > 16) counts[l] += append_set<16>(left >> 16, i + 16, to + counts[l]);
+    }
+  }
+}
+
+// Appends the steps from `first` on whose word is not zero; writes 16 whatever is left of them.
+template <class T>
+FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps) {
+  return append_set<Simd<T>::size>(nonzero_words<T>(words), first, steps);
 }
 
 // The same of lanes of which each is read along its memory. Room for 16 more is needed.

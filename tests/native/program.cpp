@@ -15,8 +15,9 @@ namespace {
 
 constexpr double kDropped = 0.25;
 
-// Enough work for a step to use the pool.
-constexpr Index kIn = 37, kHidden = 150, kOut = 10, kSamples = 40, kBatch = 33;
+// Enough work for a step to use the pool: batches whose layers follow one another, and larger ones of which
+// tasks take rows through all layers.
+constexpr Index kIn = 37, kHidden = 150, kOut = 10, kSamples = 100, kBatches[] = {33, 90};
 
 // A parameter with its state, and the same in double.
 template <class T>
@@ -37,7 +38,7 @@ template <class T>
 class Training {
  public:
   // With `fused` gradients exist only inside of the update.
-  Training(std::uint64_t seed, bool fused) : Training(Random(seed), fused) {}
+  Training(std::uint64_t seed, Index batch, bool fused) : Training(Random(seed), batch, fused) {}
 
   // One step on the samples from `begin` on, the last batch being shorter.
   void step(Index begin) {
@@ -45,7 +46,7 @@ class Training {
     double loss = 0.0;
     ProgramRun run{};
     run.x = x_.data(), run.target = target_.data(), run.order = order_.data(), run.repeat = 1;
-    run.begin = begin, run.end = kSamples, run.batch = kBatch, run.steps = 1;
+    run.begin = begin, run.end = kSamples, run.batch = batch_, run.steps = 1;
     run.rates = &rate, run.seed = 3, run.offset = 4;
     run.coefs = coefs_.data(), run.max_norm = kInfinity, run.losses = &loss;
     CHECK(program_->run(run).reason == ProgramStop::none);
@@ -53,7 +54,7 @@ class Training {
   }
 
   void plain_step(Index begin) {
-    const Index rows = std::min(kBatch, kSamples - begin);
+    const Index rows = std::min(batch_, kSamples - begin);
     std::vector<double> z(std::size_t(rows * kHidden)), slope(z.size()), out(std::size_t(rows * kOut));
     for (Parameter<T>& p : parameters_) std::fill(p.want_grad.begin(), p.want_grad.end(), 0.0);
     Parameter<T>&w1 = parameters_[0], &b1 = parameters_[1], &w2 = parameters_[2], &b2 = parameters_[3];
@@ -113,8 +114,9 @@ class Training {
   }
 
  private:
-  Training(Random random, bool fused)
-      : x_(random.uniforms<T>(kSamples * kIn, -1, 1)),
+  Training(Random random, Index batch, bool fused)
+      : batch_(batch),
+        x_(random.uniforms<T>(kSamples * kIn, -1, 1)),
         target_(random.uniforms<T>(kSamples * kOut, -1, 1)),
         order_(kSamples),
         coefs_(coefficients<Adam>(false)) {
@@ -142,6 +144,7 @@ class Training {
         std::make_unique<Program>(kDType<T>, false, std::move(layers), ProgramLoss{}, std::move(plans));
   }
 
+  Index batch_;
   Guarded<T> x_, target_;
   Guarded<Index> order_;
   std::vector<double> coefs_;
@@ -152,18 +155,18 @@ class Training {
 };
 
 template <class T>
-void check_programs(bool fused) {
+void check_programs(Index batch, bool fused) {
   constexpr int kThreads = 3;
   in_threads(kThreads, [&](int t) {
-    Training<T> own(std::uint64_t(t) + 1, fused);
-    for (const Index begin : {Index(0), kBatch, Index(0)}) {
+    Training<T> own(std::uint64_t(t) + 1, batch, fused);
+    for (const Index begin : {Index(0), kSamples - 7, Index(0)}) {
       own.step(begin);
       own.plain_step(begin);
       own.check();
     }
   });
   // As the bindings do, one thread at a time. All steps are the same, so their order is no matter.
-  Training<T> shared(9, fused);
+  Training<T> shared(9, batch, fused);
   std::mutex mutex;
   in_threads(kThreads, [&](int) {
     for (int s = 0; s < 2; ++s) {
@@ -180,7 +183,9 @@ void check_programs(bool fused) {
 void test_program() {
   const ChangingThreads changing;
   on_each_isa([] {
-    for (const bool fused : {true, false}) check_programs<float>(fused), check_programs<double>(fused);
+    for (const Index batch : kBatches)
+      for (const bool fused : {true, false})
+        check_programs<float>(batch, fused), check_programs<double>(batch, fused);
   });
 }
 
