@@ -11,7 +11,7 @@ import pytest
 import fastopt
 from cases import OPTIMIZERS
 from fastopt import _core, optim
-from fastopt.optim.plans import take_over
+from fastopt.optim.plans import parts, take_over
 from optim_tools import (
     PEER_ROWS,
     ROWS,
@@ -93,15 +93,15 @@ def test_coefficients_of_steps_ahead_are_those_of_one_after_another(name, row):
     take_over(opt._advance(plans, [False, True, False, False, False], 1.0))
     active = [True, True, True, True, False]
     before = [dict(r.scalars) for r in opt._rows]
-    tables, numbers = opt._ahead(plans, active, 37)
+    table, numbers = opt._ahead(plans, active, 37)
     assert [r.scalars for r in opt._rows] == before
     for step, advanced in enumerate(numbers):
         following = opt._advance(plans, active, 1.0)
         assert advanced == following
         take_over(following)
-        for plan, table in zip(plans, tables, strict=True):
+        for plan, part in zip(plans, parts(plans, table), strict=True):
             ours = [k for k, r in enumerate(plan.rows) if active[r]]
-            assert table[step, ours].tobytes() == plan.coefs[ours].tobytes()
+            assert part[step, ours].tobytes() == plan.coefs[ours].tobytes()
 
 
 def test_rows_with_equal_settings_and_numbers_are_worked_out_once():
@@ -114,9 +114,10 @@ def test_rows_with_equal_settings_and_numbers_are_worked_out_once():
 
     for settings, calls in (({}, 9), ({"lr": 0.02}, 18)):
         opt = Counting([{"params": [np.ones(2)]}, {"params": [np.ones(3)], **settings}], lr=0.01)
-        (table,), numbers = opt._ahead(opt._refresh(), None, 9)
+        plans = opt._refresh()
+        table, numbers = opt._ahead(plans, None, 9)
         assert opt.calls == calls
-        assert table[:, :, 4].min(axis=0).tolist() == pytest.approx(
+        assert parts(plans, table)[0][:, :, 4].min(axis=0).tolist() == pytest.approx(
             [0.01 / (1 - 0.9**9), settings.get("lr", 0.01) / (1 - 0.9**9)]
         )
         assert [s["step"] for _, s in numbers[-1]] == [9, 9]

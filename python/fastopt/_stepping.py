@@ -17,7 +17,7 @@ from fastopt._device import library
 from fastopt._device_program import DeviceProgram
 from fastopt._reading import Loss, Model, key_of
 from fastopt.optim.base import Optimizer
-from fastopt.optim.plans import Numbers, Plan, take_over
+from fastopt.optim.plans import Numbers, Plan, parts, take_over
 from fastopt.optim.rule import RuleOptimizer
 
 Array = npt.NDArray[Any]
@@ -338,12 +338,12 @@ class Stepping:
         before = native.steps
         began = [(row, row.scalars) for row in optimizer._rows]
         schedule = None if scheduler is None else _Schedule(scheduler, optimizer)
-        table: list[Array] = []
+        tables: list[Array] = []
         numbers: list[Numbers] = []
         try:
             while len(numbers) < block.steps:
-                tables, ahead = optimizer._ahead(plans, active, block.steps if schedule is None else 1)
-                table += [np.concatenate([a.reshape(len(a), -1) for a in tables], axis=1)]
+                table, ahead = optimizer._ahead(plans, active, block.steps if schedule is None else 1)
+                tables.append(table)
                 numbers += ahead
                 if schedule is not None:
                     take_over(ahead[-1])
@@ -352,7 +352,7 @@ class Stepping:
                     if schedule.steps < block.steps and optimizer._refresh() is not plans:
                         block = block._replace(steps=schedule.steps)
                         break
-            coefs = np.concatenate(table)
+            coefs = tables[0] if len(tables) == 1 else np.concatenate(tables)
             unit = 1.0
             if block.objective is not None:
                 self._scale(block.objective, plans, coefs)
@@ -370,16 +370,12 @@ class Stepping:
                 schedule.back_to(done)
 
     def _scale(self, objective: Objective, plans: list[Plan], coefs: Array) -> None:
-        """Put an objective into the coefficients (steps, all rows'); with `max_norm` they all have one divisor."""
+        """Put an objective into the coefficients of a block; with `max_norm` its steps have one divisor."""
         optimizer = self._optimizer
         assert isinstance(optimizer, RuleOptimizer)
-        first = 0
-        for plan in plans:
+        for plan, part in zip(plans, parts(plans, coefs), strict=True):
             groups = [optimizer.param_groups[optimizer._rows[r].group] for r in plan.rows]
-            penalised = np.array([float(group.get("penalised", False)) for group in groups])
-            end = first + plan.coefs.size
-            objective.scale(coefs[:, first:end].reshape(len(coefs), *plan.coefs.shape), penalised)
-            first = end
+            objective.scale(part, np.array([float(group.get("penalised", False)) for group in groups]))
 
     def closure_step(self, block: Block) -> float:
         """One step of an optimizer that evaluates the model itself, or of several ranks."""

@@ -15,7 +15,7 @@ import numpy as np
 from fastopt._arrays import as_view
 from fastopt._device import library, native
 from fastopt.optim.placement import Device
-from fastopt.optim.plans import Numbers, Plan, Row, take_over
+from fastopt.optim.plans import Numbers, Plan, Row, parts, take_over
 
 if TYPE_CHECKING:
     from fastopt.optim.rule import RuleOptimizer
@@ -124,7 +124,7 @@ class Attempts:
         try:
             active = None if all(given) else optimizer._split(np.array(given))
             coefs, numbers = optimizer._ahead(self.plans, active, ahead + 1)
-            tables = [table.reshape(-1, table.shape[-1]) for table in coefs]
+            tables = [part.reshape(-1, part.shape[-1]) for part in parts(self.plans, coefs)]
             sets = [plan.sets for plan in self.plans]
             stream = self._placement.stream()
             self._native.advance(tables, sets, ahead + 1, self._taken, not captured, stream)

@@ -69,3 +69,13 @@ class Plan:
 
     def select(self, grads: list[Any]) -> list[Any]:
         return grads if self.whole else [grads[i] for i in self.index]
+
+
+def parts(plans: list[Plan], table: Array) -> list[Array]:
+    """Return each plan's coefficients (steps, rows, width), views of a table (steps, those of all plans)."""
+    found, first = [], 0
+    for plan in plans:
+        end = first + plan.coefs.size
+        found.append(table[:, first:end].reshape(len(table), *plan.coefs.shape))
+        first = end
+    return found

@@ -18,7 +18,7 @@ from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
 from fastopt.optim.groups import Pattern
-from fastopt.optim.plans import Numbers, Plan, Row, take_over
+from fastopt.optim.plans import Numbers, Plan, Row, parts, take_over
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry, settle
 from fastopt.optim.tail import NO_TAIL, Tail
 
@@ -326,14 +326,11 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
                         advanced.append((row, s))
         return advanced
 
-    def _ahead(
-        self, plans: list[Plan], active: list[bool] | None, steps: int
-    ) -> tuple[list[Array], list[Numbers]]:
-        """Return each plan's coefficients (steps, rows, width) for steps to come, and the rows' numbers after each."""
-        tables = []
+    def _ahead(self, plans: list[Plan], active: list[bool] | None, steps: int) -> tuple[Array, list[Numbers]]:
+        """Return the coefficients of steps to come (steps, those of all plans), and the rows' numbers after each."""
+        table = np.zeros((steps, sum([plan.coefs.size for plan in plans])))
         numbers: list[Numbers] = [[] for _ in range(steps)]
-        for plan in plans:
-            table = np.zeros((steps, len(plan.rows), plan.width))
+        for plan, own in zip(plans, parts(plans, table), strict=True):
             last = None
             for k, r in enumerate(plan.rows):
                 if active is None or active[r]:
@@ -341,12 +338,11 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
                     if last is None or not self._alike(row, last):
                         coefs, after = self._following(row, steps if plan.counts else 1, 1.0)
                         block = np.array(coefs)
-                    table[:, k], last = block, row
+                    own[:, k], last = block, row
                     if plan.counts:
                         for pairs, s in zip(numbers, after, strict=True):
                             pairs.append((row, s))
-            tables.append(table)
-        return tables, numbers
+        return table, numbers
 
     def _alike(self, row: Row, other: Row) -> bool:
         """Whether rows have equal numbers and the very same settings, so that their steps are the same."""

@@ -346,7 +346,8 @@ class Session:
             began = time.perf_counter()
             block = Block(
                 "fit", data.x, data.target, order, at * batch, len(data.x), batch, count, weight, None,
-                weight is not None, objective.part(at, at + count), self._next_masks(count),
+                weight is not None, objective if count == steps else objective.part(at, at + count),
+                self._next_masks(count),
             )  # fmt: skip
             losses[at : at + count] = stepping.steps(block)
             at += count
