@@ -11,6 +11,7 @@ import pytest
 import fastopt
 from cases import OPTIMIZERS
 from fastopt import _core, optim
+from fastopt.optim.plans import parts, take_over
 from optim_tools import (
     PEER_ROWS,
     ROWS,
@@ -80,6 +81,46 @@ def test_coefficients_fit_the_rule(name, row):
     group = opt.param_groups[0]
     s = {**opt.scalars, "step": 1}
     assert len(opt.coefficients(group, s)) == 1 + len(_core.rules()[opt.rule(group)]["coefs"])
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_coefficients_of_steps_ahead_are_those_of_one_after_another(name, row):
+    opt = make(name, [{"params": [np.ones(2)]} for _ in range(5)], OPTIMIZERS[name]["options"][row])
+    opt.param_groups[1]["penalised"] = True  # which is no setting of the rule's
+    opt.param_groups[2]["lr"] = 0.0173
+    opt.param_groups[3]["weight_decay"] = 0.021
+    plans = opt._refresh()
+    take_over(opt._advance(plans, [False, True, False, False, False], 1.0))
+    active = [True, True, True, True, False]
+    before = [dict(r.scalars) for r in opt._rows]
+    table, numbers = opt._ahead(plans, active, 37)
+    assert [r.scalars for r in opt._rows] == before
+    for step, advanced in enumerate(numbers):
+        following = opt._advance(plans, active, 1.0)
+        assert advanced == following
+        take_over(following)
+        for plan, part in zip(plans, parts(plans, table), strict=True):
+            ours = [k for k, r in enumerate(plan.rows) if active[r]]
+            assert part[step, ours].tobytes() == plan.coefs[ours].tobytes()
+
+
+def test_rows_with_equal_settings_and_numbers_are_worked_out_once():
+    class Counting(optim.Adam):
+        calls = 0
+
+        def coefficients(self, group, s):
+            self.calls += 1
+            return super().coefficients(group, s)
+
+    for settings, calls in (({}, 9), ({"lr": 0.02}, 18)):
+        opt = Counting([{"params": [np.ones(2)]}, {"params": [np.ones(3)], **settings}], lr=0.01)
+        plans = opt._refresh()
+        table, numbers = opt._ahead(plans, None, 9)
+        assert opt.calls == calls
+        assert parts(plans, table)[0][:, :, 4].min(axis=0).tolist() == pytest.approx(
+            [0.01 / (1 - 0.9**9), settings.get("lr", 0.01) / (1 - 0.9**9)]
+        )
+        assert [s["step"] for _, s in numbers[-1]] == [9, 9]
 
 
 def test_velocity_keeps_the_rate_of_each_step():

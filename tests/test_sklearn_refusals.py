@@ -7,8 +7,12 @@ import pytest
 
 pytest.importorskip("sklearn", minversion="1.9")
 
+from sklearn import neural_network
+from sklearn.preprocessing import LabelBinarizer
+
 from fastopt import nn, optim
 from fastopt.sklearn import MLPClassifier, MLPRegressor
+from fastopt.sklearn.classifier import _binarizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -31,6 +35,46 @@ def assert_refused(model, error, match, *args, **kwargs):
         np.testing.assert_array_equal(a, b)
     assert model.loss_curve_ == curve
     np.testing.assert_array_equal(model.predict(X), predicted)
+
+
+def refusal(estimator, x, y):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the caller compares the messages
+        estimator.fit(x, y)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.nan, np.inf]])
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray, lambda a: a[::-1]])
+def test_bad_samples_are_refused_in_scikit_learn_s_words(dtype, bad, layout):
+    x = np.zeros((700, 90), dtype)  # more than one thread's share
+    x[-1, -len(bad) :] = bad
+    x = layout(x)
+    y, labels = np.arange(700) % 3, np.full(700, np.nan)  # of two bad arguments, the samples are told of
+    model = MLPClassifier(**SMALL).fit(X, CLASSES)
+    for targets in (y, labels):
+        words = refusal(neural_network.MLPClassifier(), x, targets)
+        assert refusal(MLPClassifier(**SMALL), x, targets) == words
+        assert words.startswith("Input X contains ")
+    with pytest.raises(ValueError, match=r"Input X contains (NaN|infinity)"):
+        model.predict(x[:, -4:])
+
+
+def test_samples_whose_sum_is_infinite_are_taken():
+    x = np.full((40, 4), 1e308)
+    checked = MLPClassifier()._validated(x, np.arange(40) % 2)
+    assert checked[0] is x
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i4", "i8", "u2", ">i4", "f8", "?", "U1"])
+@pytest.mark.parametrize("labels", [[1, 0, 1], [3, 5, 3, 1, 5], [7, 7]])
+def test_binarizers_are_scikit_learn_s(labels, dtype):
+    y = np.array(labels).astype(dtype)
+    ours, theirs = vars(_binarizer(y)), vars(LabelBinarizer().fit(y))
+    classes, expected = ours.pop("classes_"), theirs.pop("classes_")
+    assert ours == theirs
+    assert classes.dtype == expected.dtype
+    np.testing.assert_array_equal(classes, expected)
 
 
 @pytest.mark.parametrize(

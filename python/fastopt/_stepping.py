@@ -17,6 +17,7 @@ from fastopt._device import library
 from fastopt._device_program import DeviceProgram
 from fastopt._reading import Loss, Model, key_of
 from fastopt.optim.base import Optimizer
+from fastopt.optim.plans import Numbers, Plan, parts, take_over
 from fastopt.optim.rule import RuleOptimizer
 
 Array = npt.NDArray[Any]
@@ -317,8 +318,7 @@ class Stepping:
         finally:
             if native.steps != before:
                 optimizer.grad_norm = None
-                for row, s in advanced:
-                    row.scalars = s
+                take_over(advanced)
 
     def steps(self, block: Block, scheduler: Any = None) -> Losses:
         """Run a block of steps natively, with the coefficients of all of them worked out before.
@@ -335,29 +335,27 @@ class Stepping:
         active = None if self._given is None else optimizer._split(self._given)
         max_norm = optimizer.max_norm
         native = self._bind(plans, max_norm is not None)
-        rows = optimizer._rows
-        numbers = [[row.scalars for row in rows]]
-        schedule = None if scheduler is None else _Schedule(scheduler, optimizer)
         before = native.steps
-        table = []
+        began = [(row, row.scalars) for row in optimizer._rows]
+        schedule = None if scheduler is None else _Schedule(scheduler, optimizer)
+        tables: list[Array] = []
+        numbers: list[Numbers] = []
         try:
-            for _ in range(block.steps):
-                for row, s in optimizer._advance(plans, active, 1.0):
-                    row.scalars = s
-                table += (
-                    [plan.coefs.copy() for plan in plans] if block.steps > 1 else [p.coefs for p in plans]
-                )
-                numbers.append([row.scalars for row in rows])
+            while len(numbers) < block.steps:
+                table, ahead = optimizer._ahead(plans, active, block.steps if schedule is None else 1)
+                tables.append(table)
+                numbers += ahead
                 if schedule is not None:
+                    take_over(ahead[-1])
                     schedule.step()
                     # What follows the last step is checked when a step is taken with it.
                     if schedule.steps < block.steps and optimizer._refresh() is not plans:
                         block = block._replace(steps=schedule.steps)
                         break
-            coefs = table[0] if len(table) == 1 else np.concatenate([a.ravel() for a in table])
+            coefs = tables[0] if len(tables) == 1 else np.concatenate(tables)
             unit = 1.0
             if block.objective is not None:
-                coefs = self._scaled(block.objective, plans, coefs)
+                self._scale(block.objective, plans, coefs)
                 if max_norm is not None:
                     unit = block.objective.divisors[0] / block.objective.factor
             losses, norm = self._run(native, block, rates, coefs, max_norm and max_norm * unit)
@@ -365,27 +363,19 @@ class Stepping:
             return losses
         finally:
             done = native.steps - before
-            for row, s in zip(rows, numbers[min(done, len(numbers) - 1)], strict=True):
-                row.scalars = s
+            take_over(began)
+            if done:
+                take_over(numbers[done - 1])
             if schedule is not None and done < schedule.steps:
                 schedule.back_to(done)
 
-    def _scaled(self, objective: Objective, plans: list[Any], coefs: Array) -> Array:
-        """The coefficients of an objective's steps; with `max_norm` they all have one divisor."""
+    def _scale(self, objective: Objective, plans: list[Plan], coefs: Array) -> None:
+        """Put an objective into the coefficients of a block; with `max_norm` its steps have one divisor."""
         optimizer = self._optimizer
         assert isinstance(optimizer, RuleOptimizer)
-        steps = len(objective.divisors)
-        table = coefs.reshape(steps, -1).copy()
-        first = 0
-        for plan in plans:
+        for plan, part in zip(plans, parts(plans, coefs), strict=True):
             groups = [optimizer.param_groups[optimizer._rows[r].group] for r in plan.rows]
-            penalised = np.array([float(group.get("penalised", False)) for group in groups])
-            end = first + plan.coefs.size
-            part = table[:, first:end].reshape(steps, *plan.coefs.shape)
-            objective.scale(part, penalised)
-            table[:, first:end] = part.reshape(steps, -1)
-            first = end
-        return table.ravel()
+            objective.scale(part, np.array([float(group.get("penalised", False)) for group in groups]))
 
     def closure_step(self, block: Block) -> float:
         """One step of an optimizer that evaluates the model itself, or of several ranks."""

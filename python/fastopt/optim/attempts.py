@@ -15,9 +15,10 @@ import numpy as np
 from fastopt._arrays import as_view
 from fastopt._device import library, native
 from fastopt.optim.placement import Device
+from fastopt.optim.plans import Numbers, Plan, Row, parts, take_over
 
 if TYPE_CHECKING:
-    from fastopt.optim.rule import RuleOptimizer, _Plan, _Row
+    from fastopt.optim.rule import RuleOptimizer
 
 
 class LossScale:
@@ -101,7 +102,7 @@ class Attempts:
         self._queued = self._made
         self._given: list[bool] | None = None
         # The rows' numbers after one more step than the host knows of, after two, ...
-        self._numbers: list[list[tuple[_Row, dict[str, float]]]] = []
+        self._numbers: list[Numbers] = []
 
     def advance(self, optimizer: RuleOptimizer, given: list[bool], captured: bool = False) -> None:
         """Queue the coefficients of the next attempt, in which these parameters have a gradient.
@@ -122,7 +123,8 @@ class Attempts:
         optimizer._pending = None
         try:
             active = None if all(given) else optimizer._split(np.array(given))
-            tables, numbers = self._ahead(optimizer, active, ahead + 1)
+            coefs, numbers = optimizer._ahead(self.plans, active, ahead + 1)
+            tables = [part.reshape(-1, part.shape[-1]) for part in parts(self.plans, coefs)]
             sets = [plan.sets for plan in self.plans]
             stream = self._placement.stream()
             self._native.advance(tables, sets, ahead + 1, self._taken, not captured, stream)
@@ -130,23 +132,6 @@ class Attempts:
             self._queued += 1
         finally:
             optimizer._pending = self if self._queued > self._made else None
-
-    def _ahead(
-        self, optimizer: RuleOptimizer, active: list[bool] | None, counts: int
-    ) -> tuple[list[Any], list[list[tuple[_Row, dict[str, float]]]]]:
-        """Return each plan's coefficients for so many numbers of steps, and the rows' numbers after each."""
-        rows, tables, numbers = optimizer._rows, [], []
-        before = [row.scalars for row in rows]
-        try:
-            for _ in range(counts):
-                numbers.append(optimizer._advance(self.plans, active, 1.0))
-                tables.append([plan.coefs.copy() for plan in self.plans])
-                for row, s in numbers[-1]:
-                    row.scalars = s
-        finally:
-            for row, s in zip(rows, before, strict=True):
-                row.scalars = s
-        return [np.concatenate(blocks) for blocks in zip(*tables, strict=True)], numbers
 
     def step(
         self,
@@ -180,8 +165,7 @@ class Attempts:
         """Take over how many attempts were made, and how many of them were steps."""
         steps = min(taken - self._taken, len(self._numbers))
         if steps > 0:
-            for row, s in self._numbers[steps - 1]:
-                row.scalars = s
+            take_over(self._numbers[steps - 1])
             del self._numbers[:steps]
         self._made, self._taken = made, taken
 
@@ -194,15 +178,15 @@ class Attempting:
     grad_norm: Any
 
     @property
-    def _rows(self: Any) -> list[_Row]:
+    def _rows(self: Any) -> list[Row]:
         """The rows, with their numbers as they are: this waits for attempts whose outcome the device alone knows."""
         if self._pending is not None:
             self._pending.settle(self)
-        rows: list[_Row] = self._known_rows
+        rows: list[Row] = self._known_rows
         return rows
 
     @_rows.setter
-    def _rows(self: Any, rows: list[_Row]) -> None:
+    def _rows(self: Any, rows: list[Row]) -> None:
         self._pending = None
         self._known_rows = rows
 
@@ -235,7 +219,7 @@ class Attempting:
                 return None
             return found
 
-    def _attempt(self: Any, plans: list[_Plan], grads: list[Any], scale: LossScale) -> Any:
+    def _attempt(self: Any, plans: list[Plan], grads: list[Any], scale: LossScale) -> Any:
         """Queue a step that the device takes where gradients are finite; return room for whether it did."""
         chosen = [plan.select(grads) for plan in plans]
         for plan, gs in zip(plans, chosen, strict=True):
@@ -258,7 +242,7 @@ class Attempting:
         self.grad_norm = norm
         return taken
 
-    def _attempts_at(self: Any, plans: list[_Plan]) -> Attempts:
+    def _attempts_at(self: Any, plans: list[Plan]) -> Attempts:
         """Return what keeps count of attempts at steps of these plans."""
         attempts: Attempts | None = self._attempts
         if attempts is None or attempts.plans is not plans:

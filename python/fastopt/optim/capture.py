@@ -10,6 +10,7 @@ import numpy as np
 from fastopt._arrays import as_view, assign
 from fastopt.optim.attempts import Attempts, LossScale
 from fastopt.optim.placement import Device
+from fastopt.optim.plans import take_over
 from fastopt.optim.tail import NO_TAIL
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ class CapturedStep:
         advanced = optimizer._advance(plans, active, NO_TAIL.factor)
         for plan in plans:
             plan.native.advance(plan.coefs, plan.sets, self._placement.stream())
-        for row, numbers in advanced:
-            row.scalars = numbers
+        take_over(advanced)
         optimizer.grad_norm = self._grad_norm
 
     def _keep_norm(self, last: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Unpack
 
 from fastopt.optim.base import FRACTION, NONNEGATIVE, POSITIVE, Interval
 from fastopt.optim.layerwise import LayerwiseOptimizer
-from fastopt.optim.rule import COMMON_RANGES, Common, _Plan
+from fastopt.optim.plans import Plan
+from fastopt.optim.rule import COMMON_RANGES, Common
 
 
 class LAMB(LayerwiseOptimizer):
@@ -100,7 +101,7 @@ class LAMB(LayerwiseOptimizer):
         row = super()._coefficient_row(group, s, scale)
         return *row[:3], 0.0, *row[4:]  # the rule decays, not the gradient
 
-    def factors(self, plan: _Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
+    def factors(self, plan: Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
         limit = self._each(plan, "max_param_norm", lambda group: group["max_param_norm"] or math.inf)
         norm = self._placement.where(param < limit, param, limit)
         scaled = self._each(

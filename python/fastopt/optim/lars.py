@@ -8,7 +8,8 @@ import numpy as np
 
 from fastopt.optim.base import NONNEGATIVE, POSITIVE, Interval
 from fastopt.optim.layerwise import LayerwiseOptimizer
-from fastopt.optim.rule import Common, RuleOptimizer, _Plan
+from fastopt.optim.plans import Plan
+from fastopt.optim.rule import Common, RuleOptimizer
 from fastopt.optim.sgd import SGD, MomentumForm
 
 _RATIOS = ("paper", "joint")
@@ -100,7 +101,7 @@ class LARS(LayerwiseOptimizer, SGD):
     def _decays_first(self, group: dict[str, Any]) -> bool:
         return bool(group["ratio"] == "joint")
 
-    def factors(self, plan: _Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
+    def factors(self, plan: Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
         apart = self._each(
             plan, "ratio", lambda group: 0.0 if self._decays_first(group) else group["weight_decay"]
         )
@@ -109,7 +110,7 @@ class LARS(LayerwiseOptimizer, SGD):
         adapted, where = self._adapted(plan), self._placement.where
         return where(adapted, ratio, 1.0), where(adapted, ratio, 0.0), 1.0
 
-    def _adapted(self, plan: _Plan) -> Any:
+    def _adapted(self, plan: Plan) -> Any:
         """Return for each parameter whether its rate is scaled."""
         vectors = np.array([self._dense[i].source.ndim < 2 for i in plan.index])
         groups = [self.param_groups[self._rows[self._row_of[i]].group] for i in plan.index]

@@ -10,7 +10,8 @@ import numpy as np
 from fastopt._arrays import Array
 from fastopt._device import on_host
 from fastopt.optim.base import NONNEGATIVE, number
-from fastopt.optim.rule import RuleOptimizer, _Plan
+from fastopt.optim.plans import Plan
+from fastopt.optim.rule import RuleOptimizer
 from fastopt.optim.tail import Tail
 
 _L2 = 3  # the column of the L2 penalty among the coefficients
@@ -31,21 +32,21 @@ class LayerwiseOptimizer(RuleOptimizer):
     #: Whether the direction is measured with the L2 penalty in it.
     measures_decay: ClassVar[bool] = False
 
-    def factors(self, plan: _Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
+    def factors(self, plan: Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
         """Return what multiplies the gradient, the L2 penalty and the learning rate: numbers, or one a parameter.
 
         `update` and `param` are the norms of directions and parameters, float64, where the parameters are.
         """
         raise NotImplementedError
 
-    def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
+    def _run(self, plan: Plan, grads: list[Any], tail: Tail) -> None:
         where = self._placement
         norms, tail = where.measure(plan.native, grads, self._measured(plan), plan.sets, tail)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             columns = self.factors(plan, grads, norms[0], norms[1])
         where.step(plan.native, grads, plan.coefs, plan.sets, tail, where.table(columns, len(grads)))
 
-    def _measured(self, plan: _Plan) -> Array:
+    def _measured(self, plan: Plan) -> Array:
         """Return the coefficients of the first pass."""
         coefs = plan.coefs
         for k, r in enumerate(plan.rows):
@@ -58,7 +59,7 @@ class LayerwiseOptimizer(RuleOptimizer):
         """Whether the L2 penalty is part of what is measured."""
         return self.measures_decay
 
-    def _each(self, plan: _Plan, key: str, value: Callable[[dict[str, Any]], float] | None = None) -> Any:
+    def _each(self, plan: Plan, key: str, value: Callable[[dict[str, Any]], float] | None = None) -> Any:
         """Return a setting, or what `value` makes of a group, for each parameter of a plan."""
         groups = [self.param_groups[self._rows[r].group] for r in plan.rows]
         rows = np.array([group[key] if value is None else value(group) for group in groups], np.float64)
@@ -66,7 +67,7 @@ class LayerwiseOptimizer(RuleOptimizer):
             plan, key, rows[plan.sets] if plan.sets is not None else np.repeat(rows, len(plan.index))
         )
 
-    def _kept(self, plan: _Plan, key: str, values: Array) -> Any:
+    def _kept(self, plan: Plan, key: str, values: Array) -> Any:
         """Return numbers of a plan's parameters where these are; they are taken there when they change."""
         known = plan.kept.get(key)
         if known is None or not np.array_equal(known[0], values):
@@ -88,7 +89,7 @@ class LayerwiseOptimizer(RuleOptimizer):
             values[: len(known)] = [float(x) for x in known]
             kept[name] = self._placement.numbers(values)
 
-    def _updated(self, plan: _Plan, name: str, grads: list[Any], update: Callable[[Any], Any]) -> Any:
+    def _updated(self, plan: Plan, name: str, grads: list[Any], update: Callable[[Any], Any]) -> Any:
         """Replace numbers of a plan's parameters that have a gradient by ``update(numbers)``; return them."""
         numbers = self._numbers[name]
         old = numbers if plan.whole else numbers[plan.index]

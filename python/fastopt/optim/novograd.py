@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Unpack
 
 from fastopt.optim.base import FRACTION, NONNEGATIVE, Interval
 from fastopt.optim.layerwise import LayerwiseOptimizer
-from fastopt.optim.rule import COMMON_RANGES, Common, _Plan
+from fastopt.optim.plans import Plan
+from fastopt.optim.rule import COMMON_RANGES, Common
 
 
 class NovoGrad(LayerwiseOptimizer):
@@ -82,7 +83,7 @@ class NovoGrad(LayerwiseOptimizer):
         beta1 = group["betas"][0]
         return group["lr"], beta1, 1.0 - beta1 if group["grad_averaging"] else 1.0
 
-    def factors(self, plan: _Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
+    def factors(self, plan: Plan, grads: list[Any], update: Any, param: Any) -> tuple[Any, Any, Any]:
         beta2 = self._each(plan, "betas", lambda group: group["betas"][1])
         squares = update**2
 

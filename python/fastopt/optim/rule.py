@@ -18,8 +18,9 @@ from fastopt.optim.common import COMMON_RANGES, Common
 from fastopt.optim.ema import swapped
 from fastopt.optim.gradients import GradientOptimizer, Reduction, Scope
 from fastopt.optim.groups import Pattern
+from fastopt.optim.plans import Numbers, Plan, Row, parts, take_over
 from fastopt.optim.state import RULES, Storage, allocate, in_layout, load_entry, settle
-from fastopt.optim.tail import COMMON_COEFS, NO_TAIL, Range, Tail
+from fastopt.optim.tail import NO_TAIL, Tail
 
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 
@@ -27,56 +28,6 @@ __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
     """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
     return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
-
-
-class _Row:
-    """Parameters of one group whose numbers are equal; they share one row of coefficients."""
-
-    __slots__ = ("group", "scalars")
-
-    def __init__(self, group: int, scalars: dict[str, float]) -> None:
-        self.group = group
-        self.scalars = scalars
-
-
-class _Plan:
-    """The parameters that one native call updates."""
-
-    def __init__(
-        self, rule: str, native: Any, index: list[int], whole: bool, packed: bool, parts: list[int] | None
-    ) -> None:
-        self.native = native
-        self.parts = parts
-        self.ranges: list[Range] = []
-        self.packed = packed
-        self.index = index
-        self.whole = whole
-        self.counts = packed or bool(RULES[rule]["states"])
-        self.width = COMMON_COEFS + len(RULES[rule]["coefs"])
-        self.rows: list[int] = []
-        self.sets: Array | None = None
-        self.coefs = np.empty((0, self.width))
-
-    def assign(self, row_of: Array) -> None:
-        """Take each parameter's row from `row_of`."""
-        rows, local = np.unique(row_of[self.index], return_inverse=True)
-        self.rows = rows.tolist()
-        tensors = local if self.parts is None else np.repeat(local, self.parts)
-        self.sets = None if len(self.rows) <= 1 else tensors.astype(np.int32)
-        self.coefs = np.zeros((len(self.rows), self.width))
-        self.kept: dict[str, tuple[Array, Any]] = {}  # numbers of tensors that follow from the rows
-
-    def table(self, factors: Array | None) -> tuple[Array, Array | None]:
-        """Return the rows of coefficients and which tensor uses which; with `factors` each tensor has its own."""
-        if factors is None:
-            return self.coefs, self.sets
-        own = np.arange(len(factors), dtype=np.int32)
-        coefs = self.coefs[np.zeros_like(own) if self.sets is None else self.sets]
-        coefs[:, 0] *= factors
-        return coefs, own
-
-    def select(self, grads: list[Any]) -> list[Any]:
-        return grads if self.whole else [grads[i] for i in self.index]
 
 
 class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
@@ -133,7 +84,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
     ) -> None:
         self._swapped = False
         self._shadows: list[Any] | None = None
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._row_of = np.empty(0, np.int32)
         common: dict[str, Any] = {
             "maximize": maximize,
@@ -217,11 +168,11 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         for g in range(before, len(self.param_groups)):
             added = len(self.param_groups[g]["params"])
             self._row_of = np.append(self._row_of, np.full(added, len(self._rows), np.int32))
-            self._rows.append(_Row(g, dict(self.scalars)))
+            self._rows.append(Row(g, dict(self.scalars)))
 
     def _index_parameters(self) -> None:
         super()._index_parameters()
-        self._plans: list[_Plan] | None = None
+        self._plans: list[Plan] | None = None
         self._kinds: list[Storage] = []
         self._scoped = False
         self._seen: list[dict[str, Any]] = []
@@ -316,7 +267,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         finally:
             self._accumulator.clear()
 
-    def _apply(self, plans: list[_Plan], grads: list[Any], missing: bool, inverse: float | None) -> bool:
+    def _apply(self, plans: list[Plan], grads: list[Any], missing: bool, inverse: float | None) -> bool:
         """Run the native step; then, as nothing can fail any more, take over the advanced numbers."""
         active = self._split(np.array([g is not None for g in grads])) if missing else None
         chosen = [plan.select(grads) for plan in plans]
@@ -340,15 +291,14 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
                 self._run(plan, gs, tail)
             for dense in self._copied:
                 dense.store()
-            for row, s in advanced:
-                row.scalars = s
+            take_over(advanced)
         except BaseException:
             settle(self._copied, plans, before, self._rows, advanced)
             raise
         self.grad_norm = tails[0].norm
         return True
 
-    def _tails(self, plans: list[_Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
+    def _tails(self, plans: list[Plan], grads: list[list[Any]], inverse: float | None) -> list[Tail] | None:
         """Return how each plan's gradients are scaled; None where the step is to be skipped."""
         natives = [plan.native for plan in plans]
         if self._scoped:
@@ -356,29 +306,62 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         tail = self._placement.tail(natives, grads, self._max_norm, inverse, self._norm_type)
         return None if tail is None else [tail] * len(plans)
 
-    def _run(self, plan: _Plan, grads: list[Any], tail: Tail) -> None:
+    def _run(self, plan: Plan, grads: list[Any], tail: Tail) -> None:
         """Run the native step of one plan."""
         self._placement.step(plan.native, grads, *plan.table(tail.factors), tail)
 
-    def _prepare(self, plans: list[_Plan], grads: list[list[Any]], tail: Tail) -> bool:
+    def _prepare(self, plans: list[Plan], grads: list[list[Any]], tail: Tail) -> bool:
         """Do what comes between the checks and a step's coefficients; False leaves the step out."""
         return True
 
-    def _advance(
-        self, plans: list[_Plan], active: list[bool] | None, scale: float
-    ) -> list[tuple[_Row, dict[str, float]]]:
+    def _advance(self, plans: list[Plan], active: list[bool] | None, scale: float) -> Numbers:
         """Write the next step's coefficients into the plans; return the rows with their numbers after it."""
-        advanced, rows = [], self._rows
+        advanced = []
         for plan in plans:
             for k, r in enumerate(plan.rows):
                 if active is None or active[r]:
-                    row = rows[r]
-                    s = dict(row.scalars)
-                    s["step"] += 1
-                    plan.coefs[k] = self._coefficient_row(self.param_groups[row.group], s, scale)
+                    row = self._rows[r]
+                    [plan.coefs[k]], [s] = self._following(row, 1, scale)
                     if plan.counts:
                         advanced.append((row, s))
         return advanced
+
+    def _ahead(self, plans: list[Plan], active: list[bool] | None, steps: int) -> tuple[Array, list[Numbers]]:
+        """Return the coefficients of steps to come (steps, those of all plans), and the rows' numbers after each."""
+        table = np.zeros((steps, sum([plan.coefs.size for plan in plans])))
+        numbers: list[Numbers] = [[] for _ in range(steps)]
+        for plan, own in zip(plans, parts(plans, table), strict=True):
+            last = None
+            for k, r in enumerate(plan.rows):
+                if active is None or active[r]:
+                    row = self._rows[r]
+                    if last is None or not self._alike(row, last):
+                        coefs, after = self._following(row, steps if plan.counts else 1, 1.0)
+                        block = np.array(coefs)
+                    own[:, k], last = block, row
+                    if plan.counts:
+                        for pairs, s in zip(numbers, after, strict=True):
+                            pairs.append((row, s))
+        return table, numbers
+
+    def _alike(self, row: Row, other: Row) -> bool:
+        """Whether rows have equal numbers and the very same settings, so that their steps are the same."""
+        one, two = self.param_groups[row.group], self.param_groups[other.group]
+        same = all(one.get(name) is two.get(name) for name in self.defaults)
+        return same and row.scalars == other.scalars
+
+    def _following(
+        self, row: Row, steps: int, scale: float
+    ) -> tuple[list[tuple[float, ...]], list[dict[str, float]]]:
+        """Return the coefficients of a row's next steps, and its numbers after each."""
+        group, s = self.param_groups[row.group], row.scalars
+        coefs, numbers = [], []
+        for _ in range(steps):
+            s = dict(s)
+            s["step"] += 1
+            coefs.append(self._coefficient_row(group, s, scale))
+            numbers.append(s)
+        return coefs, numbers
 
     def _coefficient_row(self, group: dict[str, Any], s: dict[str, float], scale: float) -> tuple[float, ...]:
         decay = self.decay(group, s)
@@ -404,7 +387,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         for r in mixed:
             # The split alone changes nothing: both halves start with equal numbers.
             self._row_of[given & (self._row_of == r)] = len(self._rows)
-            self._rows.append(_Row(self._rows[r].group, dict(self._rows[r].scalars)))
+            self._rows.append(Row(self._rows[r].group, dict(self._rows[r].scalars)))
         if mixed.size:
             for plan in self._plans or ():
                 plan.assign(self._row_of)
@@ -414,7 +397,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
 
     # Plans ----------------------------------------------------------------------------------------------
 
-    def _refresh(self) -> list[_Plan]:
+    def _refresh(self) -> list[Plan]:
         """Return the plans, brought up to date with settings that were changed since the last step."""
         try:
             same = self._seen == self.param_groups
@@ -446,7 +429,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         self._seen = [dict(group) for group in self.param_groups]
         return plans
 
-    def _build(self, kinds: list[Storage]) -> list[_Plan]:
+    def _build(self, kinds: list[Storage]) -> list[Plan]:
         """Make one native plan for each rule and storage in use, of units or not, with state arrays."""
         groups = [self._rows[r].group for r in self._row_of]
         plans = []
@@ -471,7 +454,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
             native = self._placement.plan(storage.rule, [d.array for d in dense], states, emas, **packed)
             whole = len(index) == len(groups)
             packs = storage.packed or self._shadows is not None
-            plan = _Plan(storage.rule, native, index, whole, packs, parts)
+            plan = Plan(storage.rule, native, index, whole, packs, parts)
             plan.assign(self._row_of)
             plans.append(plan)
         return plans
@@ -590,7 +573,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
                     assign(old, as_view(value, name))
                 else:
                     state[name] = value
-        self._rows = [_Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
+        self._rows = [Row(g, dict(zip(self.scalars, values, strict=True))) for g, *values in rows]
         self._row_of = np.array([r for _, r in taken], np.int32)
         self._plans = None
 

@@ -13,6 +13,7 @@ from fastopt._device import device_view, is_device_array
 from fastopt.optim.adam_family import AdamFamily
 from fastopt.optim.base import POSITIVE, Interval
 from fastopt.optim.params import is_tensor
+from fastopt.optim.plans import take_over
 from fastopt.optim.state import computed_dtype
 from fastopt.optim.tail import NO_TAIL
 from fastopt.optim.vectors import numbers, unwrapped
@@ -205,8 +206,7 @@ class SparseAdam(AdamFamily):
             for pair, arrays, copies in zip(touched, wholes, parts, strict=True):
                 for whole, part in zip(arrays, copies, strict=True):
                     whole[pair.indices] = part
-        for row, s in advanced:
-            row.scalars = s
+        take_over(advanced)
 
 
 def _sums(indices: Array, rows: Array, first: Array, longest: int) -> Array:

@@ -62,7 +62,7 @@ def fit_epochs(
         model.n_iter_ = 0
         for _ in range(epochs):
             if order is not None:
-                order = order[_permutation(model._random_state, n)]
+                model._random_state.shuffle(order)  # what `sklearn.utils.shuffle` makes of it
             model.loss_ = session.epoch(data, batch, order)
             model.n_iter_ += 1
             model.t_ += n
@@ -99,13 +99,6 @@ def fit_epochs(
         warnings.warn("Training interrupted by user.", stacklevel=5)
     finally:
         progress.close()
-
-
-def _permutation(random_state: np.random.RandomState, n: int) -> npt.NDArray[np.int64]:
-    """What `sklearn.utils.shuffle` draws, without what it checks."""
-    drawn = np.arange(n, dtype=np.int64)
-    random_state.shuffle(drawn)
-    return drawn
 
 
 def _split(

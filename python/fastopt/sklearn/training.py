@@ -120,7 +120,7 @@ def samples(loss: Loss, x: Array, y: Array, sample_weight: Array | None, dtype: 
     rows = None if sample_weight is None else np.asarray(sample_weight, np.float64)
     if loss.classes:
         if rows is None:
-            return Samples(x, y.argmax(axis=1).astype(np.int64), None, None, None, width)
+            return Samples(x, y.argmax(axis=1).astype(np.int64, copy=False), None, None, None, width)
         smoothing = loss.module.label_smoothing
         target = (y * (1.0 - smoothing) + smoothing / width) * rows[:, None]
         return Samples(x, target.astype(dtype), None, rows, None, width)
@@ -298,12 +298,15 @@ class Session:
         n = len(data.x)
         if self._norms and n % batch == 1:
             n -= 1  # a sample alone has no variance
-        starts = np.arange(0, n, batch)
-        lengths = np.minimum(batch, n - starts).astype(np.float64)
-        totals = lengths if data.rows is None else _sums(data.rows, order, starts, n)
-        squares = np.zeros(len(starts)) if self.settings.device == "cpu" else None
-        # The gradient of samples that weigh nothing together is zero.
-        divisors = np.where(totals == 0, np.inf, totals)
+        steps = -(-n // batch)
+        lengths = np.full(steps, float(batch))
+        lengths[-1] = n - batch * (steps - 1)
+        divisors = lengths
+        if data.rows is not None:
+            totals = _sums(data.rows, order, batch, n)
+            # The gradient of samples that weigh nothing together is zero.
+            divisors = np.where(totals == 0, np.inf, totals)
+        squares = np.zeros(steps) if self.settings.device == "cpu" else None
         loss = self.settings.loss
         objective = Objective(loss.factor, self.settings.alpha, divisors, squares)
         before = 0.0 if squares is not None else self._squares()
@@ -311,7 +314,7 @@ class Session:
         if loss.mean:
             values /= data.width
         if data.constant is not None:
-            values += _sums(data.constant, order, starts, n)
+            values += _sums(data.constant, order, batch, n)
         values += (
             0.5 * self.settings.alpha * (0.5 * (before + self._squares()) if squares is None else squares)
         )
@@ -343,7 +346,8 @@ class Session:
             began = time.perf_counter()
             block = Block(
                 "fit", data.x, data.target, order, at * batch, len(data.x), batch, count, weight, None,
-                weight is not None, objective.part(at, at + count), self._next_masks(count),
+                weight is not None, objective if count == steps else objective.part(at, at + count),
+                self._next_masks(count),
             )  # fmt: skip
             losses[at : at + count] = stepping.steps(block)
             at += count
@@ -444,9 +448,9 @@ def _tree_on_host(x: Any) -> Any:
     return on_host(x)
 
 
-def _sums(a: Floats, order: npt.NDArray[np.int64] | None, starts: Array, n: int) -> Floats:
+def _sums(a: Floats, order: npt.NDArray[np.int64] | None, batch: int, n: int) -> Floats:
     """The sums of a over each batch of the first n samples."""
-    sums: Floats = np.add.reduceat((a if order is None else a[order])[:n], starts)
+    sums: Floats = np.add.reduceat((a if order is None else a[order])[:n], np.arange(0, n, batch))
     return sums
 
 
