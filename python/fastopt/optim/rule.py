@@ -316,12 +316,14 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
 
     def _advance(self, plans: list[Plan], active: list[bool] | None, scale: float) -> Numbers:
         """Write the next step's coefficients into the plans; return the rows with their numbers after it."""
-        advanced = []
+        advanced, rows = [], self._rows
         for plan in plans:
             for k, r in enumerate(plan.rows):
                 if active is None or active[r]:
-                    row = self._rows[r]
-                    [plan.coefs[k]], [s] = self._following(row, 1, scale)
+                    row = rows[r]
+                    s = dict(row.scalars)
+                    s["step"] += 1
+                    plan.coefs[k] = self._coefficient_row(self.param_groups[row.group], s, scale)
                     if plan.counts:
                         advanced.append((row, s))
         return advanced
@@ -336,7 +338,7 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
                 if active is None or active[r]:
                     row = self._rows[r]
                     if last is None or not self._alike(row, last):
-                        coefs, after = self._following(row, steps if plan.counts else 1, 1.0)
+                        coefs, after = self._following(row, steps if plan.counts else 1)
                         block = np.array(coefs)
                     own[:, k], last = block, row
                     if plan.counts:
@@ -350,16 +352,14 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         same = all(one.get(name) is two.get(name) for name in self.defaults)
         return same and row.scalars == other.scalars
 
-    def _following(
-        self, row: Row, steps: int, scale: float
-    ) -> tuple[list[tuple[float, ...]], list[dict[str, float]]]:
+    def _following(self, row: Row, steps: int) -> tuple[list[tuple[float, ...]], list[dict[str, float]]]:
         """Return the coefficients of a row's next steps, and its numbers after each."""
         group, s = self.param_groups[row.group], row.scalars
         coefs, numbers = [], []
         for _ in range(steps):
             s = dict(s)
             s["step"] += 1
-            coefs.append(self._coefficient_row(group, s, scale))
+            coefs.append(self._coefficient_row(group, s, 1.0))
             numbers.append(s)
         return coefs, numbers
 
