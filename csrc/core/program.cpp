@@ -15,9 +15,9 @@ namespace {
 
 constexpr Index kLine = 64;
 constexpr Index kRowsAhead = 2, kMostAhead = 4096;  // of samples that are gathered
-// Where tasks take their rows through all layers: bytes of the weights at most, bytes of factors at least,
-// and a task's rows.
-constexpr Index kThroughBytes = Index(1) << 17, kThroughWork = Index(1) << 21, kFewRows = 32, kManyRows = 128;
+// Where tasks take their rows through several layers: bytes of the weights at most, bytes of factors at
+// least, and a task's rows.
+constexpr Index kThroughBytes = Index(1) << 17, kThroughWork = Index(1) << 19, kFewRows = 32, kManyRows = 128;
 
 }  // namespace
 
@@ -32,8 +32,6 @@ Program::Program(DType dtype, bool bf16, std::vector<ProgramLayer> layers, const
       fused_ = fused_ || !p->grad;
     }
     dropouts_ += layer.dropout;
-    has_norms_ = has_norms_ || layer.kind == LayerKind::batch_norm;
-    if (layer.kind == LayerKind::linear) weight_items_ += layer.in * layer.out;
     layers_.push_back({layer});
   }
   lowest_ = lowest_trained(layers_);
@@ -72,15 +70,22 @@ void Program::reserve(Index rows) {
 
 // Forward ------------------------------------------------------------------------------------------------
 
-// Rows of a task that takes its part of the batch through all layers, so that a thread reads what it has
-// written itself and waits for others but once. 0: one layer after the other, all threads together. So it is
-// where rows depend on one another, and where packing all weights in each task takes too long.
-Index Program::rows_through(Index rows) const {
-  const Index threads = num_threads(), bytes = weight_items_ * item_;
-  if (threads == 1 || has_norms_ || bytes > kThroughBytes || rows * bytes < kThroughWork) return 0;
+// The last layers that a task takes its part of the batch through, so that a thread reads what it has written
+// itself and waits for others but once. Those before follow one another, all threads together: where rows
+// depend on one another, and where packing weights in each task takes too long.
+Program::Through Program::through(Index rows) const {
+  const Index threads = num_threads(), all = Index(layers_.size());
+  Index first = all, bytes = 0;
+  for (; first > 0; --first) {
+    const PlacedLayer& layer = layers_[std::size_t(first - 1)];
+    const Index more = layer.kind == LayerKind::linear ? layer.in * layer.out * item_ : 0;
+    if (layer.kind == LayerKind::batch_norm || bytes + more > kThroughBytes) break;
+    bytes += more;
+  }
   const Index tasks = threads * pieces(rows, threads * kManyRows);
   const Index share = std::max((pieces(rows, tasks) + 3) / 4 * 4, kFewRows);
-  return share < rows ? share : 0;
+  if (threads == 1 || share >= rows || rows * bytes < kThroughWork) return {all, rows};
+  return {first, share};
 }
 
 // What each layer reads and writes in a batch of so many rows.
@@ -102,24 +107,25 @@ void Program::begin_forward(const void* x, Index rows, bool training, void* out)
 
 // `fetch` brings rows of x where begin_forward was told they are.
 void Program::forward(Index rows, void* out, const Fetch& fetch) {
-  if (const Index some = rows_through(rows)) {
-    parallel_for(pieces(rows, some), true, [&](Index i) {
-      const Index begin = i * some, end = std::min(rows, begin + some);
-      if (fetch) fetch(begin, end);
-      for (const PlacedLayer& layer : layers_) forward_rows(layer, begin, end);
-    });
-  } else {
-    if (fetch) fetch(0, rows);
-    for (PlacedLayer& layer : layers_) {
-      if (layer.kind == LayerKind::linear)
-        gemm(dtype_, layer.product);
-      else if (layer.kind == LayerKind::batch_norm)
-        forward_batch_norm(layer, rows);
-      else
-        run_chunks(rows, row_chunk(layer.out), rows * layer.out,
-                   [&](Index begin, Index end) { forward_rows(layer, begin, end); });
-    }
+  const Through last = through(rows);
+  if (fetch && last.first > 0) fetch(0, rows);
+  for (Index l = 0; l < last.first; ++l) {
+    PlacedLayer& layer = layers_[std::size_t(l)];
+    if (layer.kind == LayerKind::linear)
+      gemm(dtype_, layer.product);
+    else if (layer.kind == LayerKind::batch_norm)
+      forward_batch_norm(layer, rows);
+    else
+      run_chunks(rows, row_chunk(layer.out), rows * layer.out,
+                 [&](Index begin, Index end) { forward_rows(layer, begin, end); });
   }
+  if (last.first < Index(layers_.size()))
+    parallel_for(pieces(rows, last.rows), true, [&](Index i) {
+      const Index begin = i * last.rows, end = std::min(rows, begin + last.rows);
+      if (fetch && last.first == 0) fetch(begin, end);
+      for (Index l = last.first; l < Index(layers_.size()); ++l)
+        forward_rows(layers_[std::size_t(l)], begin, end);
+    });
   const void* const result = layers_.back().result;
   if (out && result != out) std::memcpy(out, result, std::size_t(rows * this->out() * item_));
 }
@@ -211,14 +217,14 @@ void Program::begin_backward(Index l, Index begin, Index end) {
 
 // The gradients by the results of all operations, from the last layer down to the lowest that is trained.
 void Program::backward(Index rows) {
-  const Index top = Index(layers_.size()) - 1;
-  if (const Index some = rows_through(rows); some && lowest_ < top)
-    parallel_for(pieces(rows, some), true, [&](Index i) {
-      const Index begin = i * some, end = std::min(rows, begin + some);
-      for (Index l = top; l > lowest_; --l) backward_rows(l, rows, begin, end);
+  const Through last = through(rows);
+  const Index all = Index(layers_.size()), first = std::max(last.first, lowest_ + 1);
+  if (first < all)
+    parallel_for(pieces(rows, last.rows), true, [&](Index i) {
+      const Index begin = i * last.rows, end = std::min(rows, begin + last.rows);
+      for (Index l = all - 1; l >= first; --l) backward_rows(l, rows, begin, end);
     });
-  else
-    for (Index l = top; l > lowest_; --l) backward_layer(l, rows);
+  for (Index l = std::min(first, all) - 1; l > lowest_; --l) backward_layer(l, rows);
   if (lowest_ < Index(layers_.size()) && layers_[std::size_t(lowest_)].kind == LayerKind::batch_norm)
     sum_batch_norm(layers_[std::size_t(lowest_)], rows, false);
 }
@@ -345,7 +351,7 @@ ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
       const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
       if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
     }
-    if (run.order && run.repeat == 1 && rows_through(rows)) {
+    if (run.order && run.repeat == 1 && through(rows).first == 0) {
       const Batch batch{static_cast<const char*>(run.x), run.order + first, samples};
       char* const x = x_room_.reserve(samples * x_bytes);
       begin_forward(x, rows, true, nullptr);

@@ -59,7 +59,10 @@ class Program {
     Index samples;
   };
   using Fetch = std::function<void(Index begin, Index end)>;
-  Index rows_through(Index rows) const;
+  struct Through {
+    Index first, rows;  // layer; of a task
+  };
+  Through through(Index rows) const;
   void begin_forward(const void* x, Index rows, bool training, void* out);
   void forward(Index rows, void* out, const Fetch& fetch = {});
   void forward_rows(const PlacedLayer& layer, Index begin, Index end) const;
@@ -104,8 +107,6 @@ class Program {
   ProgramLoss loss_;
   std::vector<ProgramPlan> plans_;
   Index dropouts_ = 0, coefs_width_ = 0, capacity_ = 0, steps_ = 0;
-  Index weight_items_ = 0;  // of all linear layers
-  bool has_norms_ = false;
   Index lowest_ = 0;    // layer with a trained parameter
   Index uses_ = 0;      // of the parameter that most layers share
   bool fused_ = false;  // some parameter is updated where its gradient is
