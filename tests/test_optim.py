@@ -123,6 +123,20 @@ def test_rows_with_equal_settings_and_numbers_are_worked_out_once():
         assert [s["step"] for _, s in numbers[-1]] == [9, 9]
 
 
+def test_rows_differ_by_settings_of_subclasses_too():
+    class Scaled(optim.Adam):
+        def coefficients(self, group, s):
+            lr, *rest = super().coefficients(group, s)
+            return (lr * group.get("lr_scale", 1.0), *rest)
+
+    opt = Scaled([{"params": [np.ones(2)]}, {"params": [np.ones(3)], "lr_scale": 0.0}], lr=0.01)
+    plans = opt._refresh()
+    table, _ = opt._ahead(plans, None, 4)
+    rates = parts(plans, table)[0][:, :, 4]
+    assert rates[:, 0].min() > 0
+    assert rates[:, 1].tolist() == [0.0] * 4
+
+
 def test_velocity_keeps_the_rate_of_each_step():
     p, q = np.ones(3), np.ones(3)
     a = optim.SGD([p], lr=0.1, momentum=0.9, momentum_form="velocity")

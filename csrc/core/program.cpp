@@ -15,9 +15,10 @@ namespace {
 
 constexpr Index kLine = 64;
 constexpr Index kRowsAhead = 2, kMostAhead = 4096;  // of samples that are gathered
-// Where tasks take their rows through several layers: bytes of the weights at most, bytes of factors at
-// least, and a task's rows.
-constexpr Index kThroughBytes = Index(1) << 17, kThroughWork = Index(1) << 19, kFewRows = 32, kManyRows = 128;
+// Of tasks that take rows through several layers: bytes of the weights at most, which each packs; rows times
+// bytes at least, some 10 us of one thread; rows at least, which packing is worth, and at about most, so that
+// what they leave stays in cache.
+constexpr Index kPackedBytes = Index(1) << 17, kLeastWork = Index(1) << 19, kFewRows = 32, kManyRows = 128;
 
 }  // namespace
 
@@ -70,22 +71,22 @@ void Program::reserve(Index rows) {
 
 // Forward ------------------------------------------------------------------------------------------------
 
-// The last layers that a task takes its part of the batch through, so that a thread reads what it has written
-// itself and waits for others but once. Those before follow one another, all threads together: where rows
-// depend on one another, and where packing weights in each task takes too long.
-Program::Through Program::through(Index rows) const {
+// Tasks take rows through the last layers, so that a thread reads what it has written itself and waits for
+// others but once. The layers before follow one another, all threads together: where rows depend on one
+// another, and where packing weights in each task takes too long. The number of threads may change between
+// the calls of a step, which need not agree.
+Program::RowTasks Program::row_tasks(Index rows) const {
   const Index threads = num_threads(), all = Index(layers_.size());
-  Index first = all, bytes = 0;
-  for (; first > 0; --first) {
-    const PlacedLayer& layer = layers_[std::size_t(first - 1)];
-    const Index more = layer.kind == LayerKind::linear ? layer.in * layer.out * item_ : 0;
-    if (layer.kind == LayerKind::batch_norm || bytes + more > kThroughBytes) break;
+  Index layer = all, bytes = 0;
+  for (; layer > 0; --layer) {
+    const PlacedLayer& below = layers_[std::size_t(layer - 1)];
+    const Index more = below.kind == LayerKind::linear ? below.in * below.out * item_ : 0;
+    if (below.kind == LayerKind::batch_norm || bytes + more > kPackedBytes) break;
     bytes += more;
   }
-  const Index tasks = threads * pieces(rows, threads * kManyRows);
-  const Index share = std::max((pieces(rows, tasks) + 3) / 4 * 4, kFewRows);
-  if (threads == 1 || share >= rows || rows * bytes < kThroughWork) return {all, rows};
-  return {first, share};
+  const Index tasks = std::min(threads * pieces(rows, threads * kManyRows), rows / kFewRows);
+  if (threads == 1 || tasks < 2 || rows * bytes < kLeastWork) return {all, rows};
+  return {layer, (pieces(rows, tasks) + 3) / 4 * 4};
 }
 
 // What each layer reads and writes in a batch of so many rows.
@@ -107,9 +108,10 @@ void Program::begin_forward(const void* x, Index rows, bool training, void* out)
 
 // `fetch` brings rows of x where begin_forward was told they are.
 void Program::forward(Index rows, void* out, const Fetch& fetch) {
-  const Through last = through(rows);
-  if (fetch && last.first > 0) fetch(0, rows);
-  for (Index l = 0; l < last.first; ++l) {
+  const RowTasks tasks = row_tasks(rows);
+  const Index all = Index(layers_.size());
+  if (fetch && tasks.layer > 0) fetch(0, rows);
+  for (Index l = 0; l < tasks.layer; ++l) {
     PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.kind == LayerKind::linear)
       gemm(dtype_, layer.product);
@@ -119,12 +121,11 @@ void Program::forward(Index rows, void* out, const Fetch& fetch) {
       run_chunks(rows, row_chunk(layer.out), rows * layer.out,
                  [&](Index begin, Index end) { forward_rows(layer, begin, end); });
   }
-  if (last.first < Index(layers_.size()))
-    parallel_for(pieces(rows, last.rows), true, [&](Index i) {
-      const Index begin = i * last.rows, end = std::min(rows, begin + last.rows);
-      if (fetch && last.first == 0) fetch(begin, end);
-      for (Index l = last.first; l < Index(layers_.size()); ++l)
-        forward_rows(layers_[std::size_t(l)], begin, end);
+  if (tasks.layer < all)
+    parallel_for(pieces(rows, tasks.rows), true, [&](Index i) {
+      const Index begin = i * tasks.rows, end = std::min(rows, begin + tasks.rows);
+      if (fetch && tasks.layer == 0) fetch(begin, end);
+      for (Index l = tasks.layer; l < all; ++l) forward_rows(layers_[std::size_t(l)], begin, end);
     });
   const void* const result = layers_.back().result;
   if (out && result != out) std::memcpy(out, result, std::size_t(rows * this->out() * item_));
@@ -217,11 +218,11 @@ void Program::begin_backward(Index l, Index begin, Index end) {
 
 // The gradients by the results of all operations, from the last layer down to the lowest that is trained.
 void Program::backward(Index rows) {
-  const Through last = through(rows);
-  const Index all = Index(layers_.size()), first = std::max(last.first, lowest_ + 1);
+  const RowTasks tasks = row_tasks(rows);
+  const Index all = Index(layers_.size()), first = std::max(tasks.layer, lowest_ + 1);
   if (first < all)
-    parallel_for(pieces(rows, last.rows), true, [&](Index i) {
-      const Index begin = i * last.rows, end = std::min(rows, begin + last.rows);
+    parallel_for(pieces(rows, tasks.rows), true, [&](Index i) {
+      const Index begin = i * tasks.rows, end = std::min(rows, begin + tasks.rows);
       for (Index l = all - 1; l >= first; --l) backward_rows(l, rows, begin, end);
     });
   for (Index l = std::min(first, all) - 1; l > lowest_; --l) backward_layer(l, rows);
@@ -351,7 +352,7 @@ ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
       const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
       if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
     }
-    if (run.order && run.repeat == 1 && through(rows).first == 0) {
+    if (run.order && run.repeat == 1 && row_tasks(rows).layer == 0) {
       const Batch batch{static_cast<const char*>(run.x), run.order + first, samples};
       char* const x = x_room_.reserve(samples * x_bytes);
       begin_forward(x, rows, true, nullptr);

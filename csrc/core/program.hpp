@@ -59,10 +59,11 @@ class Program {
     Index samples;
   };
   using Fetch = std::function<void(Index begin, Index end)>;
-  struct Through {
-    Index first, rows;  // layer; of a task
+  // Each takes so many rows through this layer and all that follow; beyond the last layer: there are none.
+  struct RowTasks {
+    Index layer, rows;
   };
-  Through through(Index rows) const;
+  RowTasks row_tasks(Index rows) const;
   void begin_forward(const void* x, Index rows, bool training, void* out);
   void forward(Index rows, void* out, const Fetch& fetch = {});
   void forward_rows(const PlacedLayer& layer, Index begin, Index end) const;

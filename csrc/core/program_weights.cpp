@@ -26,7 +26,7 @@ constexpr Index kFewRows = 8;                 // of a register tile that is stil
 constexpr Index kSparseRows = 16, kSparseTasks = 2, kPanelsTogether = 4;
 // Bytes of factors below this are not worth waking a thread for; an element of an update counts as so many
 // multiplications.
-constexpr Index kSerialProducts = Index(1) << 22, kUpdateProducts = 16;
+constexpr Index kSerialBytes = Index(1) << 22, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
@@ -59,8 +59,9 @@ Program::Share Program::share_of(const PlacedLayer& layer, Index batch, int thre
           round_up(pieces(layer.in, kTasksPerThread * threads), kernel.columns), true};
 }
 
-// Orders the tasks from `begin` on so that each thread begins with its share of every layer's rows: those
-// that it has in the forward product, whose weights are in its own cache.
+// Orders the tasks from `begin` on so that each thread begins with its share of every layer's rows: of a
+// layer whose product is cut between columns those that are in its own cache. Layers of few tasks go to the
+// threads in turn.
 void Program::deal_tasks(Index begin, int threads) {
   std::vector<std::pair<Index, Task>> dealt;
   Index single = 0;
@@ -118,6 +119,7 @@ void Program::cut_tasks(Index batch) {
         for (Index c = 0; c < layer.out; c += kBiasColumns)
           tasks_.push_back({l, true, 0, 1, c, std::min(c + kBiasColumns, layer.out)});
     }
+    // backward_telling, which updates nothing, wants a layer's tasks side by side.
     if (fused_) deal_tasks(task_ends_.empty() ? 0 : task_ends_.back(), threads);
     task_ends_.push_back(Index(tasks_.size()));
   }
@@ -167,13 +169,13 @@ bool Program::tasks_square(const PlacedLayer& layer) const {
 // Cuts the tasks, and lists what they leave out; tells whether they are worth several threads.
 bool Program::begin_weights(Index rows) {
   cut_tasks(rows);
-  Index products = 0;
+  Index bytes = 0;
   for (Index l = lowest_; l < Index(layers_.size()); ++l) {
     const PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.kind == LayerKind::linear && layer.weight.trained())
-      products += (rows + kUpdateProducts) * layer.in * layer.out * item_;
+      bytes += (rows + kUpdateProducts) * layer.in * layer.out * item_;
   }
-  const bool parallel = products >= kSerialProducts;
+  const bool parallel = bytes >= kSerialBytes;
   for (const PlacedLayer& layer : layers_)
     if (layer.lists) make_lists(layer, rows, parallel);
   return parallel;

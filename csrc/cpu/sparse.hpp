@@ -154,7 +154,7 @@ void store_turned(const T* sums, Index lanes, Index rows, T beta, T* c, Index c_
       c[i * c_row + l] = fma(beta, c[i * c_row + l], turned[i * kZeroLanes<T> + l]);
 }
 
-// Room for the length of a list of so many steps and the steps.
+// Room for the length of a list of so many steps, the steps, and 15 more: they are written sixteen at a time.
 FO_HD Index list_room(Index depth) { return depth + 16; }
 
 // Lists of the columns [begin, end) of B, of a block of k: each its length and then the steps.

@@ -363,9 +363,7 @@ class Stepping:
             return losses
         finally:
             done = native.steps - before
-            take_over(began)
-            if done:
-                take_over(numbers[done - 1])
+            take_over(numbers[done - 1] if done else began)
             if schedule is not None and done < schedule.steps:
                 schedule.back_to(done)
 

@@ -15,9 +15,9 @@ namespace {
 
 constexpr double kDropped = 0.25;
 
-// Enough work for a step to use the pool: batches whose layers follow one another, and larger ones of which
-// tasks take rows through all layers.
-constexpr Index kIn = 37, kHidden = 150, kOut = 10, kSamples = 100, kBatches[] = {33, 90};
+// Batches whose layers follow one another, and larger ones of which tasks take rows through all layers and
+// whose weights are updated on the pool.
+constexpr Index kIn = 37, kHidden = 150, kOut = 10, kSamples = 200, kBatches[] = {33, 190};
 
 // A parameter with its state, and the same in double.
 template <class T>

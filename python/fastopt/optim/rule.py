@@ -25,6 +25,10 @@ from fastopt.optim.tail import NO_TAIL, Tail
 __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 
 
+#: Of a group's keys those that no coefficient depends on.
+_NO_SETTINGS = {"params", "param_names", "penalised"}
+
+
 def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:
     """Return the coefficients that all rules share, for a pass over gradients times `scale` and nothing else."""
     return scale, math.inf, 0.0, 0.0, lr, decay, 1.0, step
@@ -347,10 +351,10 @@ class RuleOptimizer(Attempting, Capturable, GradientOptimizer):
         return table, numbers
 
     def _alike(self, row: Row, other: Row) -> bool:
-        """Whether rows have equal numbers and the very same settings, so that their steps are the same."""
+        """Whether rows have equal numbers and the very same settings, a subclass's too: their steps are the same."""
         one, two = self.param_groups[row.group], self.param_groups[other.group]
-        same = all(one.get(name) is two.get(name) for name in self.defaults)
-        return same and row.scalars == other.scalars
+        names = (one.keys() | two.keys()) - _NO_SETTINGS
+        return row.scalars == other.scalars and all(one.get(name) is two.get(name) for name in names)
 
     def _following(self, row: Row, steps: int) -> tuple[list[tuple[float, ...]], list[dict[str, float]]]:
         """Return the coefficients of a row's next steps, and its numbers after each."""
