@@ -86,7 +86,7 @@ Program::RowTasks Program::row_tasks(Index rows) const {
   }
   const Index tasks = std::min(threads * pieces(rows, threads * kManyRows), rows / kFewRows);
   if (threads == 1 || tasks < 2 || rows * bytes < kLeastWork) return {all, rows};
-  return {layer, (pieces(rows, tasks) + 3) / 4 * 4};
+  return {layer, (pieces(rows, tasks) + 3) / 4 * 4};  // even: two rows share a list of zeros
 }
 
 // What each layer reads and writes in a batch of so many rows.

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from typing import Any
 
 import fastopt as fo
@@ -16,6 +17,11 @@ from fastopt import distributed
 
 sys.path.insert(0, os.path.dirname(__file__))
 from training import BATCH, CASES, make_data, make_model
+
+
+def write_at_once(*error: Any) -> None:
+    """Write a traceback in one piece: line by line those of several ranks end up inside one another."""
+    os.write(2, "".join(traceback.format_exception(*error)).encode())
 
 
 def fail(how: str, comm: Any) -> None:
@@ -50,4 +56,5 @@ def main(how: str, path: str, timeout: float) -> None:
 
 
 if __name__ == "__main__":
+    sys.excepthook = write_at_once
     main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
