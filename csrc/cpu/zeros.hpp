@@ -104,7 +104,7 @@ static void steps_of_lanes(const T* x, Index step_stride, Index n, Index room, S
   }
 }
 
-// Appends the steps from `first` on whose word is not zero; room for as many steps as words is needed.
+// Appends the steps from `first` on whose word is not zero; writes up to 16, as append_set does.
 template <class T>
 FO_HD Index append_steps(typename Simd<T>::Words words, Index first, Step* steps) {
   return append_set<Simd<T>::size>(nonzero_words<T>(words), first, steps);
