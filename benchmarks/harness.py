@@ -23,9 +23,10 @@ RESULTS = Path(__file__).parent / "results"
 #: Calls before a sample that go untimed take at least this long.
 WARM_SECONDS = 0.03
 #: Between two samples the process must have been idle for a slice of so many seconds: the neighbour's workers
-#: have stopped spinning. OpenBLAS's do so after 26 ms, those of OpenMP and of our own pool after 1 to 3.
-IDLE_SLICE = 0.003
-LONGEST_PAUSE = 0.15
+#: have stopped spinning. OpenBLAS's do so after 2^28 cycles, some 100 ms, those of OpenMP and of our own pool
+#: after 1 to 3. A slice has several of the kernel's ticks, at which it counts the time of threads that run on.
+IDLE_SLICE = 0.02
+LONGEST_PAUSE = 0.5
 
 Call = Callable[[], Any]
 

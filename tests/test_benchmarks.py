@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -85,6 +87,14 @@ def test_fma_peak_counts_the_operations_of_its_tasks(isa: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- harness
+
+
+def test_a_pause_lasts_until_no_thread_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "LONGEST_PAUSE", 60.0)
+    neighbour = threading.Thread(target=hashlib.pbkdf2_hmac, args=("sha256", b"", b"", 200_000))
+    neighbour.start()
+    harness.settle()
+    assert not neighbour.is_alive()
 
 
 def test_interleave_takes_turns_in_an_order_drawn_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:

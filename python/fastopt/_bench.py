@@ -30,7 +30,9 @@ _LR = 1e-3
 _WARM_SECONDS = 0.03  # calls that go untimed before a sample: sleeping threads come to speed in them
 _SAMPLE_SECONDS = 0.02  # a short call is repeated until a sample lasts so long
 _BUSY = 0.3  # of all CPUs, by the load average
-_IDLE_SLICE, _LONGEST_PAUSE = 0.003, 0.15  # workers of BLAS and OpenMP spin for up to 26 ms after a call
+# Workers of BLAS and OpenMP spin for up to 100 ms after a call; a slice has several of the kernel's ticks, at which it
+# counts the time of threads that run on.
+_IDLE_SLICE, _LONGEST_PAUSE = 0.02, 0.5
 
 
 class Net(NamedTuple):
