@@ -17,16 +17,12 @@ import numpy as np
 
 import fastopt as fo
 from fastopt import _core
+from fastopt._bench import settle
 
 RESULTS = Path(__file__).parent / "results"
 
 #: Calls before a sample that go untimed take at least this long.
 WARM_SECONDS = 0.03
-#: Between two samples the process must have been idle for a slice of so many seconds: the neighbour's workers
-#: have stopped spinning. OpenBLAS's do so after 2^28 cycles, some 100 ms, those of OpenMP and of our own pool
-#: after 1 to 3. A slice has several of the kernel's ticks, at which it counts the time of threads that run on.
-IDLE_SLICE = 0.02
-LONGEST_PAUSE = 0.5
 
 Call = Callable[[], Any]
 
@@ -185,16 +181,6 @@ class Many:
 
 
 # -------------------------------------------------------------------------------------------------- timing
-
-
-def settle() -> None:
-    """Wait until no thread of this process runs: workers of OpenMP and BLAS spin for a while after a call."""
-    end = time.perf_counter() + LONGEST_PAUSE
-    while time.perf_counter() < end:
-        used, start = time.process_time(), time.perf_counter()
-        time.sleep(IDLE_SLICE)
-        if time.process_time() - used < 0.1 * (time.perf_counter() - start):
-            return
 
 
 def interleave(

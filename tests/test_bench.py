@@ -100,7 +100,7 @@ def test_bars():
 
 
 def test_interleaving_takes_turns(monkeypatch):
-    monkeypatch.setattr(_bench, "_settle", lambda: None)
+    monkeypatch.setattr(_bench, "settle", lambda: None)
     monkeypatch.setattr(_bench, "_WARM_SECONDS", 0.0)
     monkeypatch.setattr(_bench, "_SAMPLE_SECONDS", 0.0)
     order = []

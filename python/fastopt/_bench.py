@@ -30,8 +30,8 @@ _LR = 1e-3
 _WARM_SECONDS = 0.03  # calls that go untimed before a sample: sleeping threads come to speed in them
 _SAMPLE_SECONDS = 0.02  # a short call is repeated until a sample lasts so long
 _BUSY = 0.3  # of all CPUs, by the load average
-# Workers of BLAS and OpenMP spin for up to 100 ms after a call; a slice has several of the kernel's ticks, at which it
-# counts the time of threads that run on.
+# After a call OpenBLAS's workers spin for 2^28 cycles, some 100 ms, those of OpenMP and of our own pool for 1 to 3. A
+# slice has several of the kernel's ticks, at which it counts the time of threads that run on.
 _IDLE_SLICE, _LONGEST_PAUSE = 0.02, 0.5
 
 
@@ -532,7 +532,7 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, NDArray[np.f
     for _ in range(rounds):
         for name in order.permutation(list(calls)).tolist():
             call = calls[name]
-            _settle()
+            settle()
             _warm_up(call)
             start = time.perf_counter()
             for _ in range(repeats[name]):
@@ -553,8 +553,8 @@ def _warm_up(call: Call) -> float:
     return max(now - last, 1e-9)
 
 
-def _settle() -> None:
-    """Wait until no thread of this process runs."""
+def settle() -> None:
+    """Wait until no thread of this process runs: workers of OpenMP and BLAS spin for a while after a call."""
     end = time.perf_counter() + _LONGEST_PAUSE
     while time.perf_counter() < end:
         used, start = time.process_time(), time.perf_counter()
