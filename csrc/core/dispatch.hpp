@@ -251,6 +251,47 @@ struct GemmKernels {
   // make_lists lists whole tiles of columns.
   Index (*lists_bytes)(const GemmArgs& args);
   void (*make_lists)(const GemmArgs& args, Index begin_col, Index end_col, void* lists);
+  // The epilogue alone, of rows that C has the sums of.
+  void (*finish)(const GemmArgs& args, Index begin_row, Index end_row);
+};
+
+// Part of a linear layer whose samples are often zero: some of its outputs, in strips of StripKernels::width,
+// and the inputs of one block of k. A strip is (inputs, width), and strips lie one after the other; with
+// zeros for outputs and inputs that do not exist.
+struct StripShare {
+  Index depth, inputs;    // those that exist, and those of a strip
+  Index strips, outputs;  // outputs: those that exist
+  Index rows;             // of the batch
+  void* x;                // (rows, depth) of the samples, rows x_row apart, with zeros behind
+  Index x_row;
+  void* lists;         // room of list_bytes
+  const void* weight;  // strips
+  void* sums;          // forward: (rows, strips width), rows sums_row apart; room for an even number of rows
+  Index sums_row;
+  const void* gradient;  // by the layer's result: (rows, outputs), rows gradient_row apart
+  Index gradient_row;
+};
+struct StripKernels {
+  Index width;               // outputs of a strip; 0: this level leaves no zeros out, and has but `depth`
+  Index together;            // strips whose gradients are best computed together
+  Index most_rows;           // of a batch
+  Index (*depth)(Index in);  // inputs of a block, of so many in all
+  void (*place)(StripShare& share, Index depth);  // sets depth, inputs and x_row
+  Index (*list_bytes)(const StripShare& share);
+  // A strip of a C-contiguous weight with so many inputs in all, from the share's first on, and back.
+  void (*fill)(const StripShare& share, const void* weight, Index in, Index outputs, void* strip);
+  void (*restore)(const StripShare& share, const void* strip, Index in, Index outputs, void* weight);
+  // X W' over the share's inputs. No bit of it depends on what is left out, as in GemmKernels.
+  void (*forward)(const StripShare& share);
+  void (*list_columns)(const StripShare& share);  // of X, for the functions below
+  // Some strips of the gradient by the result, side by side: (rows, strips width).
+  void (*pack)(const StripShare& share, Index first, Index strips, void* panel);
+  // Inputs [begin, end), from a multiple of four on, of the same strips of the weight's gradient:
+  // (strips, end - begin, width).
+  void (*weight_gradient)(const StripShare& share, const void* panel, Index strips, Index begin, Index end,
+                          void* piece);
+  // For each output of a strip the sum of its squares, as Monoid::sum_squares has them.
+  void (*squares)(const StripShare& share, const void* strip, double* sums);
 };
 
 // What the machine does at best, for benchmarks to compare with.
@@ -276,6 +317,7 @@ struct KernelTable {
   const BatchNormKernels* batch_norm;     // [compute type]
   const ElementwiseKernels* elementwise;  // [storage type]
   const GemmKernels* gemm;                // [compute type]
+  const StripKernels* strips;             // [compute type]
   GemmKernel bf16_pairs;                  // what to use as run_bf16; null where the CPU lacks it
   const PackingKernels* packing;
   const MathKernels* math;         // [function of math.hpp], for the accuracy tests

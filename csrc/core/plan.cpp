@@ -54,8 +54,11 @@ void StepPlan::update_piece(Index tensor_, Index begin, Index end, const void* g
   const PlanTensor& tensor = tensors_[std::size_t(tensor_)];
   if (tensor.packing.any() || item_bytes(tensor.dtype) == 2)
     return update_packed(tensor_, begin, end, grad, row);
-  kernels().step[rule_].at[int(tensor.dtype)].at[tensor.ema != nullptr][is_bounded(row)](
-      piece(tensor_, begin, end, grad), row);
+  update_chunk(piece(tensor_, begin, end, grad), tensor.dtype, row);
+}
+
+void StepPlan::update_chunk(const StepChunk& chunk, DType dtype, const double* row) const {
+  kernels().step[rule_].at[int(dtype)].at[chunk.ema != nullptr][is_bounded(row)](chunk, row);
 }
 
 StepChunk StepPlan::piece(Index tensor_, Index begin, Index end, const void* grad) const {

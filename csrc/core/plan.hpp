@@ -73,6 +73,8 @@ class StepPlan {
   // that cut the work themselves and hold the lock meanwhile. grad: of element `begin`; row: the tensor's
   // coefficients. Of a tensor with states in bytes pieces begin at a multiple of kGroup.
   void update_piece(Index tensor, Index begin, Index end, const void* grad, const double* row) const;
+  // The same of elements that lie elsewhere meanwhile, of a tensor that has nothing packed.
+  void update_chunk(const StepChunk& chunk, DType dtype, const double* row) const;
   std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
 
  private:

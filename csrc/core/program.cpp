@@ -14,7 +14,7 @@ namespace fastopt {
 namespace {
 
 constexpr Index kLine = 64;
-constexpr Index kRowsAhead = 2, kMostAhead = 4096;  // of samples that are gathered
+constexpr Index kBytesAhead = 6144, kMostAhead = 4096;  // of samples that are gathered
 // Of tasks that take rows through several layers: bytes of the weights at most, which each packs; rows times
 // bytes at least, some 10 us of one thread; rows at least, which packing is worth, and at about most, so that
 // what they leave stays in cache.
@@ -106,12 +106,13 @@ void Program::begin_forward(const void* x, Index rows, bool training, void* out)
   }
 }
 
-// `fetch` brings rows of x where begin_forward was told they are.
-void Program::forward(Index rows, void* out, const Fetch& fetch) {
+// From layer `first` on. `fetch` brings rows of what it reads to where begin_forward was told they are.
+void Program::forward(Index first, Index rows, void* out, const Fetch& fetch) {
   const RowTasks tasks = row_tasks(rows);
-  const Index all = Index(layers_.size());
-  if (fetch && tasks.layer > 0) fetch(0, rows);
-  for (Index l = 0; l < tasks.layer; ++l) {
+  const Index all = Index(layers_.size()), begin_layer = std::max(first, tasks.layer);
+  const bool by_tasks = fetch && begin_layer == first && first < all;
+  if (fetch && !by_tasks) run_chunks(rows, row_chunk(layers_.front().out), rows * layers_.front().out, fetch);
+  for (Index l = first; l < tasks.layer; ++l) {
     PlacedLayer& layer = layers_[std::size_t(l)];
     if (layer.kind == LayerKind::linear)
       gemm(dtype_, layer.product);
@@ -121,11 +122,11 @@ void Program::forward(Index rows, void* out, const Fetch& fetch) {
       run_chunks(rows, row_chunk(layer.out), rows * layer.out,
                  [&](Index begin, Index end) { forward_rows(layer, begin, end); });
   }
-  if (tasks.layer < all)
+  if (begin_layer < all)
     parallel_for(pieces(rows, tasks.rows), true, [&](Index i) {
       const Index begin = i * tasks.rows, end = std::min(rows, begin + tasks.rows);
-      if (fetch && tasks.layer == 0) fetch(begin, end);
-      for (Index l = tasks.layer; l < all; ++l) forward_rows(layers_[std::size_t(l)], begin, end);
+      if (by_tasks) fetch(begin, end);
+      for (Index l = begin_layer; l < all; ++l) forward_rows(layers_[std::size_t(l)], begin, end);
     });
   const void* const result = layers_.back().result;
   if (out && result != out) std::memcpy(out, result, std::size_t(rows * this->out() * item_));
@@ -314,11 +315,19 @@ void Program::track_batches() {
 
 // Samples [begin, end) of a batch that are `bytes` each, side by side.
 void Program::copy_samples(const Batch& batch, Index bytes, Index begin, Index end, char* to) {
+  copy_parts(batch, bytes, 0, bytes, begin, end, to, bytes);
+}
+
+// Bytes [first, last) of each, in rows that are `row` bytes apart.
+void Program::copy_parts(const Batch& batch, Index bytes, Index first, Index last, Index begin, Index end,
+                         char* to, Index row) {
+  const Index some = last - first,
+              rows_ahead = std::clamp<Index>(kBytesAhead / std::max<Index>(some, 1), 1, 8);
   for (Index i = begin; i < end; ++i) {
     // Rows lie anywhere. Into the second-level cache a core fetches more lines at once than into the first.
-    const char* const ahead = batch.from + batch.order[std::min(i + kRowsAhead, batch.samples - 1)] * bytes;
-    for (Index at = 0; at < std::min(bytes, kMostAhead); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
-    std::memcpy(to + i * bytes, batch.from + batch.order[i] * bytes, std::size_t(bytes));
+    const char* const ahead = batch.at(std::min(i + rows_ahead, batch.samples - 1), bytes) + first;
+    for (Index at = 0; at < std::min(some, kMostAhead); at += kLine) __builtin_prefetch(ahead + at, 0, 2);
+    std::memcpy(to + i * row, batch.at(i, bytes) + first, std::size_t(some));
   }
 }
 
@@ -336,6 +345,10 @@ const void* Program::gather(const void* from, Index bytes, const Index* order, I
 }
 
 ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
+  struct Restored {
+    Program& program;
+    ~Restored() { program.give_back_strips(); }
+  } restored{*this};
   const std::uint64_t masks = std::uint64_t(set_masks(layers_, run.rates, run.seed, run.offset));
   set_norms(layers_, run.rates ? run.rates + dropouts_ : nullptr);
   wants_squares_ = run.squares != nullptr;
@@ -352,14 +365,18 @@ ProgramStop Program::run(ProgramRun& run, const Ready& ready) {
       const Index bad = first_bad_class(classes, rows, out(), loss_.ignore_index);
       if (bad < rows) return {ProgramStop::bad_class, bad, double(classes[bad])};
     }
-    if (run.order && run.repeat == 1 && row_tasks(rows).layer == 0) {
-      const Batch batch{static_cast<const char*>(run.x), run.order + first, samples};
+    const Batch batch{static_cast<const char*>(run.x) + (run.order ? 0 : first * x_bytes),
+                      run.order ? run.order + first : nullptr, samples};
+    if (use_strips(run, step, batch)) {
+      begin_forward(nullptr, rows, true, nullptr);
+      forward_strips(batch);
+    } else if (run.order && run.repeat == 1 && row_tasks(rows).layer == 0) {
       char* const x = x_room_.reserve(samples * x_bytes);
       begin_forward(x, rows, true, nullptr);
-      forward(rows, nullptr, [&](Index begin, Index end) { copy_samples(batch, x_bytes, begin, end, x); });
+      forward(0, rows, nullptr, [&](Index begin, Index end) { copy_samples(batch, x_bytes, begin, end, x); });
     } else {
       begin_forward(gather(run.x, x_bytes, run.order, first, samples, x_room_), rows, true, nullptr);
-      forward(rows, nullptr);
+      forward(0, rows, nullptr);
     }
     if (loss_.probabilities) {
       const ProgramStop stop = require_probabilities(rows * out());
@@ -400,7 +417,7 @@ void Program::predict(const void* x, Index rows, Index batch, void* out) {
     const Index some = std::min(batch, rows - first);
     void* const to = static_cast<char*>(out) + first * this->out() * item_;
     begin_forward(static_cast<const char*>(x) + first * in() * item_, some, false, to);
-    forward(some, to);
+    forward(0, some, to);
   }
 }
 

@@ -9,6 +9,7 @@
 #include "core/buffer.hpp"
 #include "core/plan.hpp"
 #include "core/program_parts.hpp"
+#include "core/strips.hpp"
 
 namespace fastopt {
 
@@ -40,13 +41,15 @@ class Program {
   Index dropouts() const { return dropouts_; }
   Index coefs_width() const { return coefs_width_; }
   const ProgramLoss& loss() const { return loss_; }
-  Index steps() const { return steps_; }  // done by all runs
+  Index steps() const { return steps_; }                   // done by all runs
+  Index strip_shares() const { return strips_.shares(); }  // of the last run that had strips
 
  private:
   struct Task {  // rows and columns of a layer's weight, or columns of its bias
     Index layer;
     bool bias;
     Index begin_row, end_row, begin_col, end_col;
+    Index share = -1;  // of the first layer's strips, where it is in these
   };
   struct Share {
     Index rows, columns;
@@ -55,8 +58,10 @@ class Program {
 
   struct Batch {
     const char* from;    // all samples
-    const Index* order;  // those of the batch
+    const Index* order;  // those of the batch; null: the first
     Index samples;
+
+    const char* at(Index i, Index bytes) const { return from + (order ? order[i] : i) * bytes; }
   };
   using Fetch = std::function<void(Index begin, Index end)>;
   // Each takes so many rows through this layer and all that follow; beyond the last layer: there are none.
@@ -65,7 +70,7 @@ class Program {
   };
   RowTasks row_tasks(Index rows) const;
   void begin_forward(const void* x, Index rows, bool training, void* out);
-  void forward(Index rows, void* out, const Fetch& fetch = {});
+  void forward(Index first, Index rows, void* out, const Fetch& fetch = {});
   void forward_rows(const PlacedLayer& layer, Index begin, Index end) const;
   void forward_batch_norm(PlacedLayer& layer, Index rows);
   ProgramStop require_probabilities(Index size) const;
@@ -91,13 +96,23 @@ class Program {
   bool begin_weights(Index rows);
   void run_tasks(Index begin, Index end, Index rows, bool parallel, const double* coefs);
   void end_weights();
+  void lock_plans();
   void update_weights(Index rows, const double* coefs);
   void run_weight_task(const Task& task, Index rows, const double* coefs);
   void run_update_task(const Task& task, const double* coefs);
   void run_bias_task(const Task& task, Index rows, const double* coefs);
+  bool use_strips(const ProgramRun& run, Index step, const Batch& batch);
+  bool may_use_strips(Index rows) const;
+  bool finds_zeros(const Batch& batch);
+  void take_strips(Index rows);
+  void give_back_strips();
+  void forward_strips(const Batch& batch);
+  void run_strip_task(Index share, Index rows, const double* coefs);
   void step_plans(ProgramRun& run, const double* coefs);
   const double* row_of(const ProgramParameter& p, const double* coefs) const;
   static void copy_samples(const Batch& batch, Index bytes, Index begin, Index end, char* to);
+  static void copy_parts(const Batch& batch, Index bytes, Index first, Index last, Index begin, Index end,
+                         char* to, Index row);
   static const void* gather(const void* from, Index bytes, const Index* order, Index first, Index samples,
                             Buffer& room);
 
@@ -117,6 +132,8 @@ class Program {
   Index tasks_batch_ = 0;
   std::vector<Task> updates_;  // of stored gradients, after all tasks
   bool wants_squares_ = false;
+  Strips strips_;                    // of the first layer's weight, while a run takes many steps
+  bool tasks_strips_ = false;        // whether the tasks were cut for them
   std::vector<double> row_squares_;  // of the rows of all weights
   const KernelTable* tasks_table_ = nullptr;
   Buffer norm_gradients_;  // of batch normalisations' parameters

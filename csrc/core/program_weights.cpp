@@ -81,8 +81,11 @@ void Program::deal_tasks(Index begin, int threads) {
 // One list of tasks for all layers, the first uses of parameters before the second.
 void Program::cut_tasks(Index batch) {
   const int threads = num_threads();
-  if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_batch_ == batch) return;
+  if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_batch_ == batch &&
+      tasks_strips_ == strips_.taken())
+    return;
   tasks_threads_ = threads;
+  tasks_strips_ = strips_.taken();
   tasks_batch_ = batch;
   tasks_table_ = &kernels();
   tasks_.clear();
@@ -94,7 +97,12 @@ void Program::cut_tasks(Index batch) {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
       PlacedLayer& layer = layers_[std::size_t(l)];
       if (layer.kind != LayerKind::linear) continue;
-      if (layer.weight.trained() && layer.weight.use == use) {
+      if (l == 0 && strips_.taken()) {
+        layer.zeros = Zeros::none;
+        layer.apart = layer.cut_columns = false;
+        for (Index share = 0; share < strips_.shares(); ++share)
+          tasks_.push_back({l, false, 0, 0, 0, 0, share});
+      } else if (layer.weight.trained() && layer.weight.use == use) {
         GemmArgs args = weight_args(layer, batch);
         args.bf16 = bf16_;
         args.zeros = layer.zeros = kernel.find_zeros(args);
@@ -131,12 +139,16 @@ void Program::cut_tasks(Index batch) {
   }
 }
 
-// The squares of some rows of a weight.
+// The squares of some rows of a weight, block of inputs by block, as Strips has them.
 void Program::add_row_squares(const PlacedLayer& layer, Index begin_row, Index end_row) {
   const ReduceKernel kernel = kernels().reduce[int(Monoid::sum_squares)].at[int(dtype_)];
+  const Index depth = kernels().strips[int(dtype_)].depth(layer.in);
   const char* const data = static_cast<const char*>(layer.weight.data);
-  for (Index r = begin_row; r < end_row; ++r)
-    row_squares_[std::size_t(layer.first_row + r)] = kernel(data + r * layer.in * item_, layer.in);
+  for (Index r = begin_row; r < end_row; ++r) {
+    double& sum = row_squares_[std::size_t(layer.first_row + r)] = 0.0;
+    for (Index begin = 0; begin < layer.in; begin += depth)
+      sum += kernel(data + (r * layer.in + begin) * item_, std::min(depth, layer.in - begin));
+  }
 }
 
 void Program::begin_squares() {
@@ -193,11 +205,16 @@ void Program::make_lists(const PlacedLayer& layer, Index rows, bool parallel) co
 void Program::run_tasks(Index begin, Index end, Index rows, bool parallel, const double* coefs) {
   parallel_for(end - begin, parallel, [&](Index i) {
     const Task& task = tasks_[std::size_t(begin + i)];
-    task.bias ? run_bias_task(task, rows, coefs) : run_weight_task(task, rows, coefs);
+    if (task.share >= 0)
+      run_strip_task(task.share, rows, coefs);
+    else
+      task.bias ? run_bias_task(task, rows, coefs) : run_weight_task(task, rows, coefs);
   });
 }
 
 void Program::end_weights() {
+  if (strips_.taken() && tasks_square(layers_.front()))
+    for (Index r = 0; r < layers_.front().out; ++r) row_squares_[std::size_t(r)] = strips_.squares(r);
   for (PlacedLayer& layer : layers_)
     if (layer.kind == LayerKind::linear && layer.weight.trained() && layer.weight.use == 0)
       layer.squares_known = tasks_square(layer);
@@ -205,8 +222,8 @@ void Program::end_weights() {
 
 void Program::update_weights(Index rows, const double* coefs) {
   const bool parallel = begin_weights(rows);
-  if (fused_)
-    for (const ProgramPlan& plan : plans_) locks_.push_back(plan.plan->lock());
+  const bool locks = fused_ && locks_.empty();  // strips hold them from step to step
+  if (locks) lock_plans();
   Index begin = 0;
   for (const Index end : task_ends_) {
     run_tasks(begin, end, rows, parallel, coefs);
@@ -214,8 +231,12 @@ void Program::update_weights(Index rows, const double* coefs) {
   }
   parallel_for(Index(updates_.size()), true,
                [&](Index i) { run_update_task(updates_[std::size_t(i)], coefs); });
-  locks_.clear();
+  if (locks) locks_.clear();
   end_weights();
+}
+
+void Program::lock_plans() {
+  for (const ProgramPlan& plan : plans_) locks_.push_back(plan.plan->lock());
 }
 
 const double* Program::row_of(const ProgramParameter& p, const double* coefs) const {

@@ -158,6 +158,13 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
   }
 }
 
+// See GemmKernels.
+template <class T>
+void finish_rows(const GemmArgs& args, Index begin_row, Index end_row) {
+  for (Index col = 0; col < args.n; col += kFinishColumns)
+    finish<T>(args, begin_row, end_row - begin_row, col, at_most(kFinishColumns, args.n - col));
+}
+
 template <class T>
 Zeros find_zeros_unless_dots(const GemmArgs& args) {
   return takes_dots<T>(args) ? Zeros::none : find_zeros<T>(args);
@@ -176,7 +183,8 @@ constexpr GemmKernels gemm_kernels() {
           pack_b<T>,
           find_zeros_unless_dots<T>,
           lists_bytes<T>,
-          make_lists<T>};
+          make_lists<T>,
+          finish_rows<T>};
 }
 constexpr GemmKernels kGemm[] = {gemm_kernels<float>(), gemm_kernels<double>()};
 

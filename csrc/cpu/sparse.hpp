@@ -36,27 +36,10 @@ struct ListedArgs {
 
 template <class T, int Rows, int Vectors>
 static void listed_tile(const ListedArgs<T>& args) {
-  constexpr int W = Simd<T>::size;
-  const Index a_row = args.a_row, b_pair = args.b_pair;
+  constexpr Index W = Simd<T>::size;
   Vector<T> sum[Rows][Vectors];
-  FO_UNROLL
-  for (int i = 0; i < Rows; ++i) {
-    FO_UNROLL
-    for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<T>{};
-  }
-  for (Index n = 0; n < args.count; ++n) {
-    const Index step = args.steps[n];
-    const T *const a = args.a + step * args.a_step, *const b = args.b + step * args.b_step;
-    Vector<T> x[Rows];
-    FO_UNROLL
-    for (int i = 0; i < Rows; ++i) x[i] = broadcast(a[i * a_row]);
-    FO_UNROLL
-    for (int j = 0; j < Vectors; ++j) {
-      const Vector<T> y = load_vector(b + j / 2 * b_pair + j % 2 * W);
-      FO_UNROLL
-      for (int i = 0; i < Rows; ++i) sum[i][j] = fma(x[i], y, sum[i][j]);
-    }
-  }
+  add_steps(args.steps, args.count, args.a, args.a_row, args.a_step, args.b, args.b_step, W, args.b_pair,
+            sum);
   store_sums(sum, args.c, args.c_row, args.rows, args.columns, args.beta);
 }
 
@@ -153,9 +136,6 @@ void store_turned(const T* sums, Index lanes, Index rows, T beta, T* c, Index c_
     for (Index l = 0; l < lanes; ++l)
       c[i * c_row + l] = fma(beta, c[i * c_row + l], turned[i * kZeroLanes<T> + l]);
 }
-
-// Room for the length of a list of so many steps, the steps, and 15 more: they are written sixteen at a time.
-FO_HD Index list_room(Index depth) { return depth + 16; }
 
 // Lists of the columns [begin, end) of B, of a block of k: each its length and then the steps.
 template <class T>

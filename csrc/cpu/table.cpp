@@ -18,6 +18,7 @@ KernelTable kernel_table() {
       .batch_norm = batch_norm_table(),
       .elementwise = elementwise_table(),
       .gemm = gemm_table(),
+      .strips = strip_table(),
       .bf16_pairs = bf16_pairs(),
       .packing = packing_table(),
       .math = math_table(),

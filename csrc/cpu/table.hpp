@@ -15,6 +15,7 @@ const RowKernels* row_table();
 const BatchNormKernels* batch_norm_table();
 const ElementwiseKernels* elementwise_table();
 const GemmKernels* gemm_table();
+const StripKernels* strip_table();
 const PackingKernels* packing_table();
 const CeilingKernels* ceiling_table();
 const MathKernels* math_table();

@@ -129,6 +129,34 @@ static Index steps_of_rows(const T* x, Index lane_stride, Index lanes, Index n, 
   return count;
 }
 
+// Room for the length of a list of so many steps, the steps, and 15 more: they are written sixteen at a time.
+FO_HD Index list_room(Index depth) { return depth + 16; }
+
+// The sums of a tile over the listed steps of k. Every two vectors of a step of B are b_pair apart, and one
+// lies b_vector behind the other.
+template <class T, int Rows, int Vectors>
+FO_HD void add_steps(const Step* steps, Index count, const T* a_, Index a_row, Index a_step, const T* b_,
+                     Index b_step, Index b_vector, Index b_pair, Vector<T> (&sum)[Rows][Vectors]) {
+  FO_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    FO_UNROLL
+    for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<T>{};
+  }
+  for (Index n = 0; n < count; ++n) {
+    const Index step = steps[n];
+    const T *const a = a_ + step * a_step, *const b = b_ + step * b_step;
+    Vector<T> x[Rows];
+    FO_UNROLL
+    for (int i = 0; i < Rows; ++i) x[i] = broadcast(a[i * a_row]);
+    FO_UNROLL
+    for (int j = 0; j < Vectors; ++j) {
+      const Vector<T> y = load_vector(b + j / 2 * b_pair + j % 2 * b_vector);
+      FO_UNROLL
+      for (int i = 0; i < Rows; ++i) sum[i][j] = fma(x[i], y, sum[i][j]);
+    }
+  }
+}
+
 // Whether rows of elements side by side are finite: what is not has a product with zero that is not zero.
 template <class T>
 static bool all_finite(const T* x, Index row_stride, Index rows, Index n) {

@@ -33,7 +33,8 @@ int main(int argc, char** argv) {
                {"rows", test_rows},
                {"batch_norm", test_batch_norm},
                {"gemm", test_gemm},
-               {"program", test_program}};
+               {"program", test_program},
+               {"strips", test_strips}};
   for (const auto& part : parts)
     if (argc == 2 && std::strcmp(argv[1], part.name) == 0) {
       part.run();

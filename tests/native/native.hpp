@@ -180,5 +180,6 @@ void test_rows();
 void test_batch_norm();
 void test_gemm();
 void test_program();
+void test_strips();
 
 }  // namespace fastopt::test
