@@ -266,6 +266,7 @@ struct StripShare {
   Index x_row;
   void* lists;         // room of list_bytes
   const void* weight;  // strips
+  bool finite;         // it is known to be
   void* sums;          // forward: (rows, strips width), rows sums_row apart; room for an even number of rows
   Index sums_row;
   const void* gradient;  // by the layer's result: (rows, outputs), rows gradient_row apart

@@ -1,7 +1,9 @@
 #include "core/strips.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -84,19 +86,20 @@ void Strips::cut(int threads) {
   array_bytes_ = round_up(at * item_, kPage) + kApart;
 }
 
+// In one piece of memory: the first touch of a large page takes as long as some steps.
 void Strips::place_rooms() {
-  memory_ = array_room_.reserve(Index(arrays_.size()) * array_bytes_);
   squares_.assign(std::size_t(blocks_ * width_), 0.0);
   const Index width = kernel_->width * item_, even = round_up(rows_, 2);
   const auto place_all = [&](char* const base) {
-    Index bytes = 0;
+    Index bytes = Index(arrays_.size()) * array_bytes_;
+    char* sums = nullptr;
     const auto take = [&](Index size) {
       char* const place = base ? base + bytes : nullptr;
       bytes += round_up(size, kLine);
       return place;
     };
-    char* sums = nullptr;
     for (Share& share : shares_) {
+      bytes = round_up(bytes, kPage);  // the one before is another thread's
       if (share.first_output == 0) sums = take(even * width_ * item_);
       share.sums = sums ? sums + share.first_output * item_ : nullptr;
       share.sums_row = width_;
@@ -104,15 +107,16 @@ void Strips::place_rooms() {
       share.lists = take(kernel_->list_bytes(share));
       share.panel = take(rows_ * kernel_->together * width);
       share.piece = take(kernel_->together * kPieceInputs * width);
-      share.weight = memory_ + share.first * item_;
-      bytes = round_up(bytes, kPage);  // another thread's begins
+      share.weight = element_at(static_cast<const void*>(base), share.first, dtype_);
     }
     return bytes;
   };
-  const Index bytes = place_all(nullptr);
-  char* const base = rooms_.reserve(bytes);
-  place_all(base);
-  std::memset(base, 0, std::size_t(bytes));
+  memory_ = room_.reserve(place_all(nullptr));
+  place_all(memory_);
+  for (Share& share : shares_)
+    for (Index r = 0; r < rows_; ++r)
+      std::memset(static_cast<char*>(share.x) + (r * share.x_row + share.depth) * item_, 0,
+                  std::size_t((share.x_row - share.depth) * item_));
 }
 
 // f(share, array, its strip, how many of the strip's outputs exist, element of the array they begin at).
@@ -180,11 +184,13 @@ void Strips::weight_gradient(Index i, Index rows, const void* gradient, bool squ
       }
     }
   }
+  share.finite = false;
   if (!squares) return;
   double* const sums = squares_.data() + share.block * width_ + share.first_output;
   for (Index s = 0; s < share.strips; ++s)
     strip.squares(share, memory_ + (share.first + s * share.inputs * strip.width) * item_,
                   sums + s * strip.width);
+  share.finite = std::isfinite(std::accumulate(sums, sums + share.outputs, 0.0));
 }
 
 double Strips::squares(Index output) const {

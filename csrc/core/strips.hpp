@@ -64,7 +64,7 @@ class Strips {
   Index item_ = 4, in_ = 0, out_ = 0, rows_ = 0, blocks_ = 0, width_ = 0;  // width: of all strips
   std::vector<void*> arrays_;
   std::vector<Share> shares_;
-  Buffer array_room_, rooms_;
+  Buffer room_;
   char* memory_ = nullptr;
   Index array_bytes_ = 0;
   std::vector<double> squares_;  // of each block the outputs'

@@ -74,7 +74,7 @@ void forward(const StripShare& share) {
   const T *const x = static_cast<const T*>(share.x), *const weight = static_cast<const T*>(share.weight);
   const Index strip = share.inputs * kStrip<T>, room = list_room(share.depth);
   Step* const lists = static_cast<Step*>(share.lists);
-  const bool finite = all_finite(weight, 0, 1, share.strips * strip);
+  const bool finite = share.finite || all_finite(weight, 0, 1, share.strips * strip);
   for (Index r = 0; r < share.rows; r += kListedRows) {
     Step* const list = lists + r / kListedRows * room;
     if (finite)
@@ -150,14 +150,19 @@ void squares(const StripShare& share, const void* strip, double* sums) {
   for (Index first = 0; first < W; first += Simd<double>::size) {
     const T* x = static_cast<const T*>(strip) + first;
     Vector<double> lane[kLanes] = {};
-    for (Index left = share.inputs; left > 0; left -= kLanes, x += kLanes * W) {
+    const auto add = [&](int l) __attribute__((always_inline)) {
+      const Vector<double> y = load_doubles(x + l * W);
+      lane[l] = fma(y, y, lane[l]);
+    };
+    Index left = share.inputs;
+    for (; left >= kLanes; left -= kLanes, x += kLanes * W) {
       FO_UNROLL
-      for (int l = 0; l < kLanes; ++l) {
-        if (l >= left) break;
-        const Vector<double> y = load_doubles(x + l * W);
-        lane[l] = fma(y, y, lane[l]);
-      }
+      for (int l = 0; l < kLanes; ++l) add(l);
     }
+    FO_UNROLL
+    for (int l = 0; l < kLanes; ++l)
+      if (l < left) add(l);
+    FO_UNROLL
     for (int half = kLanes / 2; half > 0; half /= 2)
       for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
     store_vector(sums + first, lane[0]);

@@ -26,7 +26,7 @@ __all__ = ["COMMON_RANGES", "RULES", "Common", "RuleOptimizer", "bare"]
 
 
 #: Of a group's keys those that no coefficient depends on.
-_NO_SETTINGS = {"params", "param_names", "penalised"}
+_NO_SETTINGS = {"params", "param_names", "penalised", "use_muon"}
 
 
 def bare(scale: float, lr: float, decay: float, step: float = 0.0) -> tuple[float, ...]:

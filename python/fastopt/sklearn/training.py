@@ -352,7 +352,7 @@ class Session:
             losses[at : at + count] = stepping.steps(block)
             at += count
             seconds = max(time.perf_counter() - began, 1e-6)
-            self._block = max(1, min(1024, 8 * self._block, int(_BLOCK_SECONDS * count / seconds)))
+            self._block = max(1, min(1024, 64 * self._block, int(_BLOCK_SECONDS * count / seconds)))
         return losses
 
     def _alone(
