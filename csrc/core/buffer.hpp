@@ -6,6 +6,7 @@
 #endif
 
 #include <new>
+#include <utility>
 
 #include "core/array.hpp"
 
@@ -17,6 +18,11 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { release(); }
+
+  Index bytes() const { return bytes_; }
+  void swap(Buffer& other) noexcept {
+    std::swap(large_, other.large_), std::swap(data_, other.data_), std::swap(bytes_, other.bytes_);
+  }
 
   // At least so many bytes, 64-byte aligned; what it held is lost when it grows.
   char* reserve(Index bytes) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -21,7 +22,22 @@ constexpr Index kPage = 4096, kApart = 640, kLine = 64;
 
 Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
+// The memory of strips that are no more, for the next: new large pages take the system half a millisecond,
+// and at times ten. Never destroyed, as strips may outlive static destructors.
+constexpr Index kMostSpare = Index(1) << 25;
+struct Spare {
+  std::mutex mutex;
+  Buffer room;
+};
+Spare* const spare = new Spare;
+
 }  // namespace
+
+Strips::~Strips() {
+  const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
+  if (lock.owns_lock() && room_.bytes() <= kMostSpare && room_.bytes() > spare->room.bytes())
+    spare->room.swap(room_);
+}
 
 bool Strips::fits(DType dtype, Index out, Index rows) {
   const StripKernels& kernel = kernels().strips[int(dtype)];
@@ -86,7 +102,6 @@ void Strips::cut(int threads) {
   array_bytes_ = round_up(at * item_, kPage) + kApart;
 }
 
-// In one piece of memory: the first touch of a large page takes as long as some steps.
 void Strips::place_rooms() {
   squares_.assign(std::size_t(blocks_ * width_), 0.0);
   const Index width = kernel_->width * item_, even = round_up(rows_, 2);
@@ -111,7 +126,12 @@ void Strips::place_rooms() {
     }
     return bytes;
   };
-  memory_ = room_.reserve(place_all(nullptr));
+  const Index bytes = place_all(nullptr);
+  if (bytes > room_.bytes()) {
+    const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
+    if (lock.owns_lock() && bytes <= spare->room.bytes()) spare->room.swap(room_);
+  }
+  memory_ = room_.reserve(bytes);
   place_all(memory_);
   for (Share& share : shares_)
     for (Index r = 0; r < rows_; ++r)
