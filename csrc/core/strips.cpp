@@ -22,7 +22,7 @@ constexpr Index kPage = 4096, kApart = 640, kLine = 64;
 
 Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
-// The memory of strips that are no more, for the next: new large pages take the system half a millisecond,
+// Memory that nobody uses, for whoever takes arrays next: new large pages take the system half a millisecond,
 // and at times ten. Never destroyed, as strips may outlive static destructors.
 constexpr Index kMostSpare = Index(1) << 25;
 struct Spare {
@@ -31,13 +31,13 @@ struct Spare {
 };
 Spare* const spare = new Spare;
 
-}  // namespace
-
-Strips::~Strips() {
+// The larger of both becomes `room`, or the spare one. A thread that would have to wait goes on with its own.
+void exchange(Buffer& room, bool larger) {
   const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
-  if (lock.owns_lock() && room_.bytes() <= kMostSpare && room_.bytes() > spare->room.bytes())
-    spare->room.swap(room_);
+  if (lock.owns_lock() && (room.bytes() < spare->room.bytes()) == larger) spare->room.swap(room);
 }
+
+}  // namespace
 
 bool Strips::fits(DType dtype, Index out, Index rows) {
   const StripKernels& kernel = kernels().strips[int(dtype)];
@@ -74,6 +74,7 @@ void Strips::give_back() {
     kernel_->restore(share, strip, in_, outputs, static_cast<char*>(arrays_[a]) + at * item_);
   });
   arrays_.clear();
+  if (room_.bytes() <= kMostSpare) exchange(room_, false);
 }
 
 // Shares in the order of their blocks.
@@ -127,10 +128,7 @@ void Strips::place_rooms() {
     return bytes;
   };
   const Index bytes = place_all(nullptr);
-  if (bytes > room_.bytes()) {
-    const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
-    if (lock.owns_lock() && bytes <= spare->room.bytes()) spare->room.swap(room_);
-  }
+  exchange(room_, true);
   memory_ = room_.reserve(bytes);
   place_all(memory_);
   for (Share& share : shares_)

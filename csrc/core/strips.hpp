@@ -13,11 +13,6 @@ namespace fastopt {
 
 class Strips {
  public:
-  Strips() = default;
-  Strips(const Strips&) = delete;
-  Strips& operator=(const Strips&) = delete;
-  ~Strips();
-
   // Whether a layer of so many outputs, and batches of so many rows, are for this.
   static bool fits(DType dtype, Index out, Index rows);
   // The best cut for so many threads has so many shares; 0 where they do not fit, or are too few.

@@ -132,17 +132,6 @@ void weight_gradient(const StripShare& share, const void* panel, Index strips, I
   });
 }
 
-// So many numbers at x as a vector of double.
-template <class T>
-FO_HD Vector<double> load_doubles(const T* x) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return load_vector(x);
-  } else {
-    typedef T Half __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(T)), may_alias));
-    return __builtin_convertvector(*reinterpret_cast<const Half*>(x), Vector<double>);
-  }
-}
-
 // Lanes as in cpu/lanes.hpp: those of an output go from input to input.
 template <class T>
 void squares(const StripShare& share, const void* strip, double* sums) {

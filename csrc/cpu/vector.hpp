@@ -48,6 +48,18 @@ FO_HD Vector<T> broadcast(T x) {
   return Vector<T>(to_bits(x) - typename Simd<T>::Words{});  // in integers, which keep the bits of a NaN
 }
 
+// As many elements as a vector of double has.
+FO_HD Vector<double> load_doubles(const double* p) { return load_vector(p); }
+FO_HD Vector<double> load_doubles(const float* p) {
+#if defined(__AVX512F__)
+  return Vector<double>(_mm512_maskz_cvtps_pd(__mmask8(-1), _mm256_loadu_ps(p)));
+#elif defined(__AVX__)
+  return Vector<double>(_mm256_cvtps_pd(_mm_loadu_ps(p)));
+#else
+  return Vector<double>{double(p[0]), double(p[1])};
+#endif
+}
+
 // a b + c, with one rounding where the level has it.
 #if defined(__AVX512F__)
 FO_HD Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
