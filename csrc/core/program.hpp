@@ -102,9 +102,9 @@ class Program {
   void run_update_task(const Task& task, const double* coefs);
   void run_bias_task(const Task& task, Index rows, const double* coefs);
   bool use_strips(const ProgramRun& run, Index step, const Batch& batch);
-  bool may_use_strips(Index rows) const;
+  bool may_use_strips(Index rows, int threads) const;
   bool finds_zeros(const Batch& batch);
-  void take_strips(Index rows);
+  void take_strips(Index rows, int threads);
   void give_back_strips();
   void forward_strips(const Batch& batch);
   void run_strip_task(Index share, Index rows, const double* coefs);

@@ -1,5 +1,6 @@
 // A program's first layer in strips: when a run takes its weight over, and what its steps do with it.
 #include <algorithm>
+#include <utility>
 
 #include "core/chunks.hpp"
 #include "core/program.hpp"
@@ -16,12 +17,13 @@ constexpr Index kGlance = 32;                  // samples that are looked at
 // Whether this step has the first layer in strips, which are taken or given back accordingly.
 bool Program::use_strips(const ProgramRun& run, Index step, const Batch& batch) {
   const Index rows = batch.samples;
+  const int threads = num_threads();  // another thread may change it
   if (strips_.taken()) {
     if (rows <= strips_.rows() && Strips::fits(dtype_, layers_.front().out, rows)) return true;
     give_back_strips();
-  } else if (step == 0 && run.steps >= kLeastSteps && run.repeat == 1 && may_use_strips(rows) &&
+  } else if (step == 0 && run.steps >= kLeastSteps && run.repeat == 1 && may_use_strips(rows, threads) &&
              finds_zeros(batch)) {
-    take_strips(rows);
+    take_strips(rows, threads);
     return true;
   }
   return false;
@@ -29,7 +31,7 @@ bool Program::use_strips(const ProgramRun& run, Index step, const Batch& batch) 
 
 // Nothing but this program's updates may want the weight or the optimizer's states before the run's end, and
 // no gradients that are stored.
-bool Program::may_use_strips(Index rows) const {
+bool Program::may_use_strips(Index rows, int threads) const {
   const PlacedLayer& layer = layers_.front();
   const ProgramParameter& weight = layer.weight;
   if (layer.kind != LayerKind::linear || weight.plan < 0 || weight.grad || uses_ != 1 || bf16_) return false;
@@ -38,7 +40,7 @@ bool Program::may_use_strips(Index rows) const {
   const PlanTensor& tensor = plans_[std::size_t(weight.plan)].plan->tensors()[std::size_t(weight.tensor)];
   return tensor.p == weight.data && tensor.n == layer.in * layer.out && tensor.dtype == dtype_ &&
          !tensor.packing.any() && tensor.n * item_ >= kLeastBytes && row_tasks(rows).layer > 0 &&
-         Strips::shares_for(dtype_, layer.in, layer.out, rows, num_threads()) > 0;
+         Strips::shares_for(dtype_, layer.in, layer.out, rows, threads) > 0;
 }
 
 // By a glance at the first samples, for both products that leave zeros out.
@@ -54,7 +56,7 @@ bool Program::finds_zeros(const Batch& batch) {
          find(weight_args(layer, kGlance)) == Zeros::columns;
 }
 
-void Program::take_strips(Index rows) {
+void Program::take_strips(Index rows, int threads) {
   const PlacedLayer& layer = layers_.front();
   lock_plans();
   const PlanTensor& tensor =
@@ -63,7 +65,7 @@ void Program::take_strips(Index rows) {
   for (void* const state : tensor.states)
     if (state) arrays.push_back(state);
   if (tensor.ema) arrays.push_back(tensor.ema);
-  strips_.take(dtype_, layer.in, layer.out, rows, num_threads(), std::move(arrays));
+  strips_.take(dtype_, layer.in, layer.out, rows, threads, std::move(arrays));
 }
 
 void Program::give_back_strips() {
