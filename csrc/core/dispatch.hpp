@@ -275,7 +275,8 @@ struct StripShare {
 struct StripKernels {
   Index width;               // outputs of a strip; 0: this level leaves no zeros out, and has but `depth`
   Index together;            // strips whose gradients are best computed together
-  Index most_rows;           // of a batch
+  Index most_rows;           // of a batch: its gradient is one sum
+  Index too_few;             // rows or outputs, whose products are summed in another order
   Index (*depth)(Index in);  // inputs of a block, of so many in all
   void (*place)(StripShare& share, Index depth);  // sets depth, inputs and x_row
   Index (*list_bytes)(const StripShare& share);

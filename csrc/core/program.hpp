@@ -102,9 +102,9 @@ class Program {
   void run_update_task(const Task& task, const double* coefs);
   void run_bias_task(const Task& task, Index rows, const double* coefs);
   bool use_strips(const ProgramRun& run, Index step, const Batch& batch);
-  bool may_use_strips(Index rows, int threads) const;
+  bool may_use_strips(Index rows) const;
   bool finds_zeros(const Batch& batch);
-  void take_strips(Index rows, int threads);
+  void take_strips(Index rows);
   void give_back_strips();
   void forward_strips(const Batch& batch);
   void run_strip_task(Index share, Index rows, const double* coefs);
@@ -132,8 +132,8 @@ class Program {
   Index tasks_batch_ = 0;
   std::vector<Task> updates_;  // of stored gradients, after all tasks
   bool wants_squares_ = false;
-  Strips strips_;                    // of the first layer's weight, while a run takes many steps
-  bool tasks_strips_ = false;        // whether the tasks were cut for them
+  Strips strips_;           // of the first layer's weight, while a run takes many steps
+  Index tasks_shares_ = 0;  // of them, that the tasks were cut for; 0: the weight's are rows and columns
   std::vector<double> row_squares_;  // of the rows of all weights
   const KernelTable* tasks_table_ = nullptr;
   Buffer norm_gradients_;  // of batch normalisations' parameters

@@ -1,5 +1,7 @@
 // A program's first layer in strips: when a run takes its weight over, and what its steps do with it.
 #include <algorithm>
+#include <cmath>
+#include <new>
 #include <utility>
 
 #include "core/chunks.hpp"
@@ -8,39 +10,37 @@
 namespace fastopt {
 namespace {
 
-constexpr Index kLeastSteps = 8;               // worth moving weight and states there and back
-constexpr Index kLeastBytes = Index(1) << 17;  // of a weight that threads should have parts of
-constexpr Index kGlance = 32;                  // samples that are looked at
+constexpr Index kLeastSteps = 8;  // worth moving weight and states there and back
+// Of a weight that threads should have parts of, and that may be kept twice for a while.
+constexpr Index kLeastBytes = Index(1) << 17, kMostBytes = Index(1) << 24;
+constexpr Index kGlance = 32;  // samples that are looked at
 
 }  // namespace
 
 // Whether this step has the first layer in strips, which are taken or given back accordingly.
 bool Program::use_strips(const ProgramRun& run, Index step, const Batch& batch) {
-  const Index rows = batch.samples;
-  const int threads = num_threads();  // another thread may change it
   if (strips_.taken()) {
-    if (rows <= strips_.rows() && Strips::fits(dtype_, layers_.front().out, rows)) return true;
+    if (strips_.takes(batch.samples)) return true;
     give_back_strips();
-  } else if (step == 0 && run.steps >= kLeastSteps && run.repeat == 1 && may_use_strips(rows, threads) &&
-             finds_zeros(batch)) {
-    take_strips(rows, threads);
-    return true;
+  } else if (step == 0 && run.steps >= kLeastSteps && run.repeat == 1 && std::isinf(run.max_norm) &&
+             may_use_strips(batch.samples) && finds_zeros(batch)) {
+    take_strips(batch.samples);
   }
-  return false;
+  return strips_.taken();
 }
 
 // Nothing but this program's updates may want the weight or the optimizer's states before the run's end, and
 // no gradients that are stored.
-bool Program::may_use_strips(Index rows, int threads) const {
+bool Program::may_use_strips(Index rows) const {
   const PlacedLayer& layer = layers_.front();
   const ProgramParameter& weight = layer.weight;
   if (layer.kind != LayerKind::linear || weight.plan < 0 || weight.grad || uses_ != 1 || bf16_) return false;
   for (const ProgramPlan& plan : plans_)
     if (std::any_of(plan.grads.begin(), plan.grads.end(), [](const void* g) { return g; })) return false;
   const PlanTensor& tensor = plans_[std::size_t(weight.plan)].plan->tensors()[std::size_t(weight.tensor)];
+  const Index bytes = tensor.n * item_;
   return tensor.p == weight.data && tensor.n == layer.in * layer.out && tensor.dtype == dtype_ &&
-         !tensor.packing.any() && tensor.n * item_ >= kLeastBytes && row_tasks(rows).layer > 0 &&
-         Strips::shares_for(dtype_, layer.in, layer.out, rows, threads) > 0;
+         !tensor.packing.any() && bytes >= kLeastBytes && bytes <= kMostBytes && row_tasks(rows).layer > 0;
 }
 
 // By a glance at the first samples, for both products that leave zeros out.
@@ -56,8 +56,12 @@ bool Program::finds_zeros(const Batch& batch) {
          find(weight_args(layer, kGlance)) == Zeros::columns;
 }
 
-void Program::take_strips(Index rows, int threads) {
+// Where there are too few shares for the threads, or too little memory, nothing is taken.
+void Program::take_strips(Index rows) {
   const PlacedLayer& layer = layers_.front();
+  const StripKernels& kernel = kernels().strips[int(dtype_)];
+  const Index shares = Strips::shares_for(kernel, layer.in, layer.out, rows, num_threads());
+  if (shares == 0) return;
   lock_plans();
   const PlanTensor& tensor =
       plans_[std::size_t(layer.weight.plan)].plan->tensors()[std::size_t(layer.weight.tensor)];
@@ -65,11 +69,14 @@ void Program::take_strips(Index rows, int threads) {
   for (void* const state : tensor.states)
     if (state) arrays.push_back(state);
   if (tensor.ema) arrays.push_back(tensor.ema);
-  strips_.take(dtype_, layer.in, layer.out, rows, threads, std::move(arrays));
+  try {
+    strips_.take(dtype_, kernel, layer.in, layer.out, rows, shares, std::move(arrays));
+  } catch (const std::bad_alloc&) {
+    locks_.clear();
+  }
 }
 
 void Program::give_back_strips() {
-  if (!strips_.taken()) return;
   strips_.give_back();
   locks_.clear();
 }

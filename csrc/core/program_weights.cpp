@@ -81,11 +81,12 @@ void Program::deal_tasks(Index begin, int threads) {
 // One list of tasks for all layers, the first uses of parameters before the second.
 void Program::cut_tasks(Index batch) {
   const int threads = num_threads();
+  const Index shares = strips_.taken() ? strips_.shares() : 0;
   if (tasks_threads_ == threads && tasks_table_ == &kernels() && tasks_batch_ == batch &&
-      tasks_strips_ == strips_.taken())
+      tasks_shares_ == shares)
     return;
   tasks_threads_ = threads;
-  tasks_strips_ = strips_.taken();
+  tasks_shares_ = shares;
   tasks_batch_ = batch;
   tasks_table_ = &kernels();
   tasks_.clear();
@@ -97,11 +98,10 @@ void Program::cut_tasks(Index batch) {
     for (Index l = lowest_; l < Index(layers_.size()); ++l) {
       PlacedLayer& layer = layers_[std::size_t(l)];
       if (layer.kind != LayerKind::linear) continue;
-      if (l == 0 && strips_.taken()) {
+      if (l == 0 && shares > 0) {
         layer.zeros = Zeros::none;
         layer.apart = layer.cut_columns = false;
-        for (Index share = 0; share < strips_.shares(); ++share)
-          tasks_.push_back({l, false, 0, 0, 0, 0, share});
+        for (Index share = 0; share < shares; ++share) tasks_.push_back({l, false, 0, 0, 0, 0, share});
       } else if (layer.weight.trained() && layer.weight.use == use) {
         GemmArgs args = weight_args(layer, batch);
         args.bf16 = bf16_;
@@ -214,7 +214,8 @@ void Program::run_tasks(Index begin, Index end, Index rows, bool parallel, const
 
 void Program::end_weights() {
   if (strips_.taken() && tasks_square(layers_.front()))
-    for (Index r = 0; r < layers_.front().out; ++r) row_squares_[std::size_t(r)] = strips_.squares(r);
+    for (Index r = 0; r < layers_.front().out; ++r)
+      row_squares_[std::size_t(layers_.front().first_row + r)] = strips_.squares(r);
   for (PlacedLayer& layer : layers_)
     if (layer.kind == LayerKind::linear && layer.weight.trained() && layer.weight.use == 0)
       layer.squares_known = tasks_square(layer);

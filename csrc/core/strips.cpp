@@ -14,7 +14,6 @@ namespace fastopt {
 namespace {
 
 constexpr Index kLeastStrips = 3;    // of a share: enough sums under way
-constexpr Index kShortProduct = 16;  // rows or outputs of products that are computed along k
 constexpr Index kPieceInputs = 112;  // at most: with four strips 28 kB
 // Arrays are this far apart within a page: a load that follows a store to the same place of another page
 // waits.
@@ -31,38 +30,42 @@ struct Spare {
 };
 Spare* const spare = new Spare;
 
-// The larger of both becomes `room`, or the spare one. A thread that would have to wait goes on with its own.
-void exchange(Buffer& room, bool larger) {
+// A thread that would have to wait goes on with its own.
+void borrow(Buffer& room) {
   const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
-  if (lock.owns_lock() && (room.bytes() < spare->room.bytes()) == larger) spare->room.swap(room);
+  if (lock.owns_lock() && spare->room.bytes() > room.bytes()) spare->room.swap(room);
+}
+void lend(Buffer& room) {
+  const std::unique_lock<std::mutex> lock(spare->mutex, std::try_to_lock);
+  if (lock.owns_lock() && room.bytes() > spare->room.bytes() && room.bytes() <= kMostSpare)
+    spare->room.swap(room);
 }
 
 }  // namespace
 
-bool Strips::fits(DType dtype, Index out, Index rows) {
-  const StripKernels& kernel = kernels().strips[int(dtype)];
-  return kernel.width > 0 && rows > kShortProduct && rows <= kernel.most_rows && out > kShortProduct;
+bool Strips::fits(const StripKernels& kernel, Index out, Index rows) {
+  return kernel.width > 0 && rows > kernel.too_few && rows <= kernel.most_rows && out > kernel.too_few;
 }
 
-Index Strips::shares_for(DType dtype, Index in, Index out, Index rows, int threads) {
-  const StripKernels& kernel = kernels().strips[int(dtype)];
-  if (!fits(dtype, out, rows)) return 0;
+Index Strips::shares_for(const StripKernels& kernel, Index in, Index out, Index rows, int threads) {
+  if (!fits(kernel, out, rows)) return 0;
   const Index blocks = pieces(in, kernel.depth(in)), strips = pieces(out, kernel.width);
   const Index groups =
       std::clamp<Index>(pieces(threads, blocks), 1, std::max<Index>(strips / kLeastStrips, 1));
   return 2 * blocks * groups > threads ? blocks * groups : 0;
 }
 
-void Strips::take(DType dtype, Index in, Index out, Index rows, int threads, std::vector<void*> arrays) {
+void Strips::take(DType dtype, const StripKernels& kernel, Index in, Index out, Index rows, Index shares,
+                  std::vector<void*> arrays) {
   dtype_ = dtype;
-  kernel_ = &kernels().strips[int(dtype)];
+  kernel_ = &kernel;
   item_ = item_bytes(dtype);
   in_ = in;
   out_ = out;
   rows_ = rows;
-  arrays_ = std::move(arrays);
-  cut(threads);
-  place_rooms();
+  cut(shares);
+  place_rooms(Index(arrays.size()));
+  arrays_ = std::move(arrays);  // now nothing can fail
   for_each_strip([&](const Share& share, std::size_t a, char* strip, Index outputs, Index at) {
     kernel_->fill(share, static_cast<const char*>(arrays_[a]) + at * item_, in_, outputs, strip);
   });
@@ -74,21 +77,22 @@ void Strips::give_back() {
     kernel_->restore(share, strip, in_, outputs, static_cast<char*>(arrays_[a]) + at * item_);
   });
   arrays_.clear();
-  if (room_.bytes() <= kMostSpare) exchange(room_, false);
+  memory_ = nullptr;
+  lend(room_);
 }
 
 // Shares in the order of their blocks.
-void Strips::cut(int threads) {
+void Strips::cut(Index shares) {
   const Index depth = kernel_->depth(in_), strips = pieces(out_, kernel_->width);
   blocks_ = pieces(in_, depth);
   width_ = strips * kernel_->width;
-  const Index groups = shares_for(dtype_, in_, out_, rows_, threads) / blocks_;
+  const Index groups = shares / blocks_;
   shares_.clear();
   Index at = 0;
   for (Index block = 0; block < blocks_; ++block)
     for (Index g = 0; g < groups; ++g) {
       const Index first = strips * g / groups, end = strips * (g + 1) / groups;
-      Share share;
+      Share share{};
       share.block = block;
       share.first_input = block * depth;
       share.first_output = first * kernel_->width;
@@ -103,11 +107,11 @@ void Strips::cut(int threads) {
   array_bytes_ = round_up(at * item_, kPage) + kApart;
 }
 
-void Strips::place_rooms() {
+void Strips::place_rooms(Index arrays) {
   squares_.assign(std::size_t(blocks_ * width_), 0.0);
   const Index width = kernel_->width * item_, even = round_up(rows_, 2);
   const auto place_all = [&](char* const base) {
-    Index bytes = Index(arrays_.size()) * array_bytes_;
+    Index bytes = arrays * array_bytes_;
     char* sums = nullptr;
     const auto take = [&](Index size) {
       char* const place = base ? base + bytes : nullptr;
@@ -128,7 +132,7 @@ void Strips::place_rooms() {
     return bytes;
   };
   const Index bytes = place_all(nullptr);
-  exchange(room_, true);
+  if (bytes > room_.bytes()) borrow(room_);
   memory_ = room_.reserve(bytes);
   place_all(memory_);
   for (Share& share : shares_)

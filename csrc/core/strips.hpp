@@ -13,19 +13,20 @@ namespace fastopt {
 
 class Strips {
  public:
-  // Whether a layer of so many outputs, and batches of so many rows, are for this.
-  static bool fits(DType dtype, Index out, Index rows);
-  // The best cut for so many threads has so many shares; 0 where they do not fit, or are too few.
-  static Index shares_for(DType dtype, Index in, Index out, Index rows, int threads);
+  // The best cut for so many threads has so many shares; 0 where the layer, or batches of so many rows, are
+  // none for strips, or where more than half of the threads would have nothing to do.
+  static Index shares_for(const StripKernels& kernel, Index in, Index out, Index rows, int threads);
 
-  // Takes over arrays of shape (out, in), the weight first, for batches of up to so many rows.
-  void take(DType dtype, Index in, Index out, Index rows, int threads, std::vector<void*> arrays);
+  // Takes over arrays of shape (out, in), the weight first, for batches of up to so many rows. What throws
+  // leaves nothing taken.
+  void take(DType dtype, const StripKernels& kernel, Index in, Index out, Index rows, Index shares,
+            std::vector<void*> arrays);
   // Puts what has become of them back; nothing where none were taken.
   void give_back();
   bool taken() const { return !arrays_.empty(); }
 
   Index shares() const { return Index(shares_.size()); }
-  Index rows() const { return rows_; }
+  bool takes(Index rows) const { return rows <= rows_ && fits(*kernel_, out_, rows); }  // of a batch
 
   // Copies elements [begin, end) of each of a batch's samples to `to`, in rows `row` bytes apart.
   using Copy = std::function<void(Index begin, Index end, char* to, Index row)>;
@@ -54,8 +55,9 @@ class Strips {
     char *panel = nullptr, *piece = nullptr;
   };
   char* array(std::size_t i) const { return memory_ + Index(i) * array_bytes_; }
-  void cut(int threads);
-  void place_rooms();
+  static bool fits(const StripKernels& kernel, Index out, Index rows);
+  void cut(Index shares);
+  void place_rooms(Index arrays);
   template <class F>
   void for_each_strip(const F& f);
 

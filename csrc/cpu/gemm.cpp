@@ -13,7 +13,6 @@ namespace fastopt {
 inline namespace FASTOPT_ISA {
 namespace {
 
-constexpr int kRowsOfDots = 16;  // products of fewer rows with a transposed B are computed along k
 // Room for C^T, see run_turned: a quarter of a second-level cache.
 template <class T>
 constexpr Index kTurnedSize = (Index(1) << 18) / Index(sizeof(T));

@@ -12,6 +12,8 @@ FO_HD Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit;
 
 template <class T>
 constexpr Index kStrip = Simd<T>::size;
+// A batch is one block of k of the weight's gradient, and a block of inputs one of lanes.
+static_assert(kDepth<float> <= kLaneBlock && kDepth<double> <= kLaneBlock && kLaneBlock < Step(-1));
 
 // See StripKernels.
 template <class T>
@@ -143,7 +145,7 @@ void squares(const StripShare& share, const void* strip, double* sums) {
       const Vector<double> y = load_doubles(x + l * W);
       lane[l] = fma(y, y, lane[l]);
     };
-    Index left = share.inputs;
+    Index left = share.depth;
     for (; left >= kLanes; left -= kLanes, x += kLanes * W) {
       FO_UNROLL
       for (int l = 0; l < kLanes; ++l) add(l);
@@ -161,9 +163,9 @@ void squares(const StripShare& share, const void* strip, double* sums) {
 template <class T>
 constexpr StripKernels strip_kernels() {
   if constexpr (kFindsZeros) {
-    return {kStrip<T>, kTurnedVectors, kDepth<T>,  block_depth<T>,  place<T>, list_bytes<T>,
-            fill<T>,   restore<T>,     forward<T>, list_columns<T>, pack<T>,  weight_gradient<T>,
-            squares<T>};
+    return {kStrip<T>,          kTurnedVectors, kDepth<T>,  kRowsOfDots, block_depth<T>,  place<T>,
+            list_bytes<T>,      fill<T>,        restore<T>, forward<T>,  list_columns<T>, pack<T>,
+            weight_gradient<T>, squares<T>};
   } else {
     StripKernels kernels{};
     kernels.depth = block_depth<T>;
