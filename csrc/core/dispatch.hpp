@@ -285,6 +285,8 @@ struct StripKernels {
   void (*restore)(const StripShare& share, const void* strip, Index in, Index outputs, void* weight);
   // X W' over the share's inputs. No bit of it depends on what is left out, as in GemmKernels.
   void (*forward)(const StripShare& share);
+  // Rows [begin, end) of the share's sums to those of C, or added to them.
+  void (*join)(const StripShare& share, bool add, void* c, Index c_row, Index begin, Index end);
   void (*list_columns)(const StripShare& share);  // of X, for the functions below
   // Some strips of the gradient by the result, side by side: (rows, strips width).
   void (*pack)(const StripShare& share, Index first, Index strips, void* panel);

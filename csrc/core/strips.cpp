@@ -5,7 +5,6 @@
 #include <cstring>
 #include <mutex>
 #include <numeric>
-#include <type_traits>
 #include <utility>
 
 #include "core/chunks.hpp"
@@ -165,21 +164,9 @@ void Strips::forward(Index i, Index rows, const Copy& copy) {
 }
 
 void Strips::join(const GemmArgs& product, Index begin_row, Index end_row) const {
-  const auto add = [&](auto* c) {
-    using T = std::remove_pointer_t<decltype(c)>;
-    for (const Share& share : shares_) {
-      if (share.first_output > 0) continue;
-      for (Index r = begin_row; r < end_row; ++r) {
-        T* const to = c + r * product.c_row;
-        const T* const sums = static_cast<const T*>(share.sums) + r * share.sums_row;
-        if (share.block == 0)
-          std::copy_n(sums, out_, to);
-        else
-          for (Index j = 0; j < out_; ++j) to[j] += sums[j];
-      }
-    }
-  };
-  dtype_ == DType::f32 ? add(static_cast<float*>(product.c)) : add(static_cast<double*>(product.c));
+  char* const c = static_cast<char*>(product.c);
+  for (const Share& share : shares_)
+    kernel_->join(share, share.block > 0, c + share.first_output * item_, product.c_row, begin_row, end_row);
   kernels().gemm[int(dtype_)].finish(product, begin_row, end_row);
 }
 

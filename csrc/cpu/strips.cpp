@@ -99,6 +99,20 @@ void forward(const StripShare& share) {
 }
 
 template <class T>
+void join(const StripShare& share, bool add, void* c, Index c_row, Index begin, Index end) {
+  for (Index r = begin; r < end; ++r) {
+    const T* const sums = static_cast<const T*>(share.sums) + r * share.sums_row;
+    T* const to = static_cast<T*>(c) + r * c_row;
+    if (!add) {
+      __builtin_memcpy(to, sums, std::size_t(share.outputs) * sizeof(T));
+      continue;
+    }
+    FO_INDEPENDENT
+    for (Index j = 0; j < share.outputs; ++j) to[j] += sums[j];
+  }
+}
+
+template <class T>
 void list_columns(const StripShare& share) {
   constexpr Index G = kZeroLists<T>;
   const T *const x = static_cast<const T*>(share.x), *const dz = static_cast<const T*>(share.gradient);
@@ -163,9 +177,9 @@ void squares(const StripShare& share, const void* strip, double* sums) {
 template <class T>
 constexpr StripKernels strip_kernels() {
   if constexpr (kFindsZeros) {
-    return {kStrip<T>,          kTurnedVectors, kDepth<T>,  kRowsOfDots, block_depth<T>,  place<T>,
-            list_bytes<T>,      fill<T>,        restore<T>, forward<T>,  list_columns<T>, pack<T>,
-            weight_gradient<T>, squares<T>};
+    return {kStrip<T>, kTurnedVectors,  kDepth<T>, kRowsOfDots,        block_depth<T>,
+            place<T>,  list_bytes<T>,   fill<T>,   restore<T>,         forward<T>,
+            join<T>,   list_columns<T>, pack<T>,   weight_gradient<T>, squares<T>};
   } else {
     StripKernels kernels{};
     kernels.depth = block_depth<T>;
