@@ -107,8 +107,10 @@ void join(const StripShare& share, bool add, void* c, Index c_row, Index begin, 
       __builtin_memcpy(to, sums, std::size_t(share.outputs) * sizeof(T));
       continue;
     }
-    FO_INDEPENDENT
-    for (Index j = 0; j < share.outputs; ++j) to[j] += sums[j];
+    Index j = 0;
+    for (; j + kStrip<T> <= share.outputs; j += kStrip<T>)
+      store_vector(to + j, load_vector(to + j) + load_vector(sums + j));
+    for (; j < share.outputs; ++j) to[j] += sums[j];
   }
 }
 
