@@ -10,6 +10,7 @@
 namespace fastopt {
 
 inline Index pieces(Index n, Index chunk) { return (n + chunk - 1) / chunk; }
+inline Index round_up(Index n, Index unit) { return pieces(n, unit) * unit; }
 
 // Rows of a chunk: a multiple of the 16 that the rows driver handles together.
 inline Index row_chunk(Index columns) {

@@ -1,11 +1,10 @@
 #include "core/program_parts.hpp"
 
+#include "core/chunks.hpp"
 #include "core/dropout.hpp"
 
 namespace fastopt {
 namespace {
-
-Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
 void drop(const ProgramMask& mask, Epilogue& e) {
   e.dropout = mask.on;

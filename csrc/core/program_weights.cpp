@@ -30,8 +30,6 @@ constexpr Index kSerialBytes = Index(1) << 22, kUpdateProducts = 16;
 
 thread_local Buffer piece_room;
 
-Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
-
 // Room for the gradient of parameters at p, in memory of kPage bytes more.
 char* beside(const void* p, char* memory) {
   return memory + ((static_cast<const char*>(p) - kApart - memory) & (kPage - kLine));

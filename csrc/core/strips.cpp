@@ -18,8 +18,6 @@ constexpr Index kPieceInputs = 112;  // at most: with four strips 28 kB
 // waits.
 constexpr Index kPage = 4096, kApart = 640, kLine = 64;
 
-Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
-
 // Memory that nobody uses, for whoever takes arrays next: new large pages take the system half a millisecond,
 // and at times ten. Never destroyed, as strips may outlive static destructors.
 constexpr Index kMostSpare = Index(1) << 25;

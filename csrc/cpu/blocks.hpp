@@ -20,8 +20,8 @@ constexpr Index kBlockRows = 264;  // a multiple of both kTileRows, and room for
 template <class T>
 constexpr Index kPanel = 2 * Simd<T>::size;
 constexpr Index kPanelsTogether = 8;
-constexpr int kRowsOfDots =
-    16;  // products of no more rows or columns with a transposed B are computed along k
+// Products of no more rows or columns with a transposed B are computed along k.
+constexpr int kRowsOfDots = 16;
 // Of one or two rows a tile is wider, so that enough sums are under way at once.
 constexpr int kWideTile = 4, kWideRows = kVectorRegisters == 32 ? 2 : 1;
 

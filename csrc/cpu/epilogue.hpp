@@ -123,5 +123,12 @@ static void finish(const GemmArgs& args, Index row, Index rows, Index col, Index
   if (e.residual) add_residual(block, place(static_cast<const T*>(e.residual)), T(e.residual_scale));
 }
 
+// The same of any number of columns.
+template <class T>
+static void finish_all(const GemmArgs& args, Index row, Index rows, Index begin_col, Index end_col) {
+  for (Index col = begin_col; col < end_col; col += kFinishColumns)
+    finish<T>(args, row, rows, col, end_col - col < kFinishColumns ? end_col - col : kFinishColumns);
+}
+
 }  // namespace FASTOPT_ISA
 }  // namespace fastopt

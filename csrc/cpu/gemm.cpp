@@ -58,8 +58,7 @@ void run_dots(const GemmArgs& args, Index begin_row, Index end_row, Index begin_
                              {args.k, a + row * args.a.row, args.a.row, b + col * args.b.col, args.b.col,
                               c + row * args.c_row + col, args.c_row, T(args.beta)});
   }
-  for (Index col = begin_col; col < end_col; col += kFinishColumns)
-    finish<T>(args, begin_row, end_row - begin_row, col, at_most(kFinishColumns, end_col - col));
+  finish_all<T>(args, begin_row, end_row - begin_row, begin_col, end_col);
 }
 
 // Rows [begin, end) of the whole of A, packed for runs of any columns.
@@ -160,8 +159,7 @@ void run(const GemmArgs& args, Index begin_row, Index end_row, Index begin_col, 
 // See GemmKernels.
 template <class T>
 void finish_rows(const GemmArgs& args, Index begin_row, Index end_row) {
-  for (Index col = 0; col < args.n; col += kFinishColumns)
-    finish<T>(args, begin_row, end_row - begin_row, col, at_most(kFinishColumns, args.n - col));
+  finish_all<T>(args, begin_row, end_row - begin_row, 0, args.n);
 }
 
 template <class T>

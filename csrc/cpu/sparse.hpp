@@ -208,8 +208,7 @@ void run_listed_columns(const GemmArgs& args, Index begin_row, Index end_row, In
         }
       }
     }
-    for (Index col = left; col < right; col += kFinishColumns)
-      finish<T>(args, begin_row, end_row - begin_row, col, at_most(kFinishColumns, right - col));
+    finish_all<T>(args, begin_row, end_row - begin_row, left, right);
   }
   if (end < end_col) run_blocks<Exact<T>>(args, begin_row, end_row, end, end_col, scratch);
 }
